@@ -1,0 +1,151 @@
+// Package coap is the vocabulary that every room of the gateway shares: codes,
+// options and messages of RFC 7252, the one-method handler contract, the
+// notifications of RFC 7641 and the problem details of RFC 9290.
+//
+// Start at [Handler]. A handler returns a response, it never writes one:
+// retransmission, deduplication, blockwise transfer, observation and the
+// conversion of errors to responses belong to the server core, package serve,
+// which works the same over every kind of [Link].
+package coap
+
+import (
+	"context"
+	"net/netip"
+)
+
+// Handler answers one request.
+//
+// The request is valid until ServeCoAP returns; [Request.Clone] keeps it. An
+// error becomes a response by [ErrorResponse]: rows of a registry and errors
+// made on purpose reach the peer, everything else is an empty 5.00.
+type Handler interface {
+	ServeCoAP(ctx context.Context, req *Request) (*Response, error)
+}
+
+// HandlerFunc makes a function a [Handler].
+type HandlerFunc func(ctx context.Context, req *Request) (*Response, error)
+
+// ServeCoAP calls f.
+func (f HandlerFunc) ServeCoAP(ctx context.Context, req *Request) (*Response, error) {
+	return f(ctx, req)
+}
+
+// Request is one whole request: blockwise transfer and protection are undone.
+type Request struct {
+	Code    Code
+	Options Options
+	Payload []byte
+	Peer    Peer
+}
+
+// Response is what a handler answers.
+type Response struct {
+	Code    Code
+	Options Options
+	Payload []byte
+
+	// Observe says what state this response shows. It is ignored unless the
+	// request asked for observation and Code is 2.xx.
+	Observe *Observation
+
+	// More produces further responses to the same request, for instance to a
+	// group request that went through the proxy. nil means there are none.
+	More func(ctx context.Context, send func(*Response) error) error
+}
+
+// Observation names the state that a response shows. When the Hub already
+// knows a newer version of the topic the newer is sent at once, so nothing is
+// lost between reading and registering.
+type Observation struct {
+	Topic   string // for example "gm/sensors": chosen by the handler, not the URI
+	Version uint64
+}
+
+// Hub reaches peers unasked: rekeys, eviction notices, relayed observations.
+// It keeps a one-slot mailbox per (link, topic): a newer notification replaces
+// one not yet sent.
+type Hub interface {
+	// Publish sends n to every observer of topic.
+	Publish(topic string, n Notification)
+	// Drop ends the observation of topic by link, telling it last when that is
+	// not nil. A zero link means all observers of the topic.
+	Drop(topic string, link LinkID, last *Response)
+	// Do sends a request to the peer at link and waits for its response.
+	Do(ctx context.Context, link LinkID, req *Request) (*Response, error)
+}
+
+// Notification is one new state of a topic.
+type Notification struct {
+	Version uint64
+	// Body is encoded once and shared by all observers: sent as given, never
+	// rendered again.
+	Body *Response
+	// Allow is asked before each send. false ends that observation with the
+	// response returned, or silently when that is nil. nil allows all.
+	Allow func(Peer) (*Response, bool)
+	// Confirm asks for confirmable messages.
+	Confirm bool
+	// Done reports each observer's outcome, once per link: nil when the peer
+	// itself acknowledged (or, without Confirm, when the message was sent).
+	Done func(link LinkID, version uint64, err error)
+}
+
+// LinkID names an association. It survives rebinding, and with links of the
+// gateway's own endpoint hibernation and restart. The zero value names none.
+type LinkID string
+
+// Security says how a peer is protected.
+type Security uint8
+
+// The kinds of protection a link can have.
+const (
+	Plain Security = iota
+	DTLSPSK
+	DTLSCert
+	OSCORE
+	Internal // in process; trusted like a call
+)
+
+// SubjectKind says what a peer proved.
+type SubjectKind uint8
+
+// The kinds of proof.
+const (
+	SubjectNone    SubjectKind = iota
+	SubjectPoP                 // possession of the key that an access token confirms; ID identifies the key
+	SubjectPSK                 // a configured pre-shared key; ID is its identity
+	SubjectKeyHash             // a raw public key or certificate; ID is the SHA-256 of it
+	SubjectOSCORE              // OSCORE input material of RFC 9203; ID identifies it
+)
+
+// Subject is who proved what: never a token, so that the grant can be looked
+// up anew at every request. It is comparable and serves as a map key.
+type Subject struct {
+	Kind SubjectKind
+	ID   string // raw bytes
+}
+
+// Peer is the other end of a link.
+type Peer struct {
+	Link    LinkID
+	Addr    netip.AddrPort
+	Via     Security
+	Subject Subject
+	// Exporter is the keying material exporter of RFC 5705; nil where the link
+	// has none. A nil context is absent, an empty one is present and empty.
+	Exporter func(label string, context []byte, n int) ([]byte, error)
+}
+
+// Link is the one port that a transport offers to the server core.
+type Link interface {
+	Peer() Peer
+	// Send transmits m. done is called exactly once: nil when a confirmable
+	// message was acknowledged or another was handed to the network, else
+	// ErrReset, ErrTimeout or ErrGone.
+	Send(m *Message, done func(error))
+}
+
+// Requester is a [Link] that can also carry requests to its peer.
+type Requester interface {
+	Do(ctx context.Context, m *Message) (*Message, error)
+}

@@ -1,0 +1,271 @@
+// Package groupcomm is the vocabulary of key management for OSCORE groups in
+// ACE (RFC 9594 and draft-ietf-ace-key-groupcomm-oscore-21): identifiers,
+// roles, scopes and the messages with their codecs. Plain types: no behaviour
+// beyond encoding, no I/O.
+//
+// Every message type M has an Encode method that gives core-deterministic CBOR
+// and a function DecodeM that is strict: duplicate keys, indefinite lengths,
+// trailing bytes and wrong types are errors; unknown map keys are ignored
+// (RFC 9594, Section 4.1.2).
+package groupcomm
+
+import (
+	"encoding/hex"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// Gid is the OSCORE ID Context of a group at one version of its keying
+// material.
+type Gid []byte
+
+func (g Gid) String() string { return hex.EncodeToString(g) }
+
+// SenderID identifies an endpoint under one Gid. It may have length zero; nil
+// means that there is none (a monitor).
+type SenderID []byte
+
+func (s SenderID) String() string { return hex.EncodeToString(s) }
+
+// Version is the number of the group keying material, 'num'.
+type Version = uint64
+
+// Roles is a Tperm of AIF-OSCORE-GROUPCOMM: the OR of 2^role.
+type Roles uint32
+
+// Roles of draft-ietf-ace-key-groupcomm-oscore-21, Section 3.
+const (
+	Requester Roles = 1 << 1
+	Responder Roles = 1 << 2
+	Monitor   Roles = 1 << 3
+	Verifier  Roles = 1 << 4
+)
+
+// ScopeEntry is one user entry of a scope: a group name and roles.
+type ScopeEntry struct {
+	Group string
+	Roles Roles
+}
+
+// Scope is the scope of an access token: several entries
+// (AIF-OSCORE-GROUPCOMM).
+type Scope []ScopeEntry
+
+// GroupConfig is the configuration of a group that its members learn, and the
+// policies under which it is run. Algorithms are COSE identifiers; 0 means that
+// the group does not use the algorithm.
+type GroupConfig struct {
+	Name     string
+	SignAlg  int64 // -8 EdDSA, -7 ES256
+	GpEncAlg int64 // 10 AES-CCM-16-64-128
+	Alg      int64 // pairwise AEAD, 0 for a signature-only group
+	ECDHAlg  int64 // -27 ECDH-SS+HKDF-256
+	ECDHCrv  int64 // 4 X25519, 1 P-256
+	HKDF     int64 // 5 HMAC 256/256
+	CredFmt  int64 // 14 kccs
+
+	KeyLifetime     time.Duration
+	RekeyOnJoin     bool
+	BatchWindow     time.Duration
+	ExpiryGrace     time.Duration
+	ExpiryBatch     time.Duration
+	MaxStaleSets    int
+	KeyCheck        uint64 // group_policies 1: Key Update Check Interval, seconds
+	ExpirationDelta uint64 // group_policies 2, seconds
+	GidPrefix       []byte // nil: one random byte chosen at creation
+	GidEpochBytes   int
+	List            bool // shown in /.well-known/core
+}
+
+// SignInfoEntry is one entry of 'sign_info': [id, sign_alg, sign_params_alg,
+// sign_params_key, cred_fmt] (RFC 9594, Section 3.3.1), and with ECDH values
+// one of 'ecdh_info'.
+type SignInfoEntry struct {
+	Groups    []string // encoded as a text string when there is exactly one
+	Alg       int64
+	AlgParams []int64 // capabilities of the algorithm, [kty]
+	KeyParams []int64 // capabilities of the key, [kty, crv]
+	CredFmt   int64
+}
+
+// KeyMap is the Group_OSCORE_Input_Material object, 'key' (label 8), with the
+// labels of the OSCORE Security Context Parameters registry. Algorithm values
+// of 0 are left out.
+type KeyMap struct {
+	MasterSecret []byte    // 2
+	HKDF         int64     // 3
+	Alg          int64     // 4
+	Salt         []byte    // 5, nil: left out
+	ContextID    Gid       // 6
+	SenderID     SenderID  // 7, nil: left out
+	CredFmt      int64     // 8
+	GpEncAlg     int64     // 9
+	SignAlg      int64     // 10
+	SignParams   [][]int64 // 11
+	ECDHAlg      int64     // 12
+	ECDHParams   [][]int64 // 13
+}
+
+// GetCreds is the value of 'get_creds' (label 4): All for null, else the
+// filter [Inclusion, Roles, IDs].
+type GetCreds struct {
+	All       bool
+	Inclusion bool
+	Roles     []Roles
+	IDs       []SenderID
+}
+
+// JoinRequest is the body of POST /ace-group/NAME (label numbers behind the
+// fields). nil byte fields are absent; empty non-nil ones are present and
+// empty, which means something else.
+type JoinRequest struct {
+	Scope            []byte    // 3: the bytes inside the bstr, CBOR [gname, roles]
+	GetCreds         *GetCreds // 4
+	ClientCred       []byte    // 5
+	CNonce           []byte    // 6
+	ClientCredVerify []byte    // 24
+	ControlURI       string    // 26
+	Delivery         *Delivery // -65537, a private label of this project
+}
+
+// Delivery is the value of the private parameter 'delivery' (-65537): how a
+// member wants to be told of rekeys.
+type Delivery struct {
+	Channel string // 0: "mqtt"
+}
+
+// KeyDistribution is the body of a Join Response and of GET on the group or
+// the node resource; the fields that a message lacks are nil or zero.
+type KeyDistribution struct {
+	Key             KeyMap     // 8 (with gkty 7 = 1)
+	Num             Version    // 9
+	Profile         int64      // 10 = 1
+	Exp             int64      // 11, seconds since 1970; 0: left out
+	Exi             int64      // 12, seconds left
+	Creds           [][]byte   // 13; nil: 13, 14 and 15 are left out
+	PeerRoles       []Roles    // 14
+	PeerIdentifiers []SenderID // 15
+	Policies        *Policies  // 16
+	KDCCred         []byte     // 17
+	KDCNonce        []byte     // 18
+	KDCCredVerify   []byte     // 19
+	RekeyingScheme  *int64     // 20
+	MgtKeyMaterial  []byte     // 27
+}
+
+// Policies is 'group_policies' (label 16).
+type Policies struct {
+	KeyCheck        uint64 // 1
+	ExpirationDelta uint64 // 2
+}
+
+// RekeyMessage is the body of a rekey notification
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1): {7, 8: {2, 6, ? 5},
+// 9, 10, 11, 12, 34}.
+type RekeyMessage struct {
+	MasterSecret []byte
+	ContextID    Gid
+	Salt         []byte // nil: left out, which means an empty Master Salt
+	Num          Version
+	Exp, Exi     int64
+	Stale        []SenderID // 34, present even when empty
+}
+
+// CredsResponse is the answer to GET and FETCH on creds.
+type CredsResponse struct {
+	Num             Version
+	Creds           [][]byte
+	PeerRoles       []Roles
+	PeerIdentifiers []SenderID
+}
+
+// MgtKeyMaterial is what the private rekeying scheme -65537 puts into label 27:
+// the member's key and its MQTT coordinates.
+type MgtKeyMaterial struct {
+	KID      []byte // 0: 8 bytes, unique per Group Manager
+	Key      []byte // 1: K_m
+	Alg      int64  // 2
+	BaseIV   []byte // 3
+	Broker   string // 4
+	Topic    string // 5
+	User     string // 6
+	Password string // 7
+	AckTopic string // 8
+}
+
+// SchemeMQTT is the private value of rekeying_scheme (label 20) and the label
+// of 'delivery'.
+const SchemeMQTT int64 = -65537
+
+// Grant is what a peer may do now, as its access token says. It is looked up
+// anew at every request.
+type Grant struct {
+	Token   string // identifies the stored token; not the token
+	Subject coap.Subject
+	Scope   Scope
+	Expires time.Time // zero: never
+	// Challenges are the values of N_S that a proof of possession may cover,
+	// newest first.
+	Challenges [][]byte
+	// Exported says that the token came in psk_identity, so that N_S is an
+	// exporter value until a challenge replaces it.
+	Exported bool
+}
+
+// RekeyPlan is a decided rekey that is not yet on disk: what is to be
+// delivered, and to whom.
+type RekeyPlan struct {
+	Group   string
+	Num     Version
+	Message []byte   // encoded RekeyMessage
+	Nodes   []string // node names entitled to it
+	SignAlg int64
+	// Sign signs with the Group Manager's key of this group.
+	Sign func(message []byte) ([]byte, error)
+}
+
+// Member is one group member as the Group Manager tells it to other rooms.
+type Member struct {
+	Group    string
+	Node     string
+	Subject  coap.Subject
+	SenderID SenderID
+	Roles    Roles
+	Lapsed   bool // its token expired; gets no newer key
+	Expires  time.Time
+	JoinedAt Version // version given at the latest join
+}
+
+// GroupStatus is one group as operators see it.
+type GroupStatus struct {
+	Name    string
+	Gid     Gid
+	Version Version
+	Active  bool
+	Exp     time.Time
+	Members int
+	Due     bool // a rekey is due and waits for its batch window
+}
+
+// Kinds of events that rooms write in the transaction of a change and follow
+// with durable cursors. The key of an event is the group name, but for
+// token events, whose key is the hex of kind and subject.
+const (
+	EventRekeyed      = "group.rekeyed"
+	EventJoined       = "group.joined"
+	EventLeft         = "group.left"
+	EventEvicted      = "group.evicted"
+	EventTokenExpired = "token.expired"
+	EventTokenStored  = "token.stored"
+)
+
+// Event is the content of an entry of the event log.
+type Event struct {
+	Group   string
+	Node    string
+	Version Version
+	Subject coap.Subject
+	Reason  string
+	Expires int64 // token events: seconds since 1970
+}
