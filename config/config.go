@@ -1,0 +1,203 @@
+// Package config reads the gateway's configuration: one YAML file, strict, with
+// a default for every key.
+//
+// [Load] parses and validates without touching anything but the file;
+// [Config.Bootstrap] then creates what the gateway itself owns (data folder,
+// keys, tokens) and reads every key that the file names. Without a file,
+// [Embedded] is a complete gateway on loopback. configs/gateway.yaml explains
+// every key.
+package config
+
+import (
+	"crypto"
+	"path/filepath"
+	"time"
+)
+
+// Config is the whole configuration. Names of files are relative to DataDir.
+type Config struct {
+	DataDir             string              `yaml:"data_dir"` // created 0700
+	Listen              Listen              `yaml:"listen"`
+	Store               string              `yaml:"store"` // "sqlite:FILE"
+	Tokens              []Token             `yaml:"tokens"`
+	PSK                 []PSK               `yaml:"psk"`
+	AuthorizationServer AuthorizationServer `yaml:"authorization_server"`
+	Seal                Seal                `yaml:"seal"`
+	Limits              Limits              `yaml:"limits"`
+	Groups              []Group             `yaml:"groups"`
+	MQTT                MQTT                `yaml:"mqtt"`
+	Compat              Compat              `yaml:"compat"`
+	Log                 Log                 `yaml:"log"`
+
+	file     string         // where it was read from; "" for none
+	lines    map[string]int // key path → line in file
+	warnings []string
+	embedded bool // from Embedded: Bootstrap adds the generated node client
+}
+
+// Listen holds the addresses to serve on, "host:port"; "" serves none.
+type Listen struct {
+	CoAPS string `yaml:"coaps"` // CoAP over DTLS 1.2, UDP
+	CoAP  string `yaml:"coap"`  // plain UDP: discovery and /authz-info only
+	HTTP  string `yaml:"http"`  // health, metrics, admin API
+	MQTT  string `yaml:"mqtt"`  // embedded broker, plain TCP
+	MQTTS string `yaml:"mqtts"` // embedded broker, TLS
+
+	MQTTSCertFile string `yaml:"mqtts_cert_file"` // PEM
+	MQTTSKeyFile  string `yaml:"mqtts_key_file"`  // PEM
+}
+
+// Token says which access tokens are accepted, and the key that protects them.
+type Token struct {
+	Issuer   string `yaml:"issuer"` // "": not checked; else checked when the token carries iss
+	Audience string `yaml:"audience"`
+	Alg      string `yaml:"alg"` // "": AES-CCM-16-64-128 with a symmetric key, else as the public key says
+
+	SymmetricKey      Secret `yaml:"symmetric_key"`       // hex in the file
+	SymmetricKeyFile  string `yaml:"symmetric_key_file"`  // hex
+	PublicKeyFile     string `yaml:"public_key_file"`     // PEM, SubjectPublicKeyInfo
+	DerivationKeyFile string `yaml:"derivation_key_file"` // hex; RFC 9202, Section 3.3.1
+
+	// Filled by Bootstrap, besides SymmetricKey.
+	PublicKey     crypto.PublicKey `yaml:"-"` // ed25519.PublicKey or *ecdsa.PublicKey
+	DerivationKey Secret           `yaml:"-"`
+}
+
+// PSK is a DTLS peer with a configured key: a client of the embedded AS.
+type PSK struct {
+	Identity string   `yaml:"identity"`
+	Key      Secret   `yaml:"key"`      // hex in the file; filled by Bootstrap
+	KeyFile  string   `yaml:"key_file"` // hex
+	May      []string `yaml:"may"`      // "token"
+}
+
+// AuthorizationServer is the embedded AS. It protects tokens with the key of
+// the tokens entry that has its issuer and the policy's audience.
+type AuthorizationServer struct {
+	Enabled  bool     `yaml:"enabled"`
+	Issuer   string   `yaml:"issuer"`
+	Policies []Policy `yaml:"policies"` // none: it issues nothing
+}
+
+// Policy lets one client have tokens for one audience, up to Scope.
+type Policy struct {
+	Client   string        `yaml:"client"` // identity of a psk entry
+	Audience string        `yaml:"audience"`
+	Scope    []ScopeEntry  `yaml:"scope"`
+	Lifetime time.Duration `yaml:"lifetime"`
+}
+
+// ScopeEntry is one group and the roles in it: requester, responder, monitor,
+// verifier.
+type ScopeEntry struct {
+	Group string   `yaml:"group"`
+	Roles []string `yaml:"roles"`
+}
+
+// Seal says where the key is that seals secrets at rest. The environment
+// variable GROUPGATE_SEAL_KEY (64 hex digits) goes before the file.
+type Seal struct {
+	KeyFile string `yaml:"key_file"` // hex, 32 bytes; created when absent
+
+	Key Secret `yaml:"-"` // filled by Bootstrap
+}
+
+// Limits bounds what peers can make the gateway hold or do.
+type Limits struct {
+	Sessions   int     `yaml:"sessions"`     // DTLS associations
+	Handshakes int     `yaml:"handshakes"`   // half-open at one time
+	PerPeerRPS float64 `yaml:"per_peer_rps"` // requests per second of one peer
+}
+
+// Group is one OSCORE group. Algorithms are named as in design and IANA
+// registries; GroupConfigs translates them.
+type Group struct {
+	Name          string        `yaml:"name"`
+	GM            string        `yaml:"gm"`
+	Interface     string        `yaml:"interface"`
+	SignAlg       string        `yaml:"sign_alg"`
+	GpEncAlg      string        `yaml:"gp_enc_alg"`
+	Alg           string        `yaml:"alg"`
+	ECDHAlg       string        `yaml:"ecdh_alg"`
+	ECDHCurve     string        `yaml:"ecdh_curve"` // "": the curve that fits SignAlg
+	HKDF          string        `yaml:"hkdf"`
+	CredFmt       string        `yaml:"cred_fmt"`
+	KeyLifetime   time.Duration `yaml:"key_lifetime"`
+	Rekey         Rekey         `yaml:"rekey"`
+	MaxStaleSets  int           `yaml:"max_stale_sets"`
+	Gid           Gid           `yaml:"gid"`
+	X5RootsFile   string        `yaml:"x5_roots_file"`
+	GroupPolicies GroupPolicies `yaml:"policies"`
+	List          bool          `yaml:"list"`
+}
+
+// Rekey says when a group's keying material is renewed.
+type Rekey struct {
+	OnJoin      bool          `yaml:"on_join"`
+	OnStart     bool          `yaml:"on_start"`
+	BatchWindow time.Duration `yaml:"batch_window"`
+	Scheme      string        `yaml:"scheme"`
+	OnExpiry    OnExpiry      `yaml:"on_expiry"`
+}
+
+// OnExpiry says how the expiry of members' tokens is treated.
+type OnExpiry struct {
+	Grace time.Duration `yaml:"grace"`
+	Batch time.Duration `yaml:"batch"`
+}
+
+// Gid says how group identifiers are made.
+type Gid struct {
+	Prefix     string `yaml:"prefix"` // "auto" or hex
+	EpochBytes int    `yaml:"epoch_bytes"`
+	Reuse      bool   `yaml:"reuse"`
+}
+
+// GroupPolicies are the values of 'group_policies', in seconds.
+type GroupPolicies struct {
+	KeyCheck        uint64 `yaml:"key_check"`
+	ExpirationDelta uint64 `yaml:"expiration_delta"`
+}
+
+// MQTT is the broker over which sleeping members are rekeyed.
+type MQTT struct {
+	Broker       string `yaml:"broker"` // "": the embedded one
+	TopicPrefix  string `yaml:"topic_prefix"`
+	PublicURI    string `yaml:"public_uri"` // what members are told; "": made from broker or listen
+	CAFile       string `yaml:"ca_file"`    // PEM; "": the system's roots
+	CertFile     string `yaml:"cert_file"`  // PEM, client certificate
+	KeyFile      string `yaml:"key_file"`   // PEM
+	User         string `yaml:"user"`
+	PasswordFile string `yaml:"password_file"`
+	Insecure     bool   `yaml:"insecure"` // allows MQTT without TLS beyond loopback
+
+	Password Secret `yaml:"-"` // filled by Bootstrap
+}
+
+// Compat holds switches for peers that differ from the specifications.
+type Compat struct {
+	RISELabels bool `yaml:"rise_labels"` // labels 92 and 93 in the token POST
+}
+
+// Log says how the gateway logs, to standard error.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info, warn, error
+	Format string `yaml:"format"` // text, json
+}
+
+// File returns the name of the file that the configuration came from, "" for
+// none.
+func (c *Config) File() string { return c.file }
+
+// Warnings returns what is legal but deserves a look, one sentence each. They
+// hold no secrets.
+func (c *Config) Warnings() []string { return c.warnings }
+
+// Path returns the name of a file that a key of the configuration holds,
+// relative to the data folder.
+func (c *Config) Path(name string) string {
+	if name == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(c.DataDir, name)
+}

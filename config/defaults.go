@@ -1,0 +1,96 @@
+package config
+
+import "time"
+
+// Names of the files that the gateway creates in its data folder.
+const (
+	IssuerKeyFile  = "as.key"      // key of the embedded AS
+	SealKeyFile    = "seal.key"    // seals secrets at rest
+	AdminTokenFile = "admin.token" // bearer token of the admin API
+	NodeClientFile = "client.json" // AS client that `gateway node` uses
+)
+
+// Default returns the configuration of an empty file: every interface of the
+// machine is served, no group exists and no token is accepted.
+func Default() *Config {
+	return &Config{
+		DataDir: "groupgate-data",
+		Listen: Listen{
+			CoAPS: ":5684",
+			CoAP:  ":5683",
+			HTTP:  "127.0.0.1:8080",
+			MQTT:  "127.0.0.1:1883",
+		},
+		Store:               "sqlite:groupgate.db",
+		AuthorizationServer: AuthorizationServer{Enabled: true, Issuer: "as1"},
+		Seal:                Seal{KeyFile: SealKeyFile},
+		Limits:              Limits{Sessions: 200000, Handshakes: 256, PerPeerRPS: 50},
+		MQTT:                MQTT{TopicPrefix: "groupgate"},
+		Compat:              Compat{RISELabels: true},
+		Log:                 Log{Level: "info", Format: "text"},
+	}
+}
+
+// DefaultGroup returns what a groups entry holds for the keys that it lacks.
+func DefaultGroup() Group {
+	var g Group
+	g.setDefaults()
+	return g
+}
+
+func (g *Group) setDefaults() {
+	*g = Group{
+		GM:          "local",
+		Interface:   "current",
+		SignAlg:     "EdDSA",
+		GpEncAlg:    "AES-CCM-16-64-128",
+		Alg:         "AES-CCM-16-64-128",
+		ECDHAlg:     "ECDH-SS+HKDF-256",
+		HKDF:        "HMAC-256",
+		CredFmt:     "ccs",
+		KeyLifetime: 720 * time.Hour,
+		Rekey: Rekey{
+			BatchWindow: 2 * time.Second,
+			Scheme:      "point-to-point",
+			OnExpiry:    OnExpiry{Grace: 24 * time.Hour, Batch: time.Hour},
+		},
+		MaxStaleSets:  3,
+		Gid:           Gid{Prefix: "auto", EpochBytes: 4},
+		GroupPolicies: GroupPolicies{KeyCheck: 3600},
+		List:          true,
+	}
+}
+
+func (p *Policy) setDefaults() { *p = Policy{Lifetime: 24 * time.Hour} }
+
+// The generated parts of [Embedded].
+const (
+	embeddedAudience = "groupgate"
+	embeddedGroup    = "sensors"
+	embeddedClient   = "node"
+)
+
+// Embedded returns the configuration of a first run without a file: listeners
+// on loopback only, one group, and the embedded AS with one client whose random
+// key Bootstrap creates (protocol.md, Section 11).
+func Embedded() *Config {
+	c := Default()
+	c.embedded = true
+	c.Listen.CoAPS = "127.0.0.1:5684"
+	c.Listen.CoAP = "127.0.0.1:5683"
+	c.Tokens = []Token{{
+		Issuer:           c.AuthorizationServer.Issuer,
+		Audience:         embeddedAudience,
+		SymmetricKeyFile: IssuerKeyFile,
+	}}
+	c.AuthorizationServer.Policies = []Policy{{
+		Client:   embeddedClient,
+		Audience: embeddedAudience,
+		Scope:    []ScopeEntry{{Group: embeddedGroup, Roles: []string{"requester", "responder"}}},
+		Lifetime: 24 * time.Hour,
+	}}
+	g := DefaultGroup()
+	g.Name = embeddedGroup
+	c.Groups = []Group{g}
+	return c
+}

@@ -1,0 +1,190 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Limits of values, our own choices.
+const (
+	maxLifetime   = 10 * 365 * 24 * time.Hour
+	maxBatch      = 5 * time.Minute // a rekey held longer is a leaver with a valid key
+	maxStaleSets  = 100
+	maxName       = 64
+	maxGidPrefix  = 8
+	maxEpochBytes = 8
+)
+
+// Validate reports every fault of the configuration, as a [*FaultError]. It
+// reads no files.
+func (c *Config) Validate() error {
+	f := newFaults(c.file, c.lines)
+	c.validate(f)
+	return f.err()
+}
+
+func (c *Config) validate(f *faults) {
+	c.warnings = nil
+	if c.DataDir == "" {
+		f.add("data_dir", "must name a folder")
+	}
+	switch scheme, rest, _ := strings.Cut(c.Store, ":"); {
+	case strings.HasPrefix(scheme, "postgres"):
+		f.add("store", "PostgreSQL is not supported by this version; use sqlite:groupgate.db")
+	case scheme != "sqlite" || rest == "":
+		f.add("store", "must be sqlite:FILE, with FILE relative to data_dir")
+	}
+	c.validateListen(f)
+	c.validateTokens(f)
+	c.validatePSK(f)
+	c.validateAS(f)
+	if c.Seal.KeyFile == "" {
+		f.add("seal.key_file", "must name a file, even when %s is used", SealKeyEnv)
+	}
+	inRange(f, "limits.sessions", c.Limits.Sessions, 1, 10_000_000)
+	inRange(f, "limits.handshakes", c.Limits.Handshakes, 1, 65536)
+	inRange(f, "limits.per_peer_rps", c.Limits.PerPeerRPS, 0.01, 1e6)
+	c.validateMQTT(f)
+	oneOf(f, "log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf(f, "log.format", c.Log.Format, "text", "json")
+	c.validateGroups(f)
+}
+
+func (c *Config) warn(format string, args ...any) {
+	c.warnings = append(c.warnings, fmt.Sprintf(format, args...))
+}
+
+func (c *Config) hasInlineSecrets() bool {
+	return slices.ContainsFunc(c.Tokens, func(t Token) bool { return !t.SymmetricKey.IsZero() && t.SymmetricKeyFile == "" }) ||
+		slices.ContainsFunc(c.PSK, func(p PSK) bool { return !p.Key.IsZero() && p.KeyFile == "" })
+}
+
+func (c *Config) validateListen(f *faults) {
+	l := c.Listen
+	taken := map[string]string{} // "udp :5684" → key
+	for _, x := range []struct{ key, network, addr string }{
+		{"listen.coaps", "udp", l.CoAPS}, {"listen.coap", "udp", l.CoAP},
+		{"listen.http", "tcp", l.HTTP}, {"listen.mqtt", "tcp", l.MQTT}, {"listen.mqtts", "tcp", l.MQTTS},
+	} {
+		if x.addr == "" {
+			continue
+		}
+		if !validAddr(x.addr) {
+			f.add(x.key, `must be host:port or :port, or "" for none, not %q`, x.addr)
+			continue
+		}
+		if _, port, _ := net.SplitHostPort(x.addr); port != "0" {
+			id := x.network + " " + x.addr
+			if other, ok := taken[id]; ok {
+				f.add(x.key, "the same address as %s", other)
+			}
+			taken[id] = x.key
+		}
+	}
+	// protocol.md, Section 5: plain MQTT stays on loopback.
+	if l.MQTT != "" && validAddr(l.MQTT) && !isLoopback(l.MQTT) && !c.MQTT.Insecure {
+		f.add("listen.mqtt", "plain MQTT beyond loopback: use listen.mqtts with a certificate, or set mqtt.insecure: true")
+	}
+	if l.MQTTS != "" {
+		required(f, "listen.mqtts_cert_file", l.MQTTSCertFile, "listen.mqtts needs a certificate")
+		required(f, "listen.mqtts_key_file", l.MQTTSKeyFile, "listen.mqtts needs the key of its certificate")
+	}
+	if l.HTTP != "" && validAddr(l.HTTP) && !isLoopback(l.HTTP) {
+		c.warn("listen.http: %s is reachable from other machines, and the admin token travels unprotected", l.HTTP)
+	}
+}
+
+// validAddr accepts what net.Listen does, but no port names: their numbers
+// differ between machines.
+func validAddr(addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || strings.ContainsAny(host, " /") {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && strconv.FormatUint(n, 10) == port
+}
+
+func isLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}
+
+func (c *Config) validateMQTT(f *faults) {
+	m := c.MQTT
+	if m.TopicPrefix == "" || strings.ContainsAny(m.TopicPrefix, "+#\x00 ") ||
+		strings.HasPrefix(m.TopicPrefix, "$") || strings.Trim(m.TopicPrefix, "/") != m.TopicPrefix || len(m.TopicPrefix) > maxName {
+		f.add("mqtt.topic_prefix", "must be a topic of at most %d characters without + # $, spaces and outer slashes", maxName)
+	}
+	c.validateBrokerURI(f, "mqtt.broker", m.Broker)
+	c.validateBrokerURI(f, "mqtt.public_uri", m.PublicURI)
+	if (m.CertFile == "") != (m.KeyFile == "") {
+		f.add("mqtt.cert_file", "mqtt.cert_file and mqtt.key_file go together")
+	}
+	if m.Broker == "" {
+		for _, x := range []struct{ key, value string }{
+			{"mqtt.ca_file", m.CAFile}, {"mqtt.cert_file", m.CertFile}, {"mqtt.user", m.User}, {"mqtt.password_file", m.PasswordFile},
+		} {
+			if x.value != "" {
+				f.add(x.key, "is for an outside broker: set mqtt.broker")
+			}
+		}
+	} else if m.PasswordFile != "" && m.User == "" {
+		// MQTT 3.1.1, Section 3.1.2.9: no password without a user name.
+		f.add("mqtt.password_file", "needs mqtt.user")
+	}
+}
+
+func (c *Config) validateBrokerURI(f *faults, key, uri string) {
+	if uri == "" {
+		return
+	}
+	u, err := url.Parse(uri)
+	switch {
+	case err != nil || u.Host == "" || !slices.Contains([]string{"mqtt", "mqtts"}, u.Scheme):
+		f.add(key, "must be mqtt://host:port or mqtts://host:port")
+	case u.User != nil:
+		f.add(key, "must not hold credentials: use mqtt.user and mqtt.password_file")
+	case u.Path != "" || u.RawQuery != "" || u.Fragment != "":
+		f.add(key, "must end after the port")
+	case u.Scheme == "mqtt" && !c.MQTT.Insecure && !isLoopback(net.JoinHostPort(u.Hostname(), "0")):
+		f.add(key, "plain MQTT beyond loopback: use mqtts://, or set mqtt.insecure: true")
+	}
+}
+
+func required(f *faults, key, value, why string) {
+	if value == "" {
+		f.add(key, "is missing: %s", why)
+	}
+}
+
+func oneOf(f *faults, key, value string, allowed ...string) bool {
+	if slices.Contains(allowed, value) {
+		return true
+	}
+	msg := fmt.Sprintf("must be one of %s, not %q", strings.Join(allowed, ", "), value)
+	if s := suggest(value, allowed); s != "" {
+		msg += fmt.Sprintf("; did you mean %q?", s)
+	}
+	f.add(key, "%s", msg)
+	return false
+}
+
+func inRange[T int | uint64 | float64 | time.Duration](f *faults, key string, value, low, high T) {
+	if value < low || value > high || value != value {
+		f.add(key, "must be from %v to %v, not %v", low, high, value)
+	}
+}

@@ -1,0 +1,118 @@
+package config
+
+import (
+	"encoding/hex"
+	"fmt"
+	"regexp"
+	"time"
+)
+
+const nameRule = "must be 1 to 64 letters, digits or . _ ~ -, for it is a path segment in URIs"
+
+// name is what a URI path segment holds without escapes (RFC 3986, Section
+// 2.3), so that a group is spelled one way everywhere.
+var name = regexp.MustCompile(`^[A-Za-z0-9_~-][A-Za-z0-9._~-]*$`)
+
+func validName(s string) bool { return len(s) <= maxName && name.MatchString(s) }
+
+// Algorithms by the names of the file, as COSE identifiers. 0 is none.
+var (
+	signAlgs = map[string]int64{"EdDSA": -8, "ES256": -7, "ES384": -35, "ES512": -36, "none": 0}
+	aeadAlgs = map[string]int64{
+		"AES-CCM-16-64-128": 10, "AES-CCM-16-128-128": 30, "A128GCM": 1, "A256GCM": 3, "ChaCha20/Poly1305": 24, "none": 0,
+	}
+	ecdhAlgs   = map[string]int64{"ECDH-SS+HKDF-256": -27, "ECDH-SS+HKDF-512": -28, "none": 0}
+	ecdhCurves = map[string]int64{"X25519": 4, "P-256": 1, "P-384": 2, "P-521": 3}
+	hkdfAlgs   = map[string]int64{"HMAC-256": 5, "HMAC-384": 6, "HMAC-512": 7}
+	credFmts   = map[string]int64{"ccs": 14, "cwt": 13, "x5chain": 33}
+)
+
+// notSupported refuses values that the design has and this version lacks.
+const notSupported = "%s is not supported by this version; use %s"
+
+func (c *Config) validateGroups(f *faults) {
+	seen := map[string]int{}
+	for i, g := range c.Groups {
+		key := fmt.Sprintf("groups[%d]", i)
+		if !validName(g.Name) {
+			f.add(key+".name", nameRule)
+		} else if j, ok := seen[g.Name]; ok {
+			f.add(key+".name", "%q is taken by groups[%d]", g.Name, j)
+		}
+		seen[g.Name] = i
+		g.validate(f, key)
+	}
+}
+
+func (g Group) validate(f *faults, key string) {
+	supported(f, key+".gm", g.GM, "local")
+	if oneOf(f, key+".interface", g.Interface, "current", "draft-03", "hackathon-109", "both") {
+		supported(f, key+".interface", g.Interface, "current")
+	}
+	if oneOf(f, key+".sign_alg", g.SignAlg, "EdDSA", "ES256", "ES384", "ES512", "none") {
+		supported(f, key+".sign_alg", g.SignAlg, "EdDSA", "ES256")
+	}
+	g.validateEncryption(f, key)
+	if oneOf(f, key+".cred_fmt", g.CredFmt, "ccs", "cwt", "x5chain") {
+		supported(f, key+".cred_fmt", g.CredFmt, "ccs")
+	}
+	if g.X5RootsFile != "" {
+		f.add(key+".x5_roots_file", "certificates as credentials are not supported by this version")
+	}
+	inRange(f, key+".key_lifetime", g.KeyLifetime, time.Minute, maxLifetime)
+	inRange(f, key+".rekey.batch_window", g.Rekey.BatchWindow, 0, maxBatch)
+	inRange(f, key+".rekey.on_expiry.grace", g.Rekey.OnExpiry.Grace, 0, maxLifetime)
+	inRange(f, key+".rekey.on_expiry.batch", g.Rekey.OnExpiry.Batch, 0, maxLifetime)
+	supported(f, key+".rekey.scheme", g.Rekey.Scheme, "point-to-point")
+	if g.Rekey.OnStart {
+		f.add(key+".rekey.on_start", "a restart never rekeys by itself in this version")
+	}
+	inRange(f, key+".max_stale_sets", g.MaxStaleSets, 1, maxStaleSets)
+	if g.Gid.Prefix != "auto" {
+		if b, err := hex.DecodeString(g.Gid.Prefix); err != nil || len(b) == 0 || len(b) > maxGidPrefix {
+			f.add(key+".gid.prefix", "must be auto or 1 to %d bytes in hexadecimal", maxGidPrefix)
+		}
+	}
+	inRange(f, key+".gid.epoch_bytes", g.Gid.EpochBytes, 2, maxEpochBytes)
+	if g.Gid.Reuse {
+		f.add(key+".gid.reuse", "using a Gid again is not supported by this version")
+	}
+}
+
+func (g Group) validateEncryption(f *faults, key string) {
+	aeads := []string{"AES-CCM-16-64-128", "AES-CCM-16-128-128", "A128GCM", "A256GCM", "ChaCha20/Poly1305"}
+	oneOf(f, key+".gp_enc_alg", g.GpEncAlg, aeads...)
+	oneOf(f, key+".alg", g.Alg, append(aeads, "none")...)
+	oneOf(f, key+".ecdh_alg", g.ECDHAlg, "ECDH-SS+HKDF-256", "ECDH-SS+HKDF-512", "none")
+	if (g.Alg == "none") != (g.ECDHAlg == "none") {
+		f.add(key+".ecdh_alg", "pairwise mode needs both alg and ecdh_alg; a signature-only group has none in both")
+	}
+	oneOf(f, key+".hkdf", g.HKDF, "HMAC-256", "HMAC-384", "HMAC-512")
+	if g.ECDHCurve == "" {
+		return
+	}
+	if oneOf(f, key+".ecdh_curve", g.ECDHCurve, "X25519", "P-256", "P-384", "P-521") && g.ECDHCurve != curveFor(g.SignAlg) && curveFor(g.SignAlg) != "" {
+		f.add(key+".ecdh_curve", "does not fit sign_alg %s: members have one key pair, so it must be %s", g.SignAlg, curveFor(g.SignAlg))
+	}
+}
+
+// curveFor returns the ECDH curve on which the key pair of a signature
+// algorithm can be used (draft-ietf-core-oscore-groupcomm, Section 2.5.1: an
+// Ed25519 key serves X25519).
+func curveFor(signAlg string) string {
+	return map[string]string{"EdDSA": "X25519", "ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}[signAlg]
+}
+
+// supported refuses a value that the design has and this version lacks.
+func supported(f *faults, key, value string, now ...string) {
+	for _, v := range now {
+		if value == v {
+			return
+		}
+	}
+	use := now[0]
+	if len(now) > 1 {
+		use += " or " + now[1]
+	}
+	f.add(key, notSupported, fmt.Sprintf("%q", value), use)
+}
