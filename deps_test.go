@@ -1,0 +1,110 @@
+package groupgate_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/seed4911071e/groupgate"
+
+// arrows says which packages of this module a package may import; what is
+// missing here may import nothing of ours. Arrows point down only: leaves know
+// no rooms, rooms do not know each other and meet in plugin.
+var arrows = map[string][]string{
+	"coap":            {},
+	"coap/serve":      {"coap"},
+	"coap/coaptest":   {"coap", "coap/serve"},
+	"cose":            {},
+	"groupcomm":       {"coap", "cose"},
+	"store":           {},
+	"store/storetest": {"store"},
+
+	"gm":        {"coap", "cose", "groupcomm", "store"},
+	"gm/gmtest": {"coap", "cose", "groupcomm", "gm", "store"},
+	"ace":       {"coap", "cose", "groupcomm", "store"},
+	"bridge":    {"coap", "cose", "groupcomm", "store"},
+	"node":      {"coap", "cose", "groupcomm"},
+	"admin":     {"coap", "groupcomm"},
+
+	"config":      {"coap", "cose", "groupcomm", "node", "store"},
+	"plugin":      {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "groupcomm", "node", "store"},
+	"plugin/host": {"admin", "coap", "config", "plugin"},
+	"bench":       {"ace", "admin", "bridge", "coap", "config", "cose", "gm", "groupcomm", "node", "plugin", "plugin/host", "store"},
+	"cmd/gateway": {"admin", "bench", "coap", "config", "cose", "groupcomm", "node", "plugin", "plugin/host", "store"},
+
+	"examples/host": {"config", "plugin"},
+}
+
+// doors says who may import the libraries that would otherwise leak into every
+// room: the first match of the path's beginning decides.
+var doors = []struct {
+	prefix string
+	who    []string
+}{
+	{"github.com/plgd-dev/go-coap/", []string{"plugin", "plugin/host", "node", "examples/host"}},
+	{"github.com/pion/dtls/v3/pkg/crypto/ccm", []string{"cose"}},
+	{"github.com/pion/dtls/", []string{"plugin", "plugin/host", "node", "examples/host"}},
+	{"github.com/eclipse/paho.mqtt.golang", []string{"bridge", "node"}},
+	{"github.com/mochi-mqtt/", []string{"bridge"}},
+	{"modernc.org/", []string{"store"}},
+	{"database/sql", []string{"store"}},
+	{"github.com/fxamacker/cbor/", []string{"cose", "coap", "groupcomm", "ace", "gm", "bridge"}},
+	{"github.com/veraison/go-cose", []string{"cose"}},
+	{"github.com/alecthomas/kong", []string{"cmd/gateway"}},
+	{"go.yaml.in/yaml/", []string{"config"}},
+}
+
+// TestArrows holds the direction of dependencies.
+func TestArrows(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	seen := map[string]bool{}
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		if name == "" {
+			continue // this test's own package
+		}
+		seen[name] = true
+		allowed, known := arrows[name]
+		if !known && !strings.HasPrefix(name, "test/") {
+			t.Errorf("package %s has no row in the table of arrows", name)
+		}
+		for _, imp := range p.Imports {
+			if ours, ok := strings.CutPrefix(imp, module+"/"); ok {
+				if !slices.Contains(allowed, ours) && known {
+					t.Errorf("%s must not import %s", name, ours)
+				}
+				continue
+			}
+			for _, d := range doors {
+				if strings.HasPrefix(imp, d.prefix) {
+					if !slices.Contains(d.who, name) && known {
+						t.Errorf("%s must not import %s", name, imp)
+					}
+					break
+				}
+			}
+		}
+	}
+	for name := range arrows {
+		if !seen[name] {
+			t.Errorf("the table of arrows has a row for %s, which does not exist", name)
+		}
+	}
+}

@@ -1,0 +1,202 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"sync"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/plgd-dev/go-coap/v3/message/pool"
+	"github.com/plgd-dev/go-coap/v3/mux"
+	udpclient "github.com/plgd-dev/go-coap/v3/udp/client"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// Handler wraps a host's router: requests to our paths are served here, the
+// rest goes on to the host, and /.well-known/core lists both. A nil host has
+// nothing of its own. It wraps rather than mounts by path, because protected
+// and proxied requests have no useful Uri-Path.
+func (g *Gateway) Handler(host mux.Handler) mux.Handler {
+	return mux.HandlerFunc(func(w mux.ResponseWriter, r *mux.Message) {
+		if isReset(r.Message) {
+			// go-coap passes a Reset to the handler after it told the writer
+			// that the notification was acknowledged (see hostLink.acknowledged).
+			if l, ok := g.links.Load(connKey(w.Conn())); ok {
+				l.(*hostLink).reset(r.MessageID())
+			}
+			return
+		}
+		if r.Code() == codes.Empty || r.Code() >= codes.Created {
+			return // an acknowledgement or a response nobody waits for
+		}
+		path, _ := r.Options().Path()
+		segments := coap.PathOf(path)
+		switch {
+		case discovery(segments) && host != nil:
+			g.mergeDiscovery(host, w, r)
+		case ours(segments), host == nil:
+			g.serve(w, r)
+		default:
+			host.ServeCOAP(w, r)
+		}
+	})
+}
+
+// Monitor is a go-coap request monitor (options.WithRequestMonitor). With it
+// the gateway sees a Reset before go-coap reports the notification as
+// acknowledged, so that a confirmation needs no wait. A host without it works
+// too.
+func (g *Gateway) Monitor(conn *udpclient.Conn, m *pool.Message) (drop bool, err error) {
+	if v, ok := g.links.Load(connKey(conn)); ok {
+		l := v.(*hostLink)
+		l.monitored.Store(true)
+		if m.Type() == message.Reset {
+			l.reset(m.MessageID())
+		}
+	}
+	return false, nil
+}
+
+// connKey is the identity of a connection in the table of links.
+func connKey(c mux.Conn) any { return c }
+
+// serve hands one request to the server core and its reply to go-coap.
+func (g *Gateway) serve(w mux.ResponseWriter, r *mux.Message) {
+	release, ok := g.gate.enter()
+	if !ok {
+		w.Message().SetCode(codes.ServiceUnavailable)
+		w.Message().SetModified(true)
+		return
+	}
+	defer release()
+	ctx, cancel := g.requestContext(w.Conn().Context())
+	defer cancel()
+	link, err := g.link(ctx, w.Conn())
+	if err != nil {
+		g.log.WarnContext(ctx, "association refused", "peer", w.Conn().RemoteAddr(), "err", err)
+		fillError(w, coap.ErrorResponse(err))
+		return
+	}
+	m, err := fromPool(r.Message)
+	if err != nil {
+		fillError(w, coap.ErrorResponse(coap.Errorf(coap.BadRequest, "the body could not be read")))
+		return
+	}
+	if reply := g.server.Handle(ctx, link, m); reply != nil {
+		fill(w.Message(), reply)
+	}
+}
+
+func fillError(w mux.ResponseWriter, resp *coap.Response) {
+	fill(w.Message(), &coap.Message{Code: resp.Code, Options: resp.Options, Payload: resp.Payload})
+}
+
+// link returns the one link of a connection, made at its first request.
+func (g *Gateway) link(ctx context.Context, conn mux.Conn) (*hostLink, error) {
+	key := connKey(conn)
+	if l, ok := g.links.Load(key); ok {
+		return l.(*hostLink), nil
+	}
+	g.linking.Lock()
+	defer g.linking.Unlock()
+	if l, ok := g.links.Load(key); ok {
+		return l.(*hostLink), nil
+	}
+	l := newHostLink(conn, !g.ownBlockwise)
+	err := l.secure(func(identity []byte, exporter func(string, []byte, int) ([]byte, error)) (coap.Subject, error) {
+		r := g.rooms.Load()
+		if r == nil {
+			return coap.Subject{}, errStarting
+		}
+		subject, conveyed := r.access.Subject(identity)
+		if !conveyed {
+			return subject, nil
+		}
+		// The first application record shows that the client's Finished was
+		// verified: only now is the token committed (RFC 9202, Section 3.3.2).
+		return r.access.Conveyed(ctx, identity, exporter)
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.links.Store(key, l)
+	conn.AddOnClose(func() {
+		g.links.Delete(key)
+		g.server.Closed(l.id)
+	})
+	return l, nil
+}
+
+// mergeDiscovery serves /.well-known/core with the host's links and ours.
+func (g *Gateway) mergeDiscovery(host mux.Handler, w mux.ResponseWriter, r *mux.Message) {
+	m, err := fromPool(r.Message)
+	if err != nil {
+		fillError(w, coap.ErrorResponse(coap.Errorf(coap.BadRequest, "the body could not be read")))
+		return
+	}
+	host.ServeCOAP(w, r)
+	rooms := g.rooms.Load()
+	if rooms == nil || m.Code != coap.GET {
+		return
+	}
+	var theirs []byte
+	switch w.Message().Code() {
+	case codes.Content:
+		if theirs, err = w.Message().ReadBody(); err != nil {
+			return
+		}
+	case codes.NotFound, codes.Empty:
+	default:
+		return // the host has its reasons
+	}
+	ctx, cancel := g.requestContext(w.Conn().Context())
+	defer cancel()
+	resp, err := g.wellKnown(ctx, rooms, &coap.Request{Code: m.Code, Options: m.Options})
+	if err != nil {
+		g.log.ErrorContext(ctx, "links for discovery", "err", err)
+		return
+	}
+	merged := bytes.Join(slicesOf(theirs, resp.Payload), []byte{','})
+	resp.Payload = merged
+	fillError(w, resp)
+}
+
+// slicesOf returns its non-empty arguments.
+func slicesOf(parts ...[]byte) [][]byte {
+	var out [][]byte
+	for _, p := range parts {
+		if len(p) > 0 {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// gate counts running requests, so that Run returns only when they are over:
+// go-coap's Serve does not wait for its handlers.
+type gate struct {
+	mu     sync.Mutex
+	wg     sync.WaitGroup
+	closed bool // guarded by mu
+}
+
+// enter admits a request; release must be called when it is over.
+func (g *gate) enter() (release func(), ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, false
+	}
+	g.wg.Add(1)
+	return g.wg.Done, true
+}
+
+// close turns late requests away and waits for the running ones.
+func (g *gate) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.wg.Wait()
+}

@@ -1,0 +1,183 @@
+// Package host runs a [plugin.Gateway] on sockets of its own: go-coap's servers
+// over plain UDP and over DTLS by pion, as cmd/gateway, the demo and the
+// benchmarks use it. It is also the worked example of everything that a host
+// can tune; examples/host is the smallest one.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	coapnet "github.com/plgd-dev/go-coap/v3/net"
+	"github.com/plgd-dev/go-coap/v3/options"
+	"github.com/plgd-dev/go-coap/v3/pkg/runner/periodic"
+	"github.com/plgd-dev/go-coap/v3/udp"
+	udpclient "github.com/plgd-dev/go-coap/v3/udp/client"
+
+	coapdtls "github.com/plgd-dev/go-coap/v3/dtls"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/plugin"
+)
+
+// Implementation constants.
+const (
+	// tick is how often go-coap looks at retransmissions; its own default of
+	// 4 s would turn every ACK_TIMEOUT of 2 s into 4.
+	tick = 200 * time.Millisecond
+	// plainIdle ends the state that go-coap keeps for a plain UDP address:
+	// such peers only discover and post tokens.
+	plainIdle = 30 * time.Second
+	// sessionIdle ends a DTLS association that nobody used for that long;
+	// sleeping nodes are silent for hours.
+	sessionIdle = 24 * time.Hour
+	// maxDatagram is the largest CoAP message we read: one block and options.
+	maxDatagram = 2048
+)
+
+// Addrs are the addresses really listened on; empty where there is none.
+type Addrs struct {
+	CoAPS, CoAP, HTTP, MQTT string
+}
+
+// Sockets are the bound sockets of a host.
+type Sockets struct {
+	coaps net.Listener // DTLS
+	coap  *coapnet.UDPConn
+	http  net.Listener
+	mqtt  net.Listener
+}
+
+// Serve binds every listener of cfg, runs a gateway behind them and calls ready
+// once everything serves. It returns when all is over: nil after ctx ended. A
+// port that is taken is an error that names the key to change.
+func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func(*plugin.Gateway, Addrs)) error {
+	var s Sockets
+	defer s.close()
+	var opts []plugin.Option
+	var addrs Addrs
+	var err error
+	if cfg.Listen.CoAP != "" {
+		if s.coap, err = coapnet.NewListenUDP("udp", cfg.Listen.CoAP); err != nil {
+			return busy("listen.coap", cfg.Listen.CoAP, err)
+		}
+		addrs.CoAP = s.coap.LocalAddr().String()
+	}
+	if cfg.Listen.HTTP != "" {
+		if s.http, err = net.Listen("tcp", cfg.Listen.HTTP); err != nil {
+			return busy("listen.http", cfg.Listen.HTTP, err)
+		}
+		addrs.HTTP = s.http.Addr().String()
+		opts = append(opts, plugin.WithHTTP(s.http))
+	}
+	if cfg.Listen.MQTT != "" && cfg.MQTT.Broker == "" {
+		if s.mqtt, err = net.Listen("tcp", cfg.Listen.MQTT); err != nil {
+			return busy("listen.mqtt", cfg.Listen.MQTT, err)
+		}
+		addrs.MQTT = s.mqtt.Addr().String()
+		opts = append(opts, plugin.WithMQTT(s.mqtt))
+	}
+	gg, err := plugin.New(cfg, log, append(opts, plugin.WithoutHostBlockwise())...)
+	if err != nil {
+		return err
+	}
+	var admission *admission
+	if cfg.Listen.CoAPS != "" {
+		admission = newAdmission(cfg.Limits.Handshakes, cfg.Limits.Sessions)
+		if s.coaps, err = listenDTLS(cfg.Listen.CoAPS, gg, admission, log); err != nil {
+			return busy("listen.coaps", cfg.Listen.CoAPS, err)
+		}
+		addrs.CoAPS = s.coaps.Addr().String()
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return gg.Run(ctx) })
+	g.Go(func() error {
+		select {
+		case <-gg.Ready():
+		case <-ctx.Done():
+			return nil
+		}
+		if ready != nil {
+			ready(gg, addrs)
+		}
+		return nil
+	})
+	handler := gg.Handler(nil)
+	errorsOf := func(what string) func(error) {
+		return func(err error) { log.DebugContext(ctx, what, "err", err) }
+	}
+	if s.coaps != nil {
+		srv := coapdtls.NewServer(
+			options.WithContext(ctx), options.WithMux(handler), options.WithErrors(errorsOf("coaps")),
+			options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxDatagram),
+			options.WithPeriodicRunner(periodic.New(ctx.Done(), tick)),
+			options.WithDTLSHandshakeTimeout(handshakeTimeout),
+			options.WithRequestMonitor(gg.Monitor),
+			options.WithInactivityMonitor(sessionIdle, closeIdle),
+		)
+		l := &dtlsListener{listener: s.coaps, admission: admission}
+		serveUntil(ctx, g, "coaps", srv.Stop, func() error { return srv.Serve(l) })
+	}
+	if s.coap != nil {
+		srv := udp.NewServer(
+			options.WithContext(ctx), options.WithMux(handler), options.WithErrors(errorsOf("coap")),
+			options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxDatagram),
+			options.WithPeriodicRunner(periodic.New(ctx.Done(), tick)),
+			options.WithRequestMonitor(gg.Monitor),
+			options.WithInactivityMonitor(plainIdle, closeIdle),
+		)
+		serveUntil(ctx, g, "coap", srv.Stop, func() error { return srv.Serve(s.coap) })
+	}
+	return g.Wait()
+}
+
+// serveUntil runs one go-coap server until ctx ends.
+func serveUntil(ctx context.Context, g *errgroup.Group, name string, stop func(), serve func() error) {
+	unhook := context.AfterFunc(ctx, stop)
+	g.Go(func() error {
+		defer unhook()
+		if err := serve(); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("serving %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+func closeIdle(cc *udpclient.Conn) { _ = cc.Close() }
+
+func (s *Sockets) close() {
+	for _, c := range []interface{ Close() error }{s.http, s.mqtt, s.coaps} {
+		if c != nil && !isNil(c) {
+			_ = c.Close()
+		}
+	}
+	if s.coap != nil {
+		_ = s.coap.Close()
+	}
+}
+
+func isNil(c interface{ Close() error }) bool {
+	l, ok := c.(net.Listener)
+	return ok && l == nil
+}
+
+// busy explains why a listener could not be opened.
+func busy(key, addr string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%s: %s is in use by another program (is a gateway already running?); stop it or set %s to a free port: %w", key, addr, key, err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("%s: no permission to listen on %s; choose a port above 1023 or grant CAP_NET_BIND_SERVICE: %w", key, addr, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL), strings.Contains(err.Error(), "no such host"):
+		return fmt.Errorf("%s: %s is not an address of this machine: %w", key, addr, err)
+	}
+	return fmt.Errorf("%s: cannot listen on %s: %w", key, addr, err)
+}

@@ -1,0 +1,246 @@
+package plugin
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/pool"
+	"github.com/plgd-dev/go-coap/v3/mux"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/node"
+)
+
+// Spec constants.
+const (
+	// maxTransmitWait is MAX_TRANSMIT_WAIT of RFC 7252, Section 4.8.2, for the
+	// default transmission parameters: after that long no acknowledgement is
+	// expected any more.
+	maxTransmitWait = 93 * time.Second
+)
+
+// Implementation constants.
+const (
+	// resetGrace is how long a confirmation waits for a Reset that may follow
+	// it. go-coap reports a Reset to the writer as if it were an
+	// acknowledgement; the Reset itself reaches the handler a moment later.
+	// Only hosts without [Gateway.Monitor] need the wait.
+	resetGrace = 250 * time.Millisecond
+	// keptResets bounds the message IDs remembered per link.
+	keptResets = 8
+)
+
+// hostLink is a [coap.Link] over a connection of a host's go-coap server.
+type hostLink struct {
+	conn      mux.Conn
+	id        coap.LinkID
+	via       coap.Security
+	subject   coap.Subject
+	blockwise bool // the host's go-coap does blockwise transfer
+	exporter  func(label string, context []byte, n int) ([]byte, error)
+
+	monitored atomic.Bool // the host passes incoming messages to Gateway.Monitor
+
+	mu     sync.Mutex
+	resets []int32 // message IDs that the peer rejected; guarded by mu
+}
+
+var _ coap.Link = (*hostLink)(nil)
+var _ coap.Requester = (*hostLink)(nil)
+
+// dtlsConn is what this package needs of a pion connection; a host may wrap it.
+type dtlsConn interface {
+	ConnectionState() (dtls.State, bool)
+}
+
+// newHostLink describes the peer at the other end of conn. identify tells whom
+// a PSK identity stands for; it is nil-safe against connections that have none.
+func newHostLink(conn mux.Conn, blockwise bool) *hostLink {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
+	l := &hostLink{conn: conn, id: coap.LinkID(hex.EncodeToString(id[:])), blockwise: blockwise}
+	return l
+}
+
+// state returns the DTLS state of the connection, false for plain transports.
+func (l *hostLink) state() (*dtls.State, bool) {
+	nc, ok := l.conn.NetConn().(dtlsConn)
+	if !ok {
+		return nil, false
+	}
+	st, ok := nc.ConnectionState()
+	if !ok {
+		return nil, false
+	}
+	return &st, true
+}
+
+// secure fills in what the handshake proved. pskSubject resolves a PSK
+// identity; it may commit a token that the identity carried.
+func (l *hostLink) secure(pskSubject func(identity []byte, exporter func(string, []byte, int) ([]byte, error)) (coap.Subject, error)) error {
+	st, ok := l.state()
+	if !ok {
+		l.via = coap.Plain
+		return nil
+	}
+	l.exporter = func(label string, ctx []byte, n int) ([]byte, error) {
+		if ctx == nil {
+			return st.ExportKeyingMaterial(label, nil, n)
+		}
+		if len(ctx) != 0 {
+			return nil, errors.New("plugin: exporter contexts other than the empty one are not supported")
+		}
+		return node.ExportEmptyContext(st, label, n)
+	}
+	if len(st.PeerCertificates) > 0 {
+		cert, err := x509.ParseCertificate(st.PeerCertificates[0])
+		if err != nil {
+			return fmt.Errorf("plugin: peer certificate: %w", err)
+		}
+		sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+		l.via, l.subject = coap.DTLSCert, coap.Subject{Kind: coap.SubjectKeyHash, ID: string(sum[:])}
+		return nil
+	}
+	l.via = coap.DTLSPSK
+	subject, err := pskSubject(st.IdentityHint, l.exporter)
+	if err != nil {
+		return err
+	}
+	l.subject = subject
+	return nil
+}
+
+// Peer describes the other end. The address is read anew: a connection ID lets
+// it change.
+func (l *hostLink) Peer() coap.Peer {
+	return coap.Peer{Link: l.id, Addr: addrPort(l.conn.RemoteAddr()), Via: l.via, Subject: l.subject, Exporter: l.exporter}
+}
+
+// OwnsBlockwise says whether the host slices and assembles bodies itself.
+func (l *hostLink) OwnsBlockwise() bool { return l.blockwise }
+
+// Send hands m to go-coap. A confirmable message costs a goroutine until it is
+// acknowledged: go-coap's WriteMessage blocks that long.
+func (l *hostLink) Send(m *coap.Message, done func(error)) {
+	if m.Type != coap.Confirmable {
+		done(l.write(m))
+		return
+	}
+	go func() { done(l.write(m)) }()
+}
+
+func (l *hostLink) write(m *coap.Message) error {
+	// go-coap does not tell the writer when it gives up retransmitting: the
+	// deadline does.
+	ctx, cancel := context.WithTimeout(l.conn.Context(), maxTransmitWait)
+	defer cancel()
+	out := l.conn.AcquireMessage(ctx)
+	defer l.conn.ReleaseMessage(out)
+	fill(out, m)
+	out.SetToken(m.Token)
+	out.SetType(message.Type(m.Type))
+	mid := message.GetMID()
+	out.SetMessageID(mid)
+	err := l.conn.WriteMessage(out)
+	switch {
+	case err == nil && m.Type == coap.Confirmable:
+		return l.acknowledged(mid)
+	case err == nil:
+		return nil
+	case l.conn.Context().Err() != nil:
+		return coap.ErrGone
+	case errors.Is(err, context.DeadlineExceeded):
+		return coap.ErrTimeout
+	}
+	return fmt.Errorf("%w: %w", coap.ErrGone, err)
+}
+
+// acknowledged tells an acknowledgement of mid from a Reset.
+func (l *hostLink) acknowledged(mid int32) error {
+	if !l.monitored.Load() {
+		select {
+		case <-time.After(resetGrace):
+		case <-l.conn.Done():
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, r := range l.resets {
+		if r == mid {
+			l.resets = append(l.resets[:i], l.resets[i+1:]...)
+			return coap.ErrReset
+		}
+	}
+	return nil
+}
+
+// reset notes that the peer rejected the message with this ID.
+func (l *hostLink) reset(mid int32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.resets {
+		if r == mid {
+			return
+		}
+	}
+	l.resets = append(l.resets, mid)
+	if len(l.resets) > keptResets {
+		l.resets = l.resets[1:]
+	}
+}
+
+// Do sends a request to the peer and waits for its response.
+func (l *hostLink) Do(ctx context.Context, m *coap.Message) (*coap.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, maxTransmitWait)
+	defer cancel()
+	req := l.conn.AcquireMessage(ctx)
+	defer l.conn.ReleaseMessage(req)
+	fill(req, m)
+	token := m.Token
+	if len(token) == 0 {
+		t, err := message.GetToken()
+		if err != nil {
+			return nil, fmt.Errorf("plugin: token: %w", err)
+		}
+		token = t
+	}
+	req.SetToken(token)
+	req.SetType(message.Confirmable)
+	resp, err := l.conn.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("plugin: request to the peer: %w", err)
+	}
+	defer l.conn.ReleaseMessage(resp)
+	return fromPool(resp)
+}
+
+// addrPort reads the address of either kind of net.Addr that hosts have.
+func addrPort(a net.Addr) netip.AddrPort {
+	switch a := a.(type) {
+	case *net.UDPAddr:
+		ap := a.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	case *net.TCPAddr:
+		ap := a.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	case nil:
+		return netip.AddrPort{}
+	}
+	ap, _ := netip.ParseAddrPort(a.String())
+	return ap
+}
+
+// isReset reports whether a message that reached the handler is a Reset.
+func isReset(r *pool.Message) bool { return r.Type() == message.Reset }

@@ -1,0 +1,89 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// The first path segments that are ours; every other path is the host's.
+const (
+	pathAuthzInfo = "authz-info"
+	pathToken     = "token"
+	pathGroups    = "ace-group"
+	pathWellKnown = ".well-known"
+	pathCore      = "core"
+)
+
+// errStarting answers requests that arrive before the rooms are up.
+var errStarting = coap.Respond(
+	&coap.Response{Code: coap.ServiceUnavailable, Options: coap.Options{{ID: coap.MaxAge, Value: []byte{1}}}},
+	errors.New("plugin: the gateway is starting"))
+
+// ours reports whether a request with this path belongs to the gateway.
+func ours(path []string) bool {
+	if len(path) == 0 {
+		return false
+	}
+	switch path[0] {
+	case pathAuthzInfo, pathToken, pathGroups:
+		return true
+	}
+	return false
+}
+
+// discovery reports whether the path is /.well-known/core.
+func discovery(path []string) bool {
+	return len(path) == 2 && path[0] == pathWellKnown && path[1] == pathCore
+}
+
+// ServeCoAP routes a request to the room that owns its path. It is the handler
+// under the server core; hosts mount [Gateway.Handler].
+func (g *Gateway) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	r := g.rooms.Load()
+	if r == nil {
+		return nil, errStarting
+	}
+	path := req.Path()
+	switch {
+	case discovery(path):
+		return g.wellKnown(ctx, r, req)
+	case len(path) == 1 && path[0] == pathAuthzInfo:
+		// RFC 9200, Section 5.10.1: the token is posted before there is an
+		// association, so the endpoint is open to plain UDP.
+		return r.authzInfo.ServeCoAP(ctx, req)
+	case req.Peer.Via == coap.Plain:
+		// Everything else needs a protected path: keys never leave in clear.
+		// The room that would serve it adds AS Request Creation Hints.
+		if len(path) > 0 && path[0] == pathGroups {
+			return r.groups.ServeCoAP(ctx, req)
+		}
+		return nil, coap.Errorf(coap.Unauthorized, "this needs CoAP over DTLS")
+	case len(path) == 1 && path[0] == pathToken:
+		return r.token.ServeCoAP(ctx, req)
+	case len(path) > 0 && path[0] == pathGroups:
+		return r.groups.ServeCoAP(ctx, req)
+	}
+	return nil, coap.Errorf(coap.NotFound, "no such resource")
+}
+
+// wellKnown lists what can be discovered (RFC 6690; digest of the group links
+// in draft-ietf-ace-key-groupcomm-oscore-21, Section 2.1). The answer is never
+// empty of meaning: no match is 2.05 without payload.
+func (g *Gateway) wellKnown(ctx context.Context, r *rooms, req *coap.Request) (*coap.Response, error) {
+	if req.Code != coap.GET {
+		return nil, coap.Errorf(coap.MethodNotAllowed, "only GET")
+	}
+	links, err := r.links(ctx)
+	if err != nil {
+		return nil, err
+	}
+	body, err := coap.EncodeLinks(coap.FilterLinks(links, req.Options.Queries()))
+	if err != nil {
+		return nil, err
+	}
+	resp := &coap.Response{Code: coap.Content, Payload: body}
+	resp.Options.SetContentFormat(coap.LinkFormat)
+	return resp, nil
+}
