@@ -29,6 +29,8 @@ type Config struct {
 	Compat              Compat              `yaml:"compat"`
 	Log                 Log                 `yaml:"log"`
 
+	AdminToken Secret `yaml:"-"` // bearer token of the admin API, filled by Bootstrap
+
 	file     string         // where it was read from; "" for none
 	lines    map[string]int // key path → line in file
 	warnings []string

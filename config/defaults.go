@@ -2,12 +2,12 @@ package config
 
 import "time"
 
-// Names of the files that the gateway creates in its data folder.
+// Names of the files that the gateway creates in its data folder, besides
+// node.ClientFile.
 const (
 	IssuerKeyFile  = "as.key"      // key of the embedded AS
 	SealKeyFile    = "seal.key"    // seals secrets at rest
 	AdminTokenFile = "admin.token" // bearer token of the admin API
-	NodeClientFile = "client.json" // AS client that `gateway node` uses
 )
 
 // Default returns the configuration of an empty file: every interface of the

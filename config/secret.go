@@ -1,22 +1,8 @@
 package config
 
-import "log/slog"
+import "github.com/seed4911071e/groupgate/cose"
 
 // Secret holds key bytes that cannot be printed.
-type Secret struct{ bytes func() []byte }
+type Secret = cose.Secret
 
-func newSecret(b []byte) Secret { return Secret{func() []byte { return b }} }
-
-// Bytes returns the bytes, nil for the zero value.
-func (s Secret) Bytes() []byte {
-	if s.bytes == nil {
-		return nil
-	}
-	return s.bytes()
-}
-
-// IsZero reports whether s holds nothing.
-func (s Secret) IsZero() bool { return len(s.Bytes()) == 0 }
-
-func (s Secret) String() string       { return "[redacted]" }
-func (s Secret) LogValue() slog.Value { return slog.StringValue("[redacted]") }
+func newSecret(b []byte) Secret { return cose.NewSecret(b) }

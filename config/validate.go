@@ -18,7 +18,7 @@ const (
 	maxStaleSets  = 100
 	maxName       = 64
 	maxGidPrefix  = 8
-	maxEpochBytes = 8
+	maxEpochBytes = 7
 )
 
 // Validate reports every fault of the configuration, as a [*FaultError]. It
@@ -148,19 +148,23 @@ func (c *Config) validateMQTT(f *faults) {
 	}
 }
 
+// Schemes of broker URIs that the MQTT client dials.
+var (
+	plainSchemes = []string{"mqtt", "tcp", "ws"}
+	tlsSchemes   = []string{"mqtts", "ssl", "tls", "wss"}
+)
+
 func (c *Config) validateBrokerURI(f *faults, key, uri string) {
 	if uri == "" {
 		return
 	}
 	u, err := url.Parse(uri)
 	switch {
-	case err != nil || u.Host == "" || !slices.Contains([]string{"mqtt", "mqtts"}, u.Scheme):
+	case err != nil || u.Host == "" || !slices.Contains(slices.Concat(plainSchemes, tlsSchemes), u.Scheme):
 		f.add(key, "must be mqtt://host:port or mqtts://host:port")
 	case u.User != nil:
 		f.add(key, "must not hold credentials: use mqtt.user and mqtt.password_file")
-	case u.Path != "" || u.RawQuery != "" || u.Fragment != "":
-		f.add(key, "must end after the port")
-	case u.Scheme == "mqtt" && !c.MQTT.Insecure && !isLoopback(net.JoinHostPort(u.Hostname(), "0")):
+	case slices.Contains(plainSchemes, u.Scheme) && !c.MQTT.Insecure && !isLoopback(net.JoinHostPort(u.Hostname(), "0")):
 		f.add(key, "plain MQTT beyond loopback: use mqtts://, or set mqtt.insecure: true")
 	}
 }

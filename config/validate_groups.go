@@ -67,7 +67,7 @@ func (g Group) validate(f *faults, key string) {
 	if g.Rekey.OnStart {
 		f.add(key+".rekey.on_start", "a restart never rekeys by itself in this version")
 	}
-	inRange(f, key+".max_stale_sets", g.MaxStaleSets, 1, maxStaleSets)
+	inRange(f, key+".max_stale_sets", g.MaxStaleSets, 2, maxStaleSets)
 	if g.Gid.Prefix != "auto" {
 		if b, err := hex.DecodeString(g.Gid.Prefix); err != nil || len(b) == 0 || len(b) > maxGidPrefix {
 			f.add(key+".gid.prefix", "must be auto or 1 to %d bytes in hexadecimal", maxGidPrefix)

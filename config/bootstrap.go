@@ -1,0 +1,179 @@
+package config
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/seed4911071e/groupgate/node"
+)
+
+// Sizes of generated secrets, in bytes.
+const (
+	adminTokenSize = 32
+	clientKeySize  = 16
+	macKeySize     = 32
+)
+
+// Bootstrap makes the data folder ready and fills c with every key: it creates
+// the folder (0700) and the secrets that the gateway itself owns (0600) where
+// they are absent, and reads all key files. What exists is never changed, so
+// that it can run at every start. Faults are a [*FaultError].
+func (c *Config) Bootstrap() error {
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return fmt.Errorf("config: data_dir: %w", err)
+	}
+	if err := c.createOwned(); err != nil {
+		return err
+	}
+	if err := c.readKeys(func(string) bool { return false }); err != nil {
+		return err
+	}
+	token, err := c.ReadAdminToken()
+	if err != nil {
+		return err
+	}
+	c.AdminToken = token
+	if c.embedded {
+		return c.addClient()
+	}
+	return nil
+}
+
+// owned says which files the gateway creates when they are absent: its sealing
+// key, and the keys with which only its embedded AS issues.
+func (c *Config) owned(file string) bool {
+	if file == c.Seal.KeyFile {
+		return true
+	}
+	return c.issuerKeySize(file) > 0
+}
+
+// issuerKeySize returns the size of the embedded AS's key that file holds, 0
+// when it holds none.
+func (c *Config) issuerKeySize(file string) int {
+	as := c.AuthorizationServer
+	for _, t := range c.Tokens {
+		// An entry that names our issuer is ours. One without an issuer may hold
+		// the key of another AS, which we must not invent.
+		if file != "" && t.SymmetricKeyFile == file && as.Enabled && t.Issuer == as.Issuer {
+			if t.AlgID() == tokenAlgs["AES-CCM-16-64-128"] {
+				return 16
+			}
+			return macKeySize
+		}
+	}
+	return 0
+}
+
+func (c *Config) createOwned() error {
+	if _, ok := os.LookupEnv(SealKeyEnv); !ok {
+		if err := c.createSealKey(); err != nil {
+			return err
+		}
+	}
+	for _, t := range c.Tokens {
+		if n := c.issuerKeySize(t.SymmetricKeyFile); n > 0 {
+			if err := createSecret(c.Path(t.SymmetricKeyFile), n); err != nil {
+				return err
+			}
+		}
+	}
+	return createSecret(c.Path(AdminTokenFile), adminTokenSize)
+}
+
+// createSealKey never invents a key for a database that another key sealed.
+func (c *Config) createSealKey() error {
+	path := c.Path(c.Seal.KeyFile)
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return nil // there, or reading it will say what is wrong
+	}
+	db := c.Path(strings.TrimPrefix(c.Store, "sqlite:"))
+	if _, err := os.Stat(db); err == nil {
+		return fmt.Errorf("config: the sealing key %s is missing, but the database %s exists: restore the key, or set %s", path, db, SealKeyEnv)
+	}
+	return createSecret(path, sealKeySize)
+}
+
+// addClient makes the one client of a first run's embedded AS known: a random
+// key, shared with `gateway node` through a file.
+func (c *Config) addClient() error {
+	path := c.Path(node.ClientFile)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		key := make([]byte, clientKeySize)
+		rand.Read(key)
+		err := node.SaveClient(path, node.Client{
+			Identity: embeddedClient,
+			Key:      newSecret(key),
+			Audience: embeddedAudience,
+			AS:       "coaps://" + c.Listen.CoAPS + "/token",
+		})
+		if err != nil {
+			return fmt.Errorf("config: %w", err)
+		}
+	}
+	client, err := node.LoadClient(path)
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	if client.Identity != embeddedClient || client.Audience != embeddedAudience {
+		return fmt.Errorf("config: %s is not the credential of this gateway: remove it, and one is made anew", path)
+	}
+	c.PSK = []PSK{{Identity: client.Identity, Key: client.Key, May: []string{"token"}}}
+	return nil
+}
+
+// createSecret writes size random bytes in hexadecimal to a new file; an
+// existing one stays.
+func createSecret(path string, size int) error {
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	b := make([]byte, size)
+	rand.Read(b)
+	return createFile(path, []byte(hex.EncodeToString(b)+"\n"))
+}
+
+// createFile creates a file 0600, whole or not at all: a crash or power cut
+// leaves no half-written key behind. An existing file wins.
+func createFile(path string, content []byte) error {
+	err := writeNew(path, content)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("config: %w", err)
+	}
+	return nil
+}
+
+func writeNew(path string, content []byte) (err error) {
+	dir := filepath.Dir(path)
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(tmp.Name())) }()
+	_, err = tmp.Write(content)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	// A link, unlike a rename, fails when the name is taken.
+	if err := os.Link(tmp.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
