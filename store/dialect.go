@@ -1,0 +1,35 @@
+package store
+
+import "context"
+
+// dialect is what one kind of database does in its own way; all else in this
+// package, and all SQL of the rooms, is common.
+type dialect interface {
+	// create makes the database when it is absent.
+	create(ctx context.Context) error
+	// created makes sure that what the first start created stays: called once
+	// the schema is in place.
+	created() error
+	// connect opens one connection, to write or only to read.
+	connect(ctx context.Context, write bool) (*conn, error)
+	// checkpoint tidies up before the last connection closes.
+	checkpoint(w *conn) error
+	close() error
+
+	// schema is the store's own schema, as migration steps.
+	schema() []string
+	// begin starts a transaction. A writing one holds the write lock at once, so
+	// that it cannot fail half-way for the lack of it; a reading one sees one
+	// snapshot throughout.
+	begin(write bool) string
+	// rebind turns ? placeholders into the database's own.
+	rebind(query string) string
+	// classify says what an error of the driver means.
+	classify(err error) class
+
+	// announce wakes all followers after a commit with events; wakeups returns
+	// the channel that the next announce closes. SQLite has one process and does
+	// with a broadcast, PostgreSQL adds NOTIFY and LISTEN.
+	announce()
+	wakeups() <-chan struct{}
+}

@@ -1,0 +1,76 @@
+package store
+
+import "errors"
+
+// What callers can tell apart.
+var (
+	// ErrNotFound: QueryRow matched no row.
+	ErrNotFound = errors.New("store: not found")
+	// ErrLocked: another instance uses the data directory.
+	ErrLocked = errors.New("store: data directory is in use")
+	// ErrWrongKey: the database was sealed under another key.
+	ErrWrongKey = errors.New("store: wrong sealing key")
+	// ErrUnseal: a sealed value is damaged, belongs elsewhere or to another key.
+	// Which of these is not told.
+	ErrUnseal = errors.New("store: sealed value does not open")
+	// ErrNewerSchema: a newer program wrote the database.
+	ErrNewerSchema = errors.New("store: database is newer than this program")
+	// ErrFull: the disk takes no write: it is full, read-only or failing.
+	// Nothing of the transaction was applied; the store goes on working once the
+	// disk does.
+	ErrFull = errors.New("store: disk is full or not writable")
+	// ErrConstraint: a statement would have broken a constraint of its table.
+	ErrConstraint = errors.New("store: constraint violated")
+	// ErrClosed: the store was closed.
+	ErrClosed = errors.New("store: closed")
+
+	errTxDone   = errors.New("store: transaction used after its function returned")
+	errReadOnly = errors.New("store: View cannot write")
+	errNested   = errors.New("store: transaction inside a transaction")
+)
+
+// class says what an error of the database means for the transaction.
+type class uint8
+
+const (
+	// classStatement: the statement failed, a rollback to a savepoint undoes it.
+	classStatement class = iota
+	// classConstraint: the same, because of a constraint.
+	classConstraint
+	// classFull: the disk failed, the transaction is lost.
+	classFull
+	// classLost: the transaction is lost for another reason (memory, a lock).
+	classLost
+)
+
+// lost says whether the whole transaction is gone.
+func (c class) lost() bool { return c == classFull || c == classLost }
+
+// dbError is an error of the database with what it means.
+type dbError struct {
+	class class
+	err   error
+}
+
+func (e *dbError) Error() string {
+	switch e.class {
+	case classFull:
+		return ErrFull.Error() + ": " + e.err.Error()
+	case classConstraint:
+		return ErrConstraint.Error() + ": " + e.err.Error()
+	}
+	return "store: " + e.err.Error()
+}
+
+func (e *dbError) Unwrap() error { return e.err }
+
+func (e *dbError) Is(target error) bool {
+	return target == ErrFull && e.class == classFull || target == ErrConstraint && e.class == classConstraint
+}
+
+func classOf(err error) class {
+	if e, ok := errors.AsType[*dbError](err); ok {
+		return e.class
+	}
+	return classStatement
+}

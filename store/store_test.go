@@ -1,0 +1,70 @@
+package store
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+)
+
+func testKey() []byte { return make([]byte, KeySize) }
+
+// notes is the schema that the tests use.
+func notes() Migrations {
+	return Migrations{Room: "notes", Steps: []string{`
+		CREATE TABLE notes_note (id INTEGER PRIMARY KEY, body TEXT NOT NULL, size INTEGER NOT NULL DEFAULT 0);
+		CREATE TABLE notes_tag (note INTEGER NOT NULL REFERENCES notes_note(id) ON DELETE CASCADE, tag TEXT NOT NULL, PRIMARY KEY (note, tag));`}}
+}
+
+func open(t testing.TB, dir string, change ...func(*Options)) (*Store, error) {
+	t.Helper()
+	o := Options{Dir: dir, SealKey: testKey(), Migrations: []Migrations{notes()}, Program: "test 1"}
+	for _, f := range change {
+		f(&o)
+	}
+	return Open(context.Background(), o)
+}
+
+func newDir(t testing.TB) string { return filepath.Join(t.TempDir(), "data") }
+
+func openTest(t testing.TB, dir string, change ...func(*Options)) *Store {
+	t.Helper()
+	s, err := open(t, dir, change...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return s
+}
+
+func put(id int, body string) func(*Tx) error {
+	return func(tx *Tx) error {
+		_, err := tx.Exec("INSERT INTO notes_note (id, body) VALUES (?, ?)", id, body)
+		return err
+	}
+}
+
+func count(t testing.TB, s *Store) (n int) {
+	t.Helper()
+	if err := s.View(t.Context(), func(tx *Tx) error {
+		return tx.QueryRow("SELECT COUNT(*) FROM notes_note").Scan(&n)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestReadYourWrites(t *testing.T) {
+	s := openTest(t, newDir(t))
+	for i := range 10 {
+		if err := s.Update(t.Context(), put(i, "x")); err != nil {
+			t.Fatal(err)
+		}
+		if n := count(t, s); n != i+1 {
+			t.Fatalf("%d notes after %d updates", n, i+1)
+		}
+	}
+}

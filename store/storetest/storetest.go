@@ -1,0 +1,110 @@
+// Package storetest opens stores for tests, and copies of them as a power cut
+// would have left them.
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/seed4911071e/groupgate/store"
+)
+
+const file = "groupgate.db"
+
+// Key is the sealing key of all stores that Open opens.
+func Key() []byte { return bytes.Repeat([]byte{0x5e}, store.KeySize) }
+
+// Open opens a new store in t.TempDir and closes it when the test ends.
+func Open(t testing.TB, migrations ...store.Migrations) *store.Store {
+	t.Helper()
+	return OpenDir(t, t.TempDir(), migrations...)
+}
+
+// OpenDir opens the store of a directory and closes it when the test ends.
+func OpenDir(t testing.TB, dir string, migrations ...store.Migrations) *store.Store {
+	t.Helper()
+	// Test directories come with the umask's mode.
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(context.Background(), store.Options{
+		Dir: dir, DSN: "sqlite:" + file, SealKey: Key(), Migrations: migrations, Program: "storetest",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close store: %v", err)
+		}
+	})
+	return s
+}
+
+// Crash opens what a power cut at this moment would leave of a live store that
+// Open or OpenDir opened; the store itself goes on undisturbed. Everything that
+// was acknowledged before the call is in it.
+func Crash(t testing.TB, s *store.Store, migrations ...store.Migrations) *store.Store {
+	t.Helper()
+	dir := t.TempDir()
+	if err := CopyLive(s.Dir(), dir); err != nil {
+		t.Fatal(err)
+	}
+	return OpenDir(t, dir, migrations...)
+}
+
+// CopyLive copies the database files of a live store from directory to
+// directory.
+//
+// A reader is held meanwhile, and the database is copied before its log. The
+// reader keeps the log from being started over, so every page that a checkpoint
+// moves while the database is copied is still in the log copied after it; at
+// the log's end there may be half a transaction, as after a power cut.
+func CopyLive(from, to string) (err error) {
+	ctx := context.Background()
+	db, err := sql.Open("sqlite", filepath.Join(from, file))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(1)
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	var n int
+	if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM sqlite_schema").Scan(&n); err != nil {
+		return err
+	}
+	for _, suffix := range []string{"", "-wal"} {
+		if err := copyFile(filepath.Join(from, file+suffix), filepath.Join(to, file+suffix)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // no log: it was all moved
+	}
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
