@@ -32,7 +32,7 @@ func (c *Config) validateTokens(f *faults) {
 		key := fmt.Sprintf("tokens[%d]", i)
 		required(f, key+".audience", t.Audience, "tokens are accepted for one audience")
 		given := 0
-		for _, set := range []bool{!t.SymmetricKey.IsZero() && t.SymmetricKeyFile == "", t.SymmetricKeyFile != "", t.PublicKeyFile != ""} {
+		for _, set := range []bool{inline(f, key+".symmetric_key", t.SymmetricKey, t.SymmetricKeyFile), t.SymmetricKeyFile != "", t.PublicKeyFile != ""} {
 			if set {
 				given++
 			}
@@ -52,6 +52,14 @@ func (c *Config) validateTokens(f *faults) {
 			checkTokenKey(f, key+".symmetric_key", t)
 		}
 	}
+}
+
+// inline says whether a key stands in the configuration itself. Bootstrap puts
+// keys from files into the same field, so where there is a file only the text
+// of the configuration can tell.
+func inline(f *faults, key string, s Secret, file string) bool {
+	_, written := f.lines[key]
+	return written || !s.IsZero() && file == ""
 }
 
 // checkTokenKey holds a symmetric key against its algorithm: a CCM key has one
@@ -94,7 +102,7 @@ func (c *Config) validatePSK(f *faults) {
 			f.add(key+".identity", "%q is taken by psk[%d]", p.Identity, j)
 		}
 		seen[p.Identity] = i
-		if (p.KeyFile != "") == (!p.Key.IsZero() && p.KeyFile == "") {
+		if (p.KeyFile != "") == inline(f, key+".key", p.Key, p.KeyFile) {
 			f.add(key, "needs one of key_file and key")
 		}
 		if !p.Key.IsZero() {
