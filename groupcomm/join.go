@@ -1,0 +1,187 @@
+package groupcomm
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/seed4911071e/groupgate/cose"
+)
+
+func (g *GetCreds) item() any {
+	if g.All {
+		return nil
+	}
+	return []any{g.Inclusion, g.Roles, g.IDs}
+}
+
+// Encode gives the value of 'get_creds': null or
+// [inclusion flag, role filter, identifier filter] (RFC 9594, Section 4.3.1).
+func (g *GetCreds) Encode() []byte { return cose.MustMarshal(g.item()) }
+
+// DecodeGetCreds reads the value of 'get_creds'.
+func DecodeGetCreds(b []byte) (*GetCreds, error) {
+	g, err := decodeGetCreds(b)
+	if err != nil {
+		return nil, fmt.Errorf("get_creds: %w", err)
+	}
+	return g, nil
+}
+
+func decodeGetCreds(b []byte) (*GetCreds, error) {
+	if cose.IsNull(b) {
+		return &GetCreds{All: true}, nil
+	}
+	items, err := cose.DecodeArray(b)
+	if err != nil {
+		return nil, errors.New("null or array expected")
+	}
+	if len(items) != 3 {
+		return nil, errors.New("array of three elements expected")
+	}
+	var g GetCreds
+	if g.Inclusion, err = cose.AsBool(items[0]); err != nil {
+		return nil, err
+	}
+	if g.Roles, err = decodeArray(items[1], asRoles); err != nil {
+		return nil, err
+	}
+	if g.IDs, err = decodeArray(items[2], asSenderID); err != nil {
+		return nil, err
+	}
+	return &g, nil
+}
+
+// Select reports whether a filter covers a member with these roles and this
+// Sender ID. A member has the roles of a filter element when it has all of its
+// bits. draft-ietf-ace-key-groupcomm-oscore-21, Section 9.4 (FETCH on creds):
+// with inclusion, a member matches by roles or by identifier; without, by roles
+// and while not being listed; a lone role filter ignores the flag.
+func (g *GetCreds) Select(roles Roles, id SenderID) bool {
+	if g.All {
+		return true
+	}
+	byRole, listed := false, false
+	for _, want := range g.Roles {
+		byRole = byRole || (want != 0 && roles.Has(want))
+	}
+	for _, x := range g.IDs {
+		listed = listed || string(x) == string(id)
+	}
+	switch {
+	case len(g.IDs) == 0:
+		return byRole
+	case g.Inclusion:
+		return byRole || listed
+	case len(g.Roles) == 0:
+		return !listed
+	}
+	return byRole && !listed
+}
+
+// Empty reports whether nothing is filtered by: null or both filters empty,
+// which FETCH on creds refuses.
+func (g *GetCreds) Empty() bool { return g.All || len(g.Roles) == 0 && len(g.IDs) == 0 }
+
+// Encode gives the map; absent fields are left out.
+func (j *JoinRequest) Encode() []byte {
+	m := map[int64]any{}
+	putBytes(m, labelScope, j.Scope)
+	if j.GetCreds != nil {
+		m[labelGetCreds] = j.GetCreds.item()
+	}
+	putBytes(m, labelClientCred, j.ClientCred)
+	putBytes(m, labelCNonce, j.CNonce)
+	putBytes(m, labelClientCredVerify, j.ClientCredVerify)
+	if j.ControlURI != "" {
+		m[labelControlURI] = j.ControlURI
+	}
+	if j.Delivery != nil {
+		m[labelDelivery] = map[int64]any{deliveryChannel: j.Delivery.Channel}
+	}
+	return cose.MustMarshal(m)
+}
+
+// deliveryChannel is the key of the channel inside 'delivery'.
+const deliveryChannel int64 = 0
+
+// DecodeJoinRequest reads the map. RFC 9594, Section 4.3.1: scope and cnonce
+// are required; whether client_cred and client_cred_verify may be missing
+// depends on the member, so that is not judged here.
+func DecodeJoinRequest(b []byte) (*JoinRequest, error) {
+	f := decodeFields("join request", b)
+	f.need(labelScope, labelCNonce)
+	j := &JoinRequest{
+		Scope:            f.bytes(labelScope),
+		ClientCred:       f.bytes(labelClientCred),
+		CNonce:           f.bytes(labelCNonce),
+		ClientCredVerify: f.bytes(labelClientCredVerify),
+		ControlURI:       f.text(labelControlURI),
+	}
+	if f.m.Has(labelControlURI) && j.ControlURI == "" {
+		f.failf("label %d: empty URI", labelControlURI)
+	}
+	if raw, ok := f.m[labelGetCreds]; ok {
+		var err error
+		if j.GetCreds, err = decodeGetCreds(raw); err != nil {
+			f.failf("label %d: %w", labelGetCreds, err)
+		}
+	}
+	if raw, ok := f.m[labelDelivery]; ok && f.err == nil {
+		d := decodeFields("delivery", raw)
+		// Without a channel the parameter asks for something else than a channel.
+		if d.m.Has(deliveryChannel) {
+			j.Delivery = &Delivery{Channel: d.text(deliveryChannel)}
+		}
+		f.fail(d.err)
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	return j, nil
+}
+
+// Encode gives the value of 'delivery'.
+func (d *Delivery) Encode() []byte {
+	return cose.MustMarshal(map[int64]any{deliveryChannel: d.Channel})
+}
+
+// DecodeDelivery reads the value of 'delivery'.
+func DecodeDelivery(b []byte) (*Delivery, error) {
+	f := decodeFields("delivery", b)
+	f.need(deliveryChannel)
+	d := &Delivery{Channel: f.text(deliveryChannel)}
+	if f.err != nil {
+		return nil, f.err
+	}
+	return d, nil
+}
+
+// CredUpdate is the body of POST on nodes/NODENAME/cred: a member's new
+// credential and its proof (RFC 9594, Section 4.9.1).
+type CredUpdate struct {
+	ClientCred       []byte // 5
+	CNonce           []byte // 6
+	ClientCredVerify []byte // 24
+}
+
+// Encode gives the map.
+func (c *CredUpdate) Encode() []byte {
+	return cose.MustMarshal(map[int64]any{
+		labelClientCred: c.ClientCred, labelCNonce: c.CNonce, labelClientCredVerify: c.ClientCredVerify,
+	})
+}
+
+// DecodeCredUpdate reads the map; all three members are required.
+func DecodeCredUpdate(b []byte) (*CredUpdate, error) {
+	f := decodeFields("credential update", b)
+	f.need(labelClientCred, labelCNonce, labelClientCredVerify)
+	c := &CredUpdate{
+		ClientCred:       f.bytes(labelClientCred),
+		CNonce:           f.bytes(labelCNonce),
+		ClientCredVerify: f.bytes(labelClientCredVerify),
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	return c, nil
+}

@@ -1,0 +1,66 @@
+package groupcomm
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/seed4911071e/groupgate/cose"
+)
+
+// Types that hold group secrets, tokens or passwords print as [redacted] under
+// every verb and in logs, wherever they are reached through an interface. The
+// methods are on values so that pointers have them too.
+
+// Format prints [redacted] under every verb.
+func (KeyMap) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the keys out of logs.
+func (KeyMap) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the keys out of JSON and YAML.
+func (KeyMap) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
+
+// Format prints [redacted] under every verb.
+func (KeyDistribution) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the keys out of logs.
+func (KeyDistribution) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the keys out of JSON and YAML.
+func (KeyDistribution) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
+
+// Format prints [redacted] under every verb.
+func (RekeyMessage) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the keys out of logs.
+func (RekeyMessage) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the keys out of JSON and YAML.
+func (RekeyMessage) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
+
+// Format prints [redacted] under every verb.
+func (MgtKeyMaterial) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the keys out of logs.
+func (MgtKeyMaterial) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the keys out of JSON and YAML.
+func (MgtKeyMaterial) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
+
+// Format prints [redacted] under every verb.
+func (RekeyPlan) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the rekey message out of logs.
+func (RekeyPlan) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the rekey message out of JSON and YAML.
+func (RekeyPlan) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
+
+// Format prints [redacted] under every verb.
+func (TokenTransfer) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the token out of logs.
+func (TokenTransfer) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the token out of JSON and YAML.
+func (TokenTransfer) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
