@@ -53,6 +53,12 @@ func (id OptionID) Unsafe() bool { return id&2 != 0 }
 // Section 5.4.2).
 func (id OptionID) NoCacheKey() bool { return id&0x1e == 0x1c }
 
+// Known says whether this package knows the option.
+func (id OptionID) Known() bool {
+	_, known := id.rule()
+	return known
+}
+
 // optionRule is a row of the option registry.
 type optionRule struct {
 	min, max int

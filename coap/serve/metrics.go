@@ -1,0 +1,83 @@
+package serve
+
+import (
+	"errors"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+type metrics struct {
+	requests      *prometheus.CounterVec
+	panics        prometheus.Counter
+	observations  prometheus.Gauge
+	notifications *prometheus.CounterVec
+	blockIn       prometheus.Counter
+	blockOut      prometheus.Counter
+}
+
+// newMetrics registers with r; servers that share r share the metrics.
+func newMetrics(r prometheus.Registerer) *metrics {
+	bytes := register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "groupgate_serve_blockwise_bytes_total",
+		Help: "Bytes of bodies carried in blocks.",
+	}, []string{"direction"}))
+	return &metrics{
+		requests: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_serve_requests_total",
+			Help: "CoAP requests by method and class of the response code.",
+		}, []string{"method", "class"})),
+		panics: register(r, prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "groupgate_serve_panics_total",
+			Help: "Handlers that panicked.",
+		})),
+		observations: register(r, prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "groupgate_serve_observations",
+			Help: "Observations registered now.",
+		})),
+		notifications: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_serve_notifications_total",
+			Help: "Notifications by result: acknowledged, sent (not confirmable), reset, timeout, gone, refused.",
+		}, []string{"result"})),
+		blockIn:  bytes.WithLabelValues("in"),
+		blockOut: bytes.WithLabelValues("out"),
+	}
+}
+
+func register[C prometheus.Collector](r prometheus.Registerer, c C) C {
+	err := r.Register(c)
+	if have, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
+		if c, ok := have.ExistingCollector.(C); ok {
+			return c
+		}
+	}
+	if err != nil {
+		panic("serve: internal error: " + err.Error()) // another metric has the name
+	}
+	return c
+}
+
+func (m *metrics) request(method, code coap.Code) {
+	name := "other" // methods are the peer's to choose; label values are not
+	if method <= coap.IPATCH {
+		name = method.String()
+	}
+	m.requests.WithLabelValues(name, strconv.Itoa(int(code.Class()))+".xx").Inc()
+}
+
+func (m *metrics) notification(confirmable bool, err error) {
+	result := "gone"
+	switch {
+	case err == nil && confirmable:
+		result = "acknowledged"
+	case err == nil:
+		result = "sent"
+	case errors.Is(err, coap.ErrReset):
+		result = "reset"
+	case errors.Is(err, coap.ErrTimeout):
+		result = "timeout"
+	}
+	m.notifications.WithLabelValues(result).Inc()
+}

@@ -1,0 +1,395 @@
+package serve
+
+import (
+	"slices"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// topic is what handlers name in Observation and rooms in Publish.
+type topic struct {
+	name string
+	subs map[coap.LinkID]*subscription
+	last *note // newest known; kept while there are observers or registrations under way
+
+	// Drops that happened while registrations were under way, by link; the zero
+	// link stands for all.
+	drops map[coap.LinkID]drop
+}
+
+type drop struct {
+	at   uint64
+	last *coap.Response
+}
+
+// note is a notification with an identity.
+type note struct{ coap.Notification }
+
+// subscription is the mailbox of one link for one topic.
+type subscription struct {
+	peer  *peer
+	topic *topic
+	obs   []*observation // one for each token; never empty
+
+	pending  *note // newest not yet sent
+	sending  *note // in flight
+	missed   *note // nobody acknowledged it; sent again at the next sign of life
+	misses   int   // in a row
+	queued   bool  // has its turn or waits for it
+	gone     bool  // removed; what is in flight may still come to an end
+	shown    uint64
+	hasShown bool
+	heard    time.Time // last acknowledgement or registration
+}
+
+// observation is one entry of the list of observers (RFC 7641, Section 4.1): a
+// link and a token.
+type observation struct {
+	sub        *subscription
+	token      string
+	seq        uint32 // 24 bits
+	key        cacheKey
+	szx        uint8
+	whole      bool
+	noResponse uint8
+	gone       bool
+}
+
+// nextSeq gives a number that is newer than all before it, also than those of
+// an observation with the same token before a restart: the seconds of the clock
+// while notifications are rarer (RFC 7641, Sections 3.4 and 4.4).
+func (o *observation) nextSeq() uint32 {
+	const mask = 1<<24 - 1
+	next := (o.seq + 1) & mask
+	clock := uint32(time.Now().Unix()) & mask
+	if d := (clock - next) & mask; d < 1<<23 {
+		next = clock
+	}
+	o.seq = next
+	return next
+}
+
+// beginRegistration says that a handler is about to read a state that may then
+// be observed: what is published from now on is kept.
+func (s *Server) beginRegistration() (start uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.registering++
+	return s.events
+}
+
+func (s *Server) endRegistration() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.registering--; s.registering > 0 {
+		return
+	}
+	for name, t := range s.unsettled {
+		t.drops = nil
+		if len(t.subs) == 0 && s.topics[name] == t {
+			delete(s.topics, name)
+			s.retained--
+		}
+	}
+	clear(s.unsettled)
+}
+
+// register adds the observation that the response r of x asks for and returns
+// r with the Observe option; without it when the observation was dropped
+// meanwhile or there are too many.
+func (s *Server) register(x *exchange, r *coap.Response, start uint64) *coap.Response {
+	key := x.cacheKey()
+	s.mu.Lock()
+	p := x.peer
+	if p.gone {
+		s.mu.Unlock()
+		return r
+	}
+	t := s.topicLocked(r.Observe.Topic)
+	for _, id := range []coap.LinkID{p.id, ""} {
+		if d, ok := t.drops[id]; ok && d.at > start {
+			// Dropped between the reading of the state and now.
+			s.deregisterLocked(p, string(x.token))
+			s.tidyLocked(t)
+			s.mu.Unlock()
+			if d.last != nil {
+				return d.last
+			}
+			return r
+		}
+	}
+	o := p.tokens[string(x.token)]
+	if o != nil && o.sub.topic != t {
+		s.deregisterLocked(p, string(x.token))
+		o = nil
+	}
+	if o == nil {
+		if s.observations >= s.cfg.MaxObservations || len(p.tokens) >= maxPeerObservations {
+			s.tidyLocked(t)
+			s.mu.Unlock()
+			return r
+		}
+		sub := t.subs[p.id]
+		if sub == nil {
+			sub = &subscription{peer: p, topic: t}
+			if len(t.subs) == 0 {
+				s.retained--
+			}
+			if t.subs == nil {
+				t.subs = make(map[coap.LinkID]*subscription, 1)
+			}
+			t.subs[p.id] = sub
+			if p.subs == nil {
+				p.subs = make(map[string]*subscription, 1)
+			}
+			p.subs[t.name] = sub
+		}
+		o = &observation{sub: sub, token: string(x.token)}
+		sub.obs = append(slices.Clone(sub.obs), o)
+		if p.tokens == nil {
+			p.tokens = make(map[string]*observation, 1)
+		}
+		p.tokens[o.token] = o
+		s.observations++
+		s.metrics.observations.Inc()
+	}
+	o.key, o.whole, o.szx = key, x.whole, s.szx
+	if x.block2 != nil {
+		o.szx = min(x.block2.SZX, s.szx)
+	}
+	o.noResponse = noResponse(x.req.Options)
+	sub := o.sub
+	sub.heard = time.Now()
+	sub.misses = 0
+	sub.shown, sub.hasShown = r.Observe.Version, true
+	if sub.missed != nil && sub.missed.Version <= sub.shown {
+		sub.missed = nil
+	}
+	if sub.pending != nil && sub.pending.Version <= sub.shown {
+		sub.pending = nil
+	}
+	if t.last != nil && t.last.Version > sub.shown {
+		if sub.queued {
+			sub.pending = t.last
+		} else {
+			sub.missed = t.last // the reply goes first: revive sends it
+		}
+	}
+	seq := o.nextSeq()
+	s.mu.Unlock()
+
+	out := *r
+	out.Options = slices.Clone(r.Options)
+	out.Options.SetUint(coap.ObserveOption, seq)
+	return &out
+}
+
+// topicLocked finds or makes a topic. A new one counts as retained until it has
+// an observer.
+func (s *Server) topicLocked(name string) *topic {
+	t := s.topics[name]
+	if t == nil {
+		t = &topic{name: name}
+		s.topics[name] = t
+		s.unsettled[name] = t
+		s.retained++
+	}
+	return t
+}
+
+// tidyLocked forgets a topic that nobody observes, unless a registration under
+// way may want to know what happened to it.
+func (s *Server) tidyLocked(t *topic) {
+	if len(t.subs) != 0 || s.topics[t.name] != t {
+		return
+	}
+	if s.registering > 0 && (t.last != nil || t.drops != nil) && s.retained <= maxRetained {
+		s.unsettled[t.name] = t
+		return
+	}
+	delete(s.topics, t.name)
+	delete(s.unsettled, t.name)
+	s.retained--
+}
+
+// deregister removes the observation with the token (RFC 7641, Section 3.6).
+func (s *Server) deregister(p *peer, token []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deregisterLocked(p, string(token))
+}
+
+func (s *Server) deregisterLocked(p *peer, token string) {
+	o := p.tokens[token]
+	if o == nil {
+		return
+	}
+	sub := o.sub
+	if len(sub.obs) == 1 {
+		s.removeLocked(sub)
+		return
+	}
+	s.forgetObservationLocked(p, o)
+	i := slices.Index(sub.obs, o)
+	sub.obs = slices.Delete(slices.Clone(sub.obs), i, i+1)
+}
+
+func (s *Server) forgetObservationLocked(p *peer, o *observation) {
+	o.gone = true
+	delete(p.tokens, o.token)
+	s.observations--
+	s.metrics.observations.Dec()
+}
+
+// removeLocked ends all observations of a topic by a link. What waits in the
+// mailbox is dropped.
+func (s *Server) removeLocked(sub *subscription) {
+	if sub.gone {
+		return
+	}
+	sub.gone = true
+	sub.pending, sub.missed = nil, nil
+	for _, o := range sub.obs {
+		s.forgetObservationLocked(sub.peer, o)
+	}
+	t := sub.topic
+	delete(sub.peer.subs, t.name)
+	delete(t.subs, sub.peer.id)
+	if len(t.subs) == 0 {
+		s.retained++
+		s.tidyLocked(t)
+	}
+}
+
+// Observers lists the links that observe a topic.
+func (s *Server) Observers(name string) []coap.LinkID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.topics[name]
+	if t == nil {
+		return nil
+	}
+	out := make([]coap.LinkID, 0, len(t.subs))
+	for id := range t.subs {
+		out = append(out, id)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Cancel ends the observation with the token: for links that can tell which
+// notification a Reset rejects although it was not confirmable (RFC 7641,
+// Section 3.6). For confirmable ones coap.ErrReset does it.
+func (s *Server) Cancel(id coap.LinkID, token []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.peers[id]; p != nil {
+		s.deregisterLocked(p, string(token))
+	}
+}
+
+// Publish sends n to every observer of the topic who has not been shown its
+// version; see the package comment for what Done reports. An older version than
+// one published before is ignored. Publish hands messages to the links in the
+// calling goroutine and waits for no peer.
+func (s *Server) Publish(name string, n coap.Notification) {
+	if n.Body == nil {
+		panic("serve: internal error: notification without a body")
+	}
+	s.mu.Lock()
+	t := s.topics[name]
+	if t == nil {
+		if s.registering == 0 || s.retained >= maxRetained {
+			s.mu.Unlock()
+			return // a handler that starts now sees the new state
+		}
+		t = s.topicLocked(name)
+	}
+	if t.last != nil && n.Version < t.last.Version {
+		s.mu.Unlock()
+		return
+	}
+	next := &note{n}
+	t.last = next
+	var start []*subscription
+	for _, sub := range t.subs {
+		if sub.hasShown && sub.shown >= n.Version {
+			continue
+		}
+		if sub.sending != nil && sub.sending.Version >= n.Version {
+			continue
+		}
+		sub.pending, sub.missed = next, nil
+		if !sub.queued {
+			sub.queued = true
+			if s.enqueueLocked(sub.peer, sub) {
+				start = append(start, sub)
+			}
+		}
+	}
+	s.mu.Unlock()
+	for _, sub := range start {
+		sub.run(s)
+	}
+}
+
+// Drop ends the observation of the topic by the link, or by all for the zero
+// link, and tells them last, without the Observe option, in a confirmable
+// message.
+func (s *Server) Drop(name string, link coap.LinkID, last *coap.Response) {
+	var start []*farewell
+	s.mu.Lock()
+	s.events++
+	t := s.topics[name]
+	if t == nil && s.registering > 0 && s.retained < maxRetained {
+		t = s.topicLocked(name)
+	}
+	if t == nil {
+		s.mu.Unlock()
+		return
+	}
+	if s.registering > 0 {
+		if t.drops == nil {
+			t.drops = make(map[coap.LinkID]drop)
+			s.unsettled[name] = t
+		}
+		t.drops[link] = drop{at: s.events, last: last}
+	}
+	var subs []*subscription
+	if link != "" {
+		if sub := t.subs[link]; sub != nil {
+			subs = append(subs, sub)
+		}
+	} else {
+		for _, sub := range t.subs {
+			subs = append(subs, sub)
+		}
+		t.last = nil // versions may begin anew, with a group of the same name
+	}
+	for _, sub := range subs {
+		if f := s.endLocked(sub, last, true); f != nil {
+			start = append(start, f)
+		}
+	}
+	s.tidyLocked(t)
+	s.mu.Unlock()
+	for _, f := range start {
+		f.run(s)
+	}
+}
+
+// endLocked removes the subscription and queues the last response for it. The
+// job is returned when it can run at once.
+func (s *Server) endLocked(sub *subscription, last *coap.Response, confirm bool) *farewell {
+	obs := sub.obs
+	s.removeLocked(sub)
+	if last == nil {
+		return nil
+	}
+	f := &farewell{peer: sub.peer, obs: obs, last: last, confirm: confirm}
+	if s.enqueueLocked(sub.peer, f) {
+		return f
+	}
+	return nil
+}
