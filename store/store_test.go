@@ -4,6 +4,8 @@ import (
 	"context"
 	"path/filepath"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 func testKey() []byte { return make([]byte, KeySize) }
@@ -67,4 +69,25 @@ func TestReadYourWrites(t *testing.T) {
 			t.Fatalf("%d notes after %d updates", n, i+1)
 		}
 	}
+}
+
+// metric is the value of a counter of the store.
+func metric(t testing.TB, s *Store, name string) int {
+	t.Helper()
+	families, err := s.metrics.reg.(prometheus.Gatherer).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return int(f.GetMetric()[0].GetCounter().GetValue())
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}
+
+func commits(t testing.TB, s *Store) int {
+	t.Helper()
+	return metric(t, s, "groupgate_store_commits_total")
 }

@@ -169,7 +169,7 @@ func (r *Rows) Next() bool {
 	return false
 }
 
-// Scan copies the row's columns to dest.
+// Scan copies the row's columns to dest. An empty BLOB comes back as nil.
 func (r *Rows) Scan(dest ...any) error {
 	if err := r.rows.Scan(dest...); err != nil {
 		// Not a failure of the database: what is read is not what was expected.
