@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/seed4911071e/groupgate/node"
@@ -17,7 +18,7 @@ import (
 const (
 	adminTokenSize = 32
 	clientKeySize  = 16
-	macKeySize     = 32
+	issuerKeySize  = 16 // AES-CCM-16-64-128
 )
 
 // Bootstrap makes the data folder ready and fills c with every key: it creates
@@ -48,27 +49,16 @@ func (c *Config) Bootstrap() error {
 // owned says which files the gateway creates when they are absent: its sealing
 // key, and the keys with which only its embedded AS issues.
 func (c *Config) owned(file string) bool {
-	if file == c.Seal.KeyFile {
-		return true
-	}
-	return c.issuerKeySize(file) > 0
+	return file == c.Seal.KeyFile || slices.ContainsFunc(c.Tokens, func(t Token) bool {
+		return t.SymmetricKeyFile == file && c.issuing(t)
+	})
 }
 
-// issuerKeySize returns the size of the embedded AS's key that file holds, 0
-// when it holds none.
-func (c *Config) issuerKeySize(file string) int {
+// issuing says whether an entry's key file is the embedded AS's own. An entry
+// without an issuer may hold the key of another AS, which we must not invent.
+func (c *Config) issuing(t Token) bool {
 	as := c.AuthorizationServer
-	for _, t := range c.Tokens {
-		// An entry that names our issuer is ours. One without an issuer may hold
-		// the key of another AS, which we must not invent.
-		if file != "" && t.SymmetricKeyFile == file && as.Enabled && t.Issuer == as.Issuer {
-			if t.AlgID() == tokenAlgs["AES-CCM-16-64-128"] {
-				return 16
-			}
-			return macKeySize
-		}
-	}
-	return 0
+	return as.Enabled && t.SymmetricKeyFile != "" && t.Issuer == as.Issuer && t.AlgID() == tokenAlgs["AES-CCM-16-64-128"]
 }
 
 func (c *Config) createOwned() error {
@@ -78,8 +68,8 @@ func (c *Config) createOwned() error {
 		}
 	}
 	for _, t := range c.Tokens {
-		if n := c.issuerKeySize(t.SymmetricKeyFile); n > 0 {
-			if err := createSecret(c.Path(t.SymmetricKeyFile), n); err != nil {
+		if c.issuing(t) {
+			if err := createSecret(c.Path(t.SymmetricKeyFile), issuerKeySize); err != nil {
 				return err
 			}
 		}

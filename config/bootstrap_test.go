@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -156,8 +157,11 @@ psk: [{identity: a, key_file: open.key, may: [token]}]
 	if err := c.Bootstrap(); err != nil {
 		t.Fatal(err)
 	}
-	if !ed.Equal(c.Tokens[1].PublicKey) || c.Tokens[1].Alg != "EdDSA" || !ec.PublicKey.Equal(c.Tokens[2].PublicKey) {
-		t.Errorf("public keys: %+v", c.Tokens)
+	if k := c.Tokens[1].PublicKey; !bytes.Equal(k.X, ed) || k.CheckAlg(c.Tokens[1].AlgID()) != nil {
+		t.Errorf("Ed25519 key: %+v", k)
+	}
+	if k := c.Tokens[2].PublicKey; k.CheckAlg(c.Tokens[2].AlgID()) != nil || !bytes.Equal(k.X, ec.X.FillBytes(make([]byte, 32))) {
+		t.Errorf("P-256 key: %+v", k)
 	}
 	if got := strings.Join(c.Warnings(), "\n"); !strings.Contains(got, "open.key can be read by others") {
 		t.Errorf("warnings %q", got)

@@ -9,9 +9,10 @@
 package config
 
 import (
-	"crypto"
 	"path/filepath"
 	"time"
+
+	"github.com/seed4911071e/groupgate/cose"
 )
 
 // Config is the whole configuration. Names of files are relative to DataDir.
@@ -58,11 +59,13 @@ type Token struct {
 	SymmetricKey      Secret `yaml:"symmetric_key"`       // hex in the file
 	SymmetricKeyFile  string `yaml:"symmetric_key_file"`  // hex
 	PublicKeyFile     string `yaml:"public_key_file"`     // PEM, SubjectPublicKeyInfo
+	EncryptionKeyFile string `yaml:"encryption_key_file"` // hex; opens an Encrypted_COSE_Key in COSE_Mac0 and COSE_Sign1 tokens
 	DerivationKeyFile string `yaml:"derivation_key_file"` // hex; RFC 9202, Section 3.3.1
 
 	// Filled by Bootstrap, besides SymmetricKey.
-	PublicKey     crypto.PublicKey `yaml:"-"` // ed25519.PublicKey or *ecdsa.PublicKey
-	DerivationKey Secret           `yaml:"-"`
+	PublicKey     *cose.Key `yaml:"-"`
+	EncryptionKey Secret    `yaml:"-"`
+	DerivationKey Secret    `yaml:"-"`
 }
 
 // PSK is a DTLS peer with a configured key: a client of the embedded AS.

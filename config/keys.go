@@ -2,7 +2,6 @@ package config
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -14,6 +13,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+
+	"github.com/seed4911071e/groupgate/cose"
 )
 
 // SealKeyEnv is the environment variable that holds the sealing key in place of
@@ -73,6 +74,12 @@ func (r *keyReader) token(key string, t *Token) {
 		t.SymmetricKey = newSecret(b)
 		checkTokenKey(r.faults, key+".symmetric_key_file", *t)
 	}
+	if b, ok := r.hexFile(key+".encryption_key_file", t.EncryptionKeyFile); ok {
+		t.EncryptionKey = newSecret(b)
+		if len(b) != 16 {
+			r.faults.add(key+".encryption_key_file", "must hold 16 bytes")
+		}
+	}
 	if b, ok := r.hexFile(key+".derivation_key_file", t.DerivationKeyFile); ok {
 		t.DerivationKey = newSecret(b)
 		if len(b) < minDerive {
@@ -108,6 +115,7 @@ func (r *keyReader) oneAlgorithmPerKey() {
 	}
 	for i, t := range r.c.Tokens {
 		use(fmt.Sprintf("tokens[%d]", i), t.SymmetricKey, t.AlgID())
+		use(fmt.Sprintf("tokens[%d].encryption_key_file", i), t.EncryptionKey, tokenAlgs["AES-CCM-16-64-128"])
 		use(fmt.Sprintf("tokens[%d].derivation_key_file", i), t.DerivationKey, derivation)
 	}
 }
@@ -211,7 +219,7 @@ func readBounded(path string) ([]byte, fs.FileMode, error) {
 
 // parsePublicKey reads the key that verifies COSE_Sign1 tokens and names its
 // algorithm.
-func parsePublicKey(b []byte) (crypto.PublicKey, string, error) {
+func parsePublicKey(b []byte) (*cose.Key, string, error) {
 	block, rest := pem.Decode(b)
 	if block == nil || block.Type != "PUBLIC KEY" || len(bytes.TrimSpace(rest)) != 0 {
 		return nil, "", errors.New(`must hold one PEM block "PUBLIC KEY"`)
@@ -222,11 +230,16 @@ func parsePublicKey(b []byte) (crypto.PublicKey, string, error) {
 	}
 	switch k := key.(type) {
 	case ed25519.PublicKey:
-		return k, "EdDSA", nil
+		return &cose.Key{Kty: cose.KtyOKP, Crv: cose.CrvEd25519, Alg: cose.AlgEdDSA, X: k}, "EdDSA", nil
 	case *ecdsa.PublicKey:
-		if k.Curve == elliptic.P256() {
-			return k, "ES256", nil
+		if k.Curve != elliptic.P256() {
+			break
 		}
+		point, err := k.Bytes() // 0x04 | x | y
+		if err != nil {
+			return nil, "", err
+		}
+		return &cose.Key{Kty: cose.KtyEC2, Crv: cose.CrvP256, Alg: cose.AlgES256, X: point[1:33], Y: point[33:]}, "ES256", nil
 	}
 	return nil, "", errors.New("must be an Ed25519 or P-256 key")
 }

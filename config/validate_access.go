@@ -62,9 +62,7 @@ func inline(f *faults, key string, s Secret, file string) bool {
 	return written || !s.IsZero() && file == ""
 }
 
-// checkTokenKey holds a symmetric key against its algorithm: a CCM key has one
-// length; a MAC key shorter than the hash is the weakest part (RFC 9053,
-// Section 3.1).
+// checkTokenKey holds a symmetric key against its algorithm.
 func checkTokenKey(f *faults, key string, t Token) {
 	n := len(t.SymmetricKey.Bytes())
 	switch t.AlgID() {
@@ -73,8 +71,8 @@ func checkTokenKey(f *faults, key string, t Token) {
 			f.add(key, "AES-CCM-16-64-128 needs a key of 16 bytes, this one has %d", n)
 		}
 	case tokenAlgs["HMAC-256/64"], tokenAlgs["HMAC-256/256"]:
-		if n < 32 || n > 128 {
-			f.add(key, "%s needs a key of 32 to 128 bytes, this one has %d", t.Alg, n)
+		if n < 16 || n > 128 {
+			f.add(key, "%s needs a key of 16 to 128 bytes, this one has %d", t.Alg, n)
 		}
 	}
 }
@@ -184,7 +182,7 @@ func (c *Config) validatePolicy(f *faults, key string, p Policy) {
 	}
 	required(f, key+".audience", p.Audience, "the audience of a tokens entry")
 	if p.Audience != "" && c.IssuerToken(p.Audience) == nil {
-		f.add(key+".audience", "no tokens entry has the audience %q, the issuer %q and a symmetric key to issue with",
+		f.add(key+".audience", "no tokens entry has the audience %q, the issuer %q and an AES-CCM-16-64-128 key to issue with",
 			p.Audience, c.AuthorizationServer.Issuer)
 	}
 	if len(p.Scope) == 0 {
@@ -206,11 +204,12 @@ func (c *Config) validatePolicy(f *faults, key string, p Policy) {
 }
 
 // IssuerToken returns the tokens entry with whose key the embedded AS protects
-// tokens for an audience, nil when there is none.
+// tokens for an audience, nil when there is none. It issues COSE_Encrypt0 only:
+// its tokens carry the keys that it makes (protocol.md, Section 2).
 func (c *Config) IssuerToken(audience string) *Token {
 	for i := range c.Tokens {
 		t := &c.Tokens[i]
-		if t.Audience == audience && t.symmetric() && (t.Issuer == "" || t.Issuer == c.AuthorizationServer.Issuer) {
+		if t.Audience == audience && t.AlgID() == tokenAlgs["AES-CCM-16-64-128"] && (t.Issuer == "" || t.Issuer == c.AuthorizationServer.Issuer) {
 			return t
 		}
 	}
