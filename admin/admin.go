@@ -1,0 +1,200 @@
+// Package admin is the operator's door: health, readiness, metrics, and the
+// small HTTP API that the command line uses.
+//
+//	GET  /healthz               the process lives
+//	GET  /readyz                every component, 503 while one is not ready
+//	GET  /metrics               Prometheus
+//	GET  /v1/status             version, uptime, listeners
+//	GET  /v1/groups             all groups
+//	GET  /v1/groups/NAME        one group with its members
+//	POST /v1/groups/NAME/rekey  {"reason"}
+//	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
+//	POST /v1/tokens             issues an access token
+//
+// Everything under /v1 needs the bearer token that lies in the data folder.
+// Errors are problem details (RFC 9457) with a hint where there is one. Start
+// at [New]; [Client] is the other end.
+package admin
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+// Groups is what the API asks of the Group Manager.
+type Groups interface {
+	Groups(ctx context.Context) ([]groupcomm.GroupStatus, error)
+	// Rekey renews the keying material now and returns the new version.
+	Rekey(ctx context.Context, group, reason string) (uint64, error)
+	// Evict removes members by node name or Sender ID and returns the names of
+	// the nodes that it removed.
+	Evict(ctx context.Context, group string, nodes []string, senderIDs [][]byte) ([]string, error)
+}
+
+// Members tells the members of a group and what each has confirmed.
+type Members interface {
+	MemberStatus(ctx context.Context, group string) ([]Member, error)
+}
+
+// Tokens issues access tokens by hand.
+type Tokens interface {
+	IssueToken(ctx context.Context, req TokenRequest) (*Token, error)
+}
+
+// Readiness tells how the parts of the gateway are.
+type Readiness interface {
+	Components(ctx context.Context) []Component
+}
+
+// Member is one row of a group.
+type Member struct {
+	Node      string
+	SenderID  groupcomm.SenderID // nil: none, a monitor
+	Roles     groupcomm.Roles
+	Version   groupcomm.Version // last confirmed
+	State     string            // current, pending, asleep, unreachable, lapsed
+	Channel   string            // observe, mqtt, poll, none
+	LastHeard time.Time         // zero: never
+	Expires   time.Time         // of its token; zero: never
+}
+
+// TokenRequest asks for an access token.
+type TokenRequest struct {
+	Audience string
+	Scope    groupcomm.Scope
+	Lifetime time.Duration // 0: the issuer's choice
+}
+
+// Token is an issued access token. Key is the node's secret.
+type Token struct {
+	AccessToken []byte
+	KID         []byte
+	Key         []byte
+	Expires     time.Time
+}
+
+// Component is one part of the gateway in /readyz.
+type Component struct {
+	Name   string `json:"name"`
+	Ready  bool   `json:"ready"`
+	Detail string `json:"detail,omitempty"` // no secrets: /readyz is open
+}
+
+// Config says how the API is served.
+type Config struct {
+	Token     string // bearer token; "" refuses everything under /v1
+	Version   string // of the program
+	Listeners map[string]string
+}
+
+// Deps are the rooms behind the API. A nil one answers 503.
+type Deps struct {
+	Groups    Groups
+	Members   Members
+	Tokens    Tokens
+	Readiness Readiness           // nil: always ready
+	Gatherer  prometheus.Gatherer // nil: no /metrics
+	Log       *slog.Logger        // nil: discard
+}
+
+// Server serves the API.
+type Server struct {
+	cfg     Config
+	deps    Deps
+	token   [sha256.Size]byte
+	started time.Time
+	handler http.Handler
+}
+
+// Limits, our own choices. The API is for one operator and one scraper.
+const (
+	maxBody       = 64 << 10
+	maxHeader     = 16 << 10
+	maxConns      = 64
+	readTimeout   = 10 * time.Second
+	writeTimeout  = 60 * time.Second // a rekey is one transaction, behind others
+	idleTimeout   = 60 * time.Second
+	goodbye       = 3 * time.Second // for requests under way when Run ends
+	scrapesAtOnce = 4
+)
+
+// New returns a server that does nothing yet.
+func New(cfg Config, d Deps) *Server {
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{cfg: cfg, deps: d, token: sha256.Sum256([]byte(cfg.Token)), started: time.Now()}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", s.health)
+	mux.HandleFunc("GET /readyz", s.ready)
+	if d.Gatherer != nil {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(d.Gatherer, promhttp.HandlerOpts{
+			MaxRequestsInFlight: scrapesAtOnce, Timeout: readTimeout,
+		}))
+	}
+	for pattern, h := range map[string]apiFunc{
+		"GET /v1/status":               s.status,
+		"GET /v1/groups":               s.listGroups,
+		"GET /v1/groups/{name}":        s.showGroup,
+		"POST /v1/groups/{name}/rekey": s.rekey,
+		"POST /v1/groups/{name}/evict": s.evict,
+		"POST /v1/tokens":              s.issueToken,
+	} {
+		mux.Handle(pattern, s.authorized(h))
+	}
+	mux.Handle("/", s.authorized(func(*http.Request) (any, error) {
+		return nil, &Problem{Status: http.StatusNotFound, Detail: "no such resource, or not with this method"}
+	}))
+	s.handler = guardHost(mux)
+	return s
+}
+
+// Handler returns the API as a handler.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Run serves on l until ctx ends, and closes l. Requests under way get a few
+// seconds to finish.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler:           s.handler,
+		ReadTimeout:       readTimeout,
+		ReadHeaderTimeout: readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.deps.Log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(limitListener(l, maxConns)) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+	defer cancel()
+	if err := srv.Shutdown(bye); err != nil {
+		_ = srv.Close() // what did not finish in time is cut off
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// tokenMatches compares in constant time, lengths included.
+func (s *Server) tokenMatches(given string) bool {
+	sum := sha256.Sum256([]byte(given))
+	return subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1 && s.cfg.Token != ""
+}
