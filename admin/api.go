@@ -168,37 +168,11 @@ func memberInfo(m Member) MemberInfo {
 	return info
 }
 
-var roles = []struct {
-	name string
-	bit  groupcomm.Roles
-}{
-	{"requester", groupcomm.Requester}, {"responder", groupcomm.Responder},
-	{"monitor", groupcomm.Monitor}, {"verifier", groupcomm.Verifier},
-}
-
 func roleNames(r groupcomm.Roles) []string {
-	names := []string{}
-	for _, x := range roles {
-		if r&x.bit != 0 {
-			names = append(names, x.name)
-		}
+	if r == 0 {
+		return []string{}
 	}
-	return names
-}
-
-func rolesOf(names []string) (groupcomm.Roles, error) {
-	var r groupcomm.Roles
-next:
-	for _, n := range names {
-		for _, x := range roles {
-			if x.name == n {
-				r |= x.bit
-				continue next
-			}
-		}
-		return 0, badRequest("unknown role %q", n)
-	}
-	return r, nil
+	return strings.Split(r.String(), ",")
 }
 
 func timeOrNil(t time.Time) *time.Time {
@@ -306,12 +280,12 @@ func (s *Server) issueToken(r *http.Request) (any, error) {
 	}
 	req := TokenRequest{Audience: ask.Audience}
 	for _, e := range ask.Scope {
-		bits, err := rolesOf(e.Roles)
+		bits, err := groupcomm.ParseRoles(strings.Join(e.Roles, ","))
 		if err != nil {
-			return nil, err
+			return nil, badRequest("scope: %s", err)
 		}
-		if e.Group == "" || bits == 0 {
-			return nil, badRequest("each entry of scope needs a group and roles")
+		if !groupcomm.ValidGroupName(e.Group) {
+			return nil, badRequest("scope: %q is no group name", e.Group)
 		}
 		req.Scope = append(req.Scope, groupcomm.ScopeEntry{Group: e.Group, Roles: bits})
 	}

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/hex"
 	"fmt"
+	"strings"
 
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
@@ -28,14 +29,17 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 	if curve == "" {
 		curve = curveFor(g.SignAlg)
 	}
+	// Validate has looked the names up.
+	alg := func(name string) int64 { id, _ := groupcomm.AlgByName(name); return id }
+	credFmt, _ := groupcomm.CredFmtByName(g.CredFmt)
 	gc := groupcomm.GroupConfig{
 		Name:     g.Name,
-		SignAlg:  signAlgs[g.SignAlg],
-		GpEncAlg: aeadAlgs[g.GpEncAlg],
-		Alg:      aeadAlgs[g.Alg],
-		ECDHAlg:  ecdhAlgs[g.ECDHAlg],
-		HKDF:     hkdfAlgs[g.HKDF],
-		CredFmt:  credFmts[g.CredFmt],
+		SignAlg:  alg(g.SignAlg),
+		GpEncAlg: alg(g.GpEncAlg),
+		Alg:      alg(g.Alg),
+		ECDHAlg:  alg(g.ECDHAlg),
+		HKDF:     alg(g.HKDF),
+		CredFmt:  credFmt,
 
 		KeyLifetime:     g.KeyLifetime,
 		RekeyOnJoin:     g.Rekey.OnJoin,
@@ -49,7 +53,7 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		List:            g.List,
 	}
 	if gc.ECDHAlg != 0 {
-		gc.ECDHCrv = ecdhCurves[curve]
+		gc.ECDHCrv, _ = groupcomm.CurveByName(curve)
 	}
 	if g.Gid.Prefix != "auto" {
 		prefix, err := hex.DecodeString(g.Gid.Prefix)
@@ -58,24 +62,19 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		}
 		gc.GidPrefix = prefix
 	}
+	if err := gc.Validate(); err != nil {
+		return gc, fmt.Errorf("config: group %q: %w", g.Name, err)
+	}
 	return gc, nil
 }
 
 // ScopeOf translates the scope of a policy.
 func ScopeOf(entries []ScopeEntry) (groupcomm.Scope, error) {
-	ids := map[string]groupcomm.Roles{
-		"requester": groupcomm.Requester, "responder": groupcomm.Responder,
-		"monitor": groupcomm.Monitor, "verifier": groupcomm.Verifier,
-	}
 	scope := make(groupcomm.Scope, 0, len(entries))
 	for _, e := range entries {
-		var roles groupcomm.Roles
-		for _, name := range e.Roles {
-			id, ok := ids[name]
-			if !ok {
-				return nil, fmt.Errorf("config: scope of group %q: unknown role %q", e.Group, name)
-			}
-			roles |= id
+		roles, err := groupcomm.ParseRoles(strings.Join(e.Roles, ","))
+		if err != nil {
+			return nil, fmt.Errorf("config: scope of group %q: %w", e.Group, err)
 		}
 		scope = append(scope, groupcomm.ScopeEntry{Group: e.Group, Roles: roles})
 	}

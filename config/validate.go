@@ -57,7 +57,9 @@ func (c *Config) validate(f *faults) {
 }
 
 func (c *Config) warn(format string, args ...any) {
-	c.warnings = append(c.warnings, fmt.Sprintf(format, args...))
+	if w := fmt.Sprintf(format, args...); !slices.Contains(c.warnings, w) {
+		c.warnings = append(c.warnings, w)
+	}
 }
 
 func (c *Config) hasInlineSecrets() bool {

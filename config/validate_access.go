@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // Names of token algorithms. Each tokens entry has one, and a key serves one
@@ -190,7 +192,7 @@ func (c *Config) validatePolicy(f *faults, key string, p Policy) {
 	}
 	for j, s := range p.Scope {
 		k := fmt.Sprintf("%s.scope[%d]", key, j)
-		if !validName(s.Group) {
+		if !groupcomm.ValidGroupName(s.Group) {
 			f.add(k+".group", nameRule)
 		}
 		if len(s.Roles) == 0 {

@@ -3,29 +3,12 @@ package config
 import (
 	"encoding/hex"
 	"fmt"
-	"regexp"
 	"time"
+
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
-const nameRule = "must be 1 to 64 letters, digits or . _ ~ -, for it is a path segment in URIs"
-
-// name is what a URI path segment holds without escapes (RFC 3986, Section
-// 2.3), so that a group is spelled one way everywhere.
-var name = regexp.MustCompile(`^[A-Za-z0-9_~-][A-Za-z0-9._~-]*$`)
-
-func validName(s string) bool { return len(s) <= maxName && name.MatchString(s) }
-
-// Algorithms by the names of the file, as COSE identifiers. 0 is none.
-var (
-	signAlgs = map[string]int64{"EdDSA": -8, "ES256": -7, "ES384": -35, "ES512": -36, "none": 0}
-	aeadAlgs = map[string]int64{
-		"AES-CCM-16-64-128": 10, "AES-CCM-16-128-128": 30, "A128GCM": 1, "A256GCM": 3, "ChaCha20/Poly1305": 24, "none": 0,
-	}
-	ecdhAlgs   = map[string]int64{"ECDH-SS+HKDF-256": -27, "ECDH-SS+HKDF-512": -28, "none": 0}
-	ecdhCurves = map[string]int64{"X25519": 4, "P-256": 1, "P-384": 2, "P-521": 3}
-	hkdfAlgs   = map[string]int64{"HMAC-256": 5, "HMAC-384": 6, "HMAC-512": 7}
-	credFmts   = map[string]int64{"ccs": 14, "cwt": 13, "x5chain": 33}
-)
+const nameRule = "must be 1 to 63 letters, digits or . _ ~ -, the first a letter or digit, for it is a path segment in URIs"
 
 // notSupported refuses values that the design has and this version lacks.
 const notSupported = "%s is not supported by this version; use %s"
@@ -34,7 +17,7 @@ func (c *Config) validateGroups(f *faults) {
 	seen := map[string]int{}
 	for i, g := range c.Groups {
 		key := fmt.Sprintf("groups[%d]", i)
-		if !validName(g.Name) {
+		if !groupcomm.ValidGroupName(g.Name) {
 			f.add(key+".name", nameRule)
 		} else if j, ok := seen[g.Name]; ok {
 			f.add(key+".name", "%q is taken by groups[%d]", g.Name, j)
@@ -87,7 +70,7 @@ func (g Group) validateEncryption(f *faults, key string) {
 	if (g.Alg == "none") != (g.ECDHAlg == "none") {
 		f.add(key+".ecdh_alg", "pairwise mode needs both alg and ecdh_alg; a signature-only group has none in both")
 	}
-	oneOf(f, key+".hkdf", g.HKDF, "HMAC-256", "HMAC-384", "HMAC-512")
+	oneOf(f, key+".hkdf", g.HKDF, "HMAC-256", "HMAC-512")
 	if g.ECDHCurve == "" {
 		return
 	}
