@@ -1,0 +1,192 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+// Limits of what a token endpoint may hand out.
+const (
+	maxToken    = 16 << 10 // psk_identity carries at most 65,535 bytes
+	maxLifetime = 10 * 365 * 24 * time.Hour
+)
+
+// TokenRequest is what a client asks an Authorization Server for.
+type TokenRequest struct {
+	Audience string          // the Group Manager, as the Authorization Server calls it
+	Scope    groupcomm.Scope // groups and roles
+}
+
+// Access is an access token with the symmetric proof-of-possession key that it
+// confirms. It prints without either.
+type Access struct {
+	Token     []byte          // opaque to the client
+	KID       []byte          // key identifier of the proof-of-possession key
+	Key       cose.Secret     // the key itself, prints as [redacted]
+	Scope     groupcomm.Scope // granted, which may be less than was asked for
+	ExpiresAt time.Time       // zero: the Authorization Server did not say
+}
+
+// String tells what may be told.
+func (a *Access) String() string {
+	if a == nil {
+		return "no access token"
+	}
+	return fmt.Sprintf("access token of %d bytes, key %x", len(a.Token), a.KID)
+}
+
+// GoString is String: %#v must not show the token.
+func (a *Access) GoString() string { return a.String() }
+
+// LogValue is String for slog.
+func (a *Access) LogValue() slog.Value { return slog.StringValue(a.String()) }
+
+// Identity is the psk_identity that names the key of a token posted before:
+// {8: {1: {1: 4, 2: kid}}}.
+//
+// RFC 9202, Section 3.3.1.
+func (a *Access) Identity() []byte {
+	return cose.MustMarshal(map[int64]any{labelCnf: map[int64]any{cnfKey: map[int64]any{keyKty: cose.KtySymmetric, keyKID: a.KID}}})
+}
+
+// Labels of requests to and answers of a token endpoint (RFC 9200, Section
+// 5.8.5), and of the key inside cnf (RFC 9052, Section 7.1).
+const (
+	labelToken     = 1
+	labelExpiresIn = 2
+	labelAudience  = 5
+	labelCnf       = 8
+	labelScope     = 9
+	labelError     = 30
+	labelErrorText = 31
+	labelProfile   = 38
+	cnfKey         = 1
+	keyKty         = 1
+	keyKID         = 2
+	keyK           = -1
+)
+
+// profileDTLS is ace_profile coap_dtls (RFC 9202, Section 8).
+const profileDTLS = 1
+
+// RequestToken gets an access token from the token endpoint of the
+// Authorization Server at the other end of t: POST /token. The association of t
+// must be protected, since the key comes over it.
+//
+// RFC 9200, Section 5.8.
+func RequestToken(ctx context.Context, t Transport, r TokenRequest) (*Access, error) {
+	const op = "request a token"
+	ask := map[int64]any{labelScope: groupcomm.EncodeScope(r.Scope)}
+	if r.Audience != "" {
+		ask[labelAudience] = r.Audience
+	}
+	req := &coap.Request{Code: coap.POST, Payload: cose.MustMarshal(ask)}
+	req.Options.SetPath("token")
+	req.Options.SetContentFormat(coap.ACE)
+	req.Options.SetUint(coap.Accept, uint32(coap.ACE))
+	sent := time.Now()
+	resp, err := t.Do(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("node: %s: %w", op, err)
+	}
+	if resp.Code != coap.Created {
+		return nil, refused(op, resp)
+	}
+	if f, ok := resp.Options.ContentFormat(); !ok || f != coap.ACE {
+		return nil, badAnswer(op, "Content-Format %d", f)
+	}
+	return decodeAccess(resp.Payload, r.Scope, sent)
+}
+
+// decodeAccess reads the body of a 2.01 of the token endpoint.
+//
+// RFC 9200, Section 5.8.2, and RFC 9202, Section 3.3.1: the key is in cnf.
+func decodeAccess(body []byte, asked groupcomm.Scope, now time.Time) (*Access, error) {
+	const op = "request a token"
+	m, err := cose.DecodeMap(body)
+	if err != nil {
+		return nil, badAnswer(op, "%v", err)
+	}
+	token, _, err1 := m.Bytes(labelToken)
+	expires, expiring, err2 := m.Uint(labelExpiresIn)
+	scope, scoped, err3 := m.Bytes(labelScope)
+	profile, profiled, err4 := m.Int(labelProfile)
+	cnf, _, err5 := m.Map(labelCnf)
+	key, _, err6 := cnf.Map(cnfKey)
+	kty, _, err7 := key.Int(keyKty)
+	kid, _, err8 := key.Bytes(keyKID)
+	k, _, err9 := key.Bytes(keyK)
+	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, err8); err != nil {
+		return nil, badAnswer(op, "%v", err)
+	}
+	switch {
+	case len(token) == 0 || len(token) > maxToken:
+		return nil, badAnswer(op, "an access token of %d bytes", len(token))
+	case profiled && profile != profileDTLS:
+		return nil, fmt.Errorf("%w: ace_profile %d, only coap_dtls (1) is known here", ErrUnsupported, profile)
+	case kty != cose.KtySymmetric:
+		return nil, fmt.Errorf("%w: a proof-of-possession key of type %d, only symmetric keys (4) are known here", ErrUnsupported, kty)
+	case err9 != nil || len(k) == 0 || len(k) > 64:
+		return nil, badAnswer(op, "no key of 1 to 64 bytes") // err9 is not told: it is about the key
+	case len(kid) == 0 || len(kid) > 64:
+		return nil, badAnswer(op, "a key identifier of %d bytes", len(kid))
+	}
+	a := &Access{Token: token, KID: kid, Key: cose.NewSecret(k), Scope: asked}
+	if scoped {
+		if a.Scope, err = groupcomm.DecodeScope(scope); err != nil {
+			return nil, badAnswer(op, "scope: %v", err)
+		}
+	}
+	if expiring {
+		life := maxLifetime // longer is as good as never, and does not overflow
+		if expires < uint64(maxLifetime/time.Second) {
+			life = time.Duration(expires) * time.Second
+		}
+		a.ExpiresAt = now.Add(life)
+	}
+	return a, nil
+}
+
+// PostToken transfers the access token to the Group Manager at the other end
+// of t and asks for the parameters that a join needs: POST /authz-info. The
+// association need not be protected.
+//
+// RFC 9594, Section 3.3.
+func PostToken(ctx context.Context, t Transport, a *Access) (*groupcomm.TokenTransferResponse, error) {
+	const op = "post the token"
+	if a == nil || len(a.Token) == 0 {
+		return nil, errors.New("node: post the token: there is none")
+	}
+	req := &coap.Request{
+		Code:    coap.POST,
+		Payload: (&groupcomm.TokenTransfer{AccessToken: bytes.Clone(a.Token), WantSignInfo: true, WantECDHInfo: true}).Encode(),
+	}
+	req.Options.SetPath("authz-info")
+	req.Options.SetContentFormat(coap.ACE)
+	resp, err := t.Do(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("node: %s: %w", op, err)
+	}
+	if resp.Code != coap.Created {
+		return nil, refused(op, resp)
+	}
+	if f, ok := resp.Options.ContentFormat(); !ok || f != coap.ACE {
+		return nil, badAnswer(op, "Content-Format %d", f)
+	}
+	info, err := groupcomm.DecodeTokenTransferResponse(resp.Payload)
+	if err != nil {
+		return nil, badAnswer(op, "%v", err)
+	}
+	if n := len(info.KDCChallenge); info.KDCChallenge != nil && (n < minNonce || n > maxNonce) {
+		return nil, badAnswer(op, "kdcchallenge of %d bytes", n)
+	}
+	return info, nil
+}

@@ -1,0 +1,285 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// Times of following.
+const (
+	backoffFirst = time.Second
+	backoffMost  = time.Minute
+	pollDefault  = time.Hour
+	goodbye      = time.Second // for deregistering after ctx ended
+)
+
+// errEnded says that the Group Manager ended an observation without saying why.
+var errEnded = errors.New("node: the observation ended")
+
+// Follow keeps the keying material current until ctx or the membership ends: it
+// observes the group and the node resource, listens to MQTT when the Group
+// Manager gave coordinates, polls now and then, catches up after missed rekeys
+// and dials again when the association is lost.
+//
+// It returns ctx's error, nil after [Member.Leave], [ErrEvicted],
+// [ErrGroupDeleted] or [ErrNotMember] when the membership is over,
+// [ErrUnauthorized] when a new access token is needed, and [ErrLost] when there
+// is no way to dial again. One Follow runs at a time.
+func (m *Member) Follow(ctx context.Context) error {
+	if !m.follow.TryLock() {
+		return errors.New("node: follow: already running")
+	}
+	defer m.follow.Unlock()
+	if _, _, err := m.joined(); err != nil {
+		return err
+	}
+	var broker subscription
+	defer broker.stop()
+	var b backoff
+	for {
+		err := m.session(ctx, &b, &broker)
+		m.mu.Lock()
+		ended := m.ended
+		m.mu.Unlock()
+		switch {
+		case errors.Is(ended, errLeft):
+			return nil
+		case ended != nil:
+			return ended
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, ErrUnauthorized):
+			return err
+		}
+		m.emit(Event{Kind: Refused, Via: ViaObserve, Err: err})
+		if lost(err) {
+			if m.cfg.Redial == nil {
+				return err
+			}
+			err = m.redial(ctx, &b)
+		} else {
+			err = b.wait(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// session follows over one association. It returns when the membership is over,
+// the association is lost, or the observation has to be registered anew.
+func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) error {
+	s, t, err := m.joined()
+	if err != nil {
+		return err
+	}
+	broker.follow(m)
+	over := make(chan error, 1)
+	fail := func(err error) {
+		select {
+		case over <- err:
+		default:
+		}
+	}
+
+	// The node resource first: an eviction must not fall between the two.
+	// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.8: with No-Response, so
+	// that only the notice of an eviction travels.
+	nodeReq := m.groupRequest(coap.GET, "nodes", s.Node)
+	nodeReq.Options.SetUint(coap.ObserveOption, 0)
+	nodeReq.Options.SetUint(coap.NoResponse, 2)
+	cancelNode, err := t.Observe(ctx, nodeReq, func(r *coap.Response) { m.onNode(r, fail) })
+	if err != nil {
+		return fmt.Errorf("node: observe the node resource: %w", err)
+	}
+	defer func() { m.deregister(ctx, t, cancelNode) }()
+
+	groupReq := m.groupRequest(coap.GET)
+	groupReq.Options.SetUint(coap.ObserveOption, 0)
+	if s.Installed {
+		groupReq.Options.Set(coap.ETag, etag(s.Version))
+	}
+	first := true
+	cancelGroup, err := t.Observe(ctx, groupReq, func(r *coap.Response) {
+		m.onGroup(r, first, fail)
+		first = false
+	})
+	if err != nil {
+		select {
+		case err := <-over:
+			return err
+		default:
+		}
+		return fmt.Errorf("node: observe the group: %w", err)
+	}
+	defer func() { m.deregister(ctx, t, cancelGroup) }()
+
+	var done <-chan struct{}
+	if d, ok := t.(Doner); ok {
+		done = d.Done()
+	}
+	poll := time.NewTicker(m.pollEvery(s))
+	defer poll.Stop()
+	for {
+		if err := m.catchUp(ctx); err != nil {
+			return err
+		}
+		broker.follow(m)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-done:
+			return ErrLost
+		case err := <-over:
+			return err
+		case <-m.wake:
+			if _, _, err := m.joined(); err != nil {
+				return err
+			}
+		case <-poll.C:
+			if err := m.poll(ctx); err != nil {
+				return err
+			}
+			b.reset()
+		}
+	}
+}
+
+// deregister ends an observation, as long as there is someone to tell.
+func (m *Member) deregister(ctx context.Context, t Transport, cancel func(context.Context) error) {
+	if d, ok := t.(Doner); ok {
+		select {
+		case <-d.Done():
+			return
+		default:
+		}
+	}
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+	defer stop()
+	if err := cancel(ctx); err != nil {
+		m.log.Debug("deregistration failed", "err", err)
+	}
+}
+
+// onGroup takes a response of the observed group resource.
+//
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1: the first is the Key
+// Distribution map, the later ones are rekey messages. A bad one is dropped and
+// the registration made anew, which brings the current material.
+func (m *Member) onGroup(r *coap.Response, first bool, fail func(error)) {
+	switch r.Code {
+	case coap.Valid:
+	case coap.Content:
+		decode := offerRekey
+		if first {
+			decode = offerFull
+		}
+		o, err := decode(r.Payload, ViaObserve)
+		if err != nil {
+			fail(err)
+			return
+		}
+		m.take(o)
+	default:
+		fail(m.concern(refused("observe the group", r)))
+		return
+	}
+	if _, ok := r.Options.Get(coap.ObserveOption); ok {
+		return
+	}
+	if first {
+		// RFC 7641, Section 3.1: not registered. Polling has to do.
+		m.log.Warn("the Group Manager does not notify of rekeys", "poll", m.cfg.PollEvery)
+		return
+	}
+	fail(errEnded)
+}
+
+// onNode takes a response of the observed node resource: all that matters is
+// that the membership is over.
+//
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 10: 4.04 with error 5 is the
+// notice of an eviction.
+func (m *Member) onNode(r *coap.Response, fail func(error)) {
+	if r.Code.IsSuccess() {
+		return
+	}
+	err := m.concern(refused("observe the node resource", r))
+	if errors.Is(err, ErrUnauthorized) {
+		fail(err)
+	}
+}
+
+func (m *Member) pollEvery(s *State) time.Duration {
+	switch {
+	case m.cfg.PollEvery > 0:
+		return m.cfg.PollEvery
+	case s.Policies.KeyCheck > 0 && s.Policies.KeyCheck < uint64(maxLifetime/time.Second):
+		return time.Duration(s.Policies.KeyCheck) * time.Second
+	}
+	return pollDefault
+}
+
+// lost reports whether an error says that the other end did not answer.
+func lost(err error) bool {
+	return errors.Is(err, ErrLost) || errors.Is(err, coap.ErrTimeout) || errors.Is(err, coap.ErrGone)
+}
+
+// redial replaces a lost association, as often as it takes.
+func (m *Member) redial(ctx context.Context, b *backoff) error {
+	for {
+		if err := b.wait(ctx); err != nil {
+			return err
+		}
+		err := m.Reconnect(ctx)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		m.emit(Event{Kind: Refused, Err: err})
+	}
+}
+
+// Reconnect opens a new association with Config.Redial and closes the old one.
+// The membership is the same: it is bound to the key of the access token.
+func (m *Member) Reconnect(ctx context.Context) error {
+	if m.cfg.Redial == nil {
+		return fmt.Errorf("%w: no way to dial again", ErrLost)
+	}
+	t, err := m.cfg.Redial(ctx)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	old := m.t
+	m.t = t
+	m.mu.Unlock()
+	if err := old.Close(); err != nil {
+		m.log.Debug("closing the lost association failed", "err", err)
+	}
+	m.emit(Event{Kind: Reconnected})
+	return nil
+}
+
+// backoff doubles a pause from a second to a minute, with a quarter of jitter
+// either way so that a fleet does not come back at one moment.
+type backoff struct{ n int }
+
+func (b *backoff) reset() { b.n = 0 }
+
+func (b *backoff) wait(ctx context.Context) error {
+	d := min(backoffFirst<<min(b.n, 10), backoffMost)
+	b.n++
+	t := time.NewTimer(time.Duration(float64(d) * (0.75 + rand.Float64()/2)))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

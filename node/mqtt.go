@@ -1,0 +1,201 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+// Limits and times of the MQTT channel.
+const (
+	maxMQTT        = 64 << 10 // bytes of one message, as of a CoAP body
+	maxTopic       = 512
+	mqttKeepAlive  = 30 * time.Second
+	mqttTimeout    = 10 * time.Second
+	mqttRetry      = 2 * time.Second
+	mqttDisconnect = 250 // milliseconds for what is under way
+)
+
+// ackState says which versions were seen over MQTT and acknowledged there.
+type ackState struct {
+	seen, sent groupcomm.Version
+	any        bool // seen is set
+	done       bool // sent is set
+}
+
+// readMgt reads and checks the coordinates of the MQTT channel.
+func readMgt(b []byte) (*groupcomm.MgtKeyMaterial, error) {
+	const op = "mgt_key_material"
+	g, err := groupcomm.DecodeMgtKeyMaterial(b)
+	if err != nil {
+		return nil, badAnswer(op, "%v", err)
+	}
+	for _, topic := range []string{g.Topic, g.AckTopic} {
+		// MQTT 3.1.1, Section 4.7.1: a filter would subscribe to more than one's own.
+		if topic == "" || len(topic) > maxTopic || strings.ContainsAny(topic, "+#\x00") || strings.HasPrefix(topic, "$") {
+			return nil, badAnswer(op, "unusable topic %q", printable(topic))
+		}
+	}
+	u, err := url.Parse(g.Broker)
+	if err != nil || u.Host == "" {
+		return nil, badAnswer(op, "unusable broker %q", printable(g.Broker))
+	}
+	switch u.Scheme {
+	case "mqtt", "tcp", "mqtts", "ssl", "tls":
+		return g, nil
+	}
+	return nil, fmt.Errorf("%w: %s: broker %q", ErrUnsupported, op, printable(g.Broker))
+}
+
+// receiveMQTT takes one message from the broker, which is trusted with nothing:
+// the message must be encrypted under this membership's key and countersigned
+// by the Group Manager.
+//
+// RFC 9594, Section 6.2.1.
+func (m *Member) receiveMQTT(payload []byte) {
+	if len(payload) == 0 {
+		return // a retained message was deleted
+	}
+	if err := m.openMQTT(payload); err != nil {
+		m.emit(Event{Kind: Refused, Via: ViaMQTT, Err: err})
+	}
+}
+
+func (m *Member) openMQTT(payload []byte) error {
+	const op = "rekey over MQTT"
+	if len(payload) > maxMQTT {
+		return badAnswer(op, "%d bytes", len(payload))
+	}
+	m.mu.Lock()
+	mgt, kdc := m.mgt, m.kdc
+	m.mu.Unlock()
+	if mgt == nil {
+		return nil // left meanwhile
+	}
+	plain, num, err := cose.OpenRekey(mgt.Key, mgt.BaseIV, mgt.KID, mgt.Alg, kdc, payload)
+	if err != nil {
+		return badAnswer(op, "%v", err)
+	}
+	o, err := offerRekey(plain, ViaMQTT)
+	if err != nil {
+		return err
+	}
+	if o.num != num {
+		return badAnswer(op, "version %d inside, %d outside", o.num, num)
+	}
+	m.mu.Lock()
+	if m.mgt == mgt && (!m.acked.any || num > m.acked.seen) {
+		m.acked.seen, m.acked.any = num, true
+	}
+	m.mu.Unlock()
+	m.take(o)
+	m.signal() // for the acknowledgement
+	return nil
+}
+
+// dueAck gives the acknowledgement that should be published now, nil when none
+// is. It gives each version once: the message shows that the version is
+// installed, so it waits for that.
+func (m *Member) dueAck() (topic string, msg []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a := &m.acked
+	if m.mgt == nil || m.state == nil || !m.state.Installed || !a.any || a.seen != m.state.Version || a.done && a.sent >= a.seen {
+		return "", nil
+	}
+	msg, err := cose.SealAck(m.mgt.Key, a.seen)
+	if err != nil {
+		m.log.Error("acknowledgement cannot be made", "err", err)
+		return "", nil
+	}
+	a.sent, a.done = a.seen, true
+	return m.mgt.AckTopic, msg
+}
+
+// subscription is the connection to the broker of one mgt_key_material. The
+// zero value has none.
+type subscription struct {
+	mgt    *groupcomm.MgtKeyMaterial
+	client mqtt.Client
+	cancel context.CancelFunc
+}
+
+// follow makes the subscription that of the membership now, and publishes the
+// acknowledgement that is due.
+func (s *subscription) follow(m *Member) {
+	m.mu.Lock()
+	mgt := m.mgt
+	m.mu.Unlock()
+	if mgt != s.mgt {
+		s.stop()
+		if mgt != nil {
+			s.start(m, mgt)
+		}
+	}
+	if topic, msg := m.dueAck(); msg != nil && s.client != nil {
+		// Never waited for: with QoS 1 paho keeps it until the broker has it, and
+		// the Group Manager learns the version from the next poll otherwise.
+		s.client.Publish(topic, 1, false, msg)
+	}
+}
+
+func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
+	ctx, cancel := context.WithCancel(context.Background())
+	log := m.log.With("broker", mgt.Broker)
+	tlsConfig := m.cfg.BrokerTLS
+	if tlsConfig == nil {
+		tlsConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	o := mqtt.NewClientOptions().
+		AddBroker(mgt.Broker).
+		SetClientID(mgt.User).
+		SetUsername(mgt.User).
+		SetPassword(mgt.Password).
+		SetProtocolVersion(4). // MQTT 3.1.1
+		SetTLSConfig(tlsConfig).
+		// The newest rekey is retained, so a session in the broker would only
+		// add older ones.
+		SetCleanSession(true).
+		SetKeepAlive(mqttKeepAlive).
+		SetConnectTimeout(mqttTimeout).
+		SetWriteTimeout(mqttTimeout).
+		SetAutoReconnect(true).
+		SetMaxReconnectInterval(backoffMost).
+		SetConnectRetry(true).
+		SetConnectRetryInterval(mqttRetry).
+		SetConnectionLostHandler(func(_ mqtt.Client, err error) { log.Info("broker lost", "err", err) }).
+		SetOnConnectHandler(func(c mqtt.Client) {
+			t := c.Subscribe(mgt.Topic, 1, func(_ mqtt.Client, msg mqtt.Message) {
+				if ctx.Err() == nil && msg.Topic() == mgt.Topic {
+					m.receiveMQTT(msg.Payload())
+				}
+			})
+			select { // paho gives this handler a goroutine of its own
+			case <-ctx.Done():
+			case <-t.Done():
+				if err := t.Error(); err != nil {
+					log.Warn("subscription refused", "err", err)
+				}
+			}
+		})
+	s.mgt, s.cancel = mgt, cancel
+	s.client = mqtt.NewClient(o)
+	s.client.Connect() // goes on by itself until Disconnect
+}
+
+// stop disconnects.
+func (s *subscription) stop() {
+	if s.client == nil {
+		return
+	}
+	s.cancel()
+	s.client.Disconnect(mqttDisconnect)
+	s.mgt, s.client, s.cancel = nil, nil, nil
+}

@@ -1,0 +1,363 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	dtlsnet "github.com/pion/dtls/v3/pkg/net"
+	coapdtls "github.com/plgd-dev/go-coap/v3/dtls"
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/plgd-dev/go-coap/v3/message/pool"
+	"github.com/plgd-dev/go-coap/v3/net/blockwise"
+	"github.com/plgd-dev/go-coap/v3/options"
+	"github.com/plgd-dev/go-coap/v3/udp"
+	"github.com/plgd-dev/go-coap/v3/udp/client"
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// Transport carries requests of a node to its Group Manager.
+//
+// An error of Do or Observe means that no response came; a response that
+// refuses is no error. Observe calls fn for the first response too, before it
+// returns, and for every later one in order; fn must not block. A response
+// without an Observe option is the last. The message that fn was called with
+// is acknowledged when fn has returned.
+type Transport interface {
+	Do(ctx context.Context, req *coap.Request) (*coap.Response, error)
+	Observe(ctx context.Context, req *coap.Request, fn func(*coap.Response)) (cancel func(context.Context) error, err error)
+	Close() error
+}
+
+// Doner is a [Transport] that notices its own end, for instance a
+// close_notify of the peer.
+type Doner interface {
+	Done() <-chan struct{}
+}
+
+// Limits and times of a transport.
+const (
+	// requestTimeout bounds a request whose context has no deadline: what four
+	// retransmissions take with an ACK_TIMEOUT of 2 s would be 93 s (RFC 7252,
+	// Section 4.8.2), longer than a person or a node on battery waits.
+	requestTimeout = 30 * time.Second
+	// handshakeTimeout bounds a handshake whose context has no deadline.
+	handshakeTimeout = 15 * time.Second
+	// tick is how often go-coap looks at what to retransmit; its own 4 s
+	// would double the first retransmission.
+	tick = 200 * time.Millisecond
+	// blockTimeout bounds one blockwise transfer.
+	blockTimeout = 10 * time.Second
+	// maxBody bounds a response of a Group Manager: a Join Response with the
+	// credentials of some hundred members.
+	maxBody = 256 << 10
+)
+
+// conn is a [Transport] over go-coap.
+type conn struct {
+	cc   *client.Conn
+	dtls *dtls.Conn // nil over plain UDP
+	stop chan struct{}
+	wg   sync.WaitGroup
+	once sync.Once
+	err  error
+}
+
+// DialUDP opens plain CoAP to addr, "host:port". Only a token post and
+// discovery belong there: a key never does.
+func DialUDP(ctx context.Context, addr string) (Transport, error) {
+	raw, err := dialSocket(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{stop: make(chan struct{})}
+	c.cc = udp.Client(raw, c.options()...)
+	return c, nil
+}
+
+// DialDTLS opens CoAP over DTLS 1.2 with a pre-shared key. identity goes into
+// psk_identity as given: [Access.Identity], the access token itself, or a
+// configured identity.
+//
+// RFC 9202, Section 3.3.2: TLS_PSK_WITH_AES_128_CCM_8 is mandatory, so it is
+// offered first. A Connection ID (RFC 9146) for the own records is offered, so
+// that a node behind a NAT outlives a new binding, and the extended master
+// secret (RFC 7627) is required: an exporter value is no proof without it.
+func DialDTLS(ctx context.Context, addr string, identity, psk []byte) (Transport, error) {
+	if len(psk) == 0 {
+		return nil, errors.New("node: dial: no pre-shared key")
+	}
+	ctx, cancel := withDeadline(ctx, handshakeTimeout)
+	defer cancel()
+	raw, err := dialSocket(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	key := bytes.Clone(psk)
+	d, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(raw), raw.RemoteAddr(),
+		dtls.WithPSK(func([]byte) ([]byte, error) { return key, nil }),
+		dtls.WithPSKIdentityHint(bytes.Clone(identity)),
+		dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8, dtls.TLS_PSK_WITH_AES_128_CCM, dtls.TLS_PSK_WITH_AES_128_GCM_SHA256),
+		dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret),
+		dtls.WithConnectionIDGenerator(dtls.OnlySendCIDGenerator()),
+	)
+	if err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("node: dial %s: %w", addr, err)
+	}
+	if err := d.HandshakeContext(ctx); err != nil {
+		d.Close()
+		raw.Close()
+		if errors.Is(err, context.DeadlineExceeded) {
+			// A server cannot answer a Finished that it cannot verify.
+			return nil, fmt.Errorf("node: dial %s: handshake timed out (no DTLS server there, or the pre-shared key is wrong): %w", addr, err)
+		}
+		return nil, fmt.Errorf("node: dial %s: %w", addr, err)
+	}
+	c := &conn{dtls: d, stop: make(chan struct{})}
+	c.cc = coapdtls.Client(d, c.options()...)
+	return c, nil
+}
+
+func dialSocket(ctx context.Context, addr string) (*net.UDPConn, error) {
+	var d net.Dialer
+	raw, err := d.DialContext(ctx, "udp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("node: dial: %w", err)
+	}
+	return raw.(*net.UDPConn), nil
+}
+
+// options are the same for UDP and DTLS. go-coap's own error output goes to
+// the standard output and its parallelism to one request at a time.
+func (c *conn) options() []udp.Option {
+	return []udp.Option{
+		options.WithErrors(func(error) {}), // what matters comes back from Do
+		options.WithPeriodicRunner(c.runPeriodic),
+		options.WithBlockwise(true, blockwise.SZX1024, blockTimeout),
+		options.WithMaxMessageSize(maxBody),
+		options.WithLimitClientParallelRequest(0),
+		options.WithLimitClientEndpointParallelRequest(0),
+		options.WithCloseSocket(),
+	}
+}
+
+// runPeriodic retransmits until the connection ends.
+func (c *conn) runPeriodic(f func(time.Time) bool) {
+	c.wg.Go(func() {
+		t := time.NewTicker(tick)
+		defer t.Stop()
+		for f(time.Now()) {
+			select {
+			case <-t.C:
+			case <-c.stop:
+			}
+		}
+	})
+}
+
+// Do sends one request and waits for its response.
+func (c *conn) Do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	ctx, cancel := withDeadline(ctx, requestTimeout)
+	defer cancel()
+	m, err := c.message(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer c.cc.ReleaseMessage(m)
+	r, err := c.cc.Do(m)
+	if err != nil {
+		return nil, c.lost(ctx, err)
+	}
+	defer c.cc.ReleaseMessage(r)
+	return response(r)
+}
+
+// observation is what go-coap gives for a registration.
+type observation interface {
+	Cancel(ctx context.Context, opts ...message.Option) error
+	Canceled() bool
+}
+
+// Observe registers (RFC 7641) and returns when the first response came.
+//
+// When the request says No-Response for 2.xx (RFC 7967) nothing comes back on
+// success: then it returns at once and the registration goes on by itself.
+func (c *conn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Response)) (func(context.Context) error, error) {
+	regCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	m, err := c.message(regCtx, req)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	m.SetObserve(0)
+	first := make(chan struct{})
+	var once sync.Once
+	done := make(chan struct{})
+	var obs observation // with obsErr set before done is closed
+	var obsErr error
+	c.wg.Go(func() {
+		defer close(done)
+		defer c.cc.ReleaseMessage(m)
+		obs, obsErr = c.cc.DoObserve(m, func(p *pool.Message) {
+			if r, err := response(p); err == nil {
+				fn(r)
+				once.Do(func() { close(first) })
+			}
+		})
+	})
+	cancel := func(ctx context.Context) error {
+		stop()
+		<-done
+		if obsErr != nil || obs.Canceled() {
+			return nil
+		}
+		ctx, free := withDeadline(ctx, requestTimeout)
+		defer free()
+		if err := obs.Cancel(ctx); err != nil {
+			return fmt.Errorf("node: cancel observation: %w", err)
+		}
+		return nil
+	}
+	if silent(req) {
+		return cancel, nil
+	}
+	ctx, free := withDeadline(ctx, requestTimeout)
+	defer free()
+	registered, grace := done, (<-chan time.Time)(nil)
+	for {
+		select {
+		case <-first:
+			return cancel, nil
+		case <-registered:
+			// go-coap calls a refusal an error, and tells the outcome before it
+			// calls back: the response, if there is one, is on its way.
+			registered = nil
+			if obsErr != nil {
+				grace = time.After(tick)
+			}
+		case <-grace:
+			stop()
+			return nil, c.lost(ctx, obsErr)
+		case <-ctx.Done():
+			stop()
+			return nil, c.lost(ctx, ctx.Err())
+		case <-c.cc.Context().Done():
+			stop()
+			return nil, c.lost(ctx, c.cc.Context().Err())
+		}
+	}
+}
+
+// Done is closed when the connection ended, whoever ended it.
+func (c *conn) Done() <-chan struct{} { return c.cc.Done() }
+
+// Close says close_notify over DTLS, ends everything under way and returns
+// when no goroutine of the connection is left.
+func (c *conn) Close() error {
+	c.once.Do(func() {
+		c.err = c.cc.Close()
+		close(c.stop)
+		<-c.cc.Done()
+		c.wg.Wait()
+	})
+	return c.err
+}
+
+// ExportEmptyContext gives keying material of the DTLS session, see
+// [ExportEmptyContext].
+func (c *conn) ExportEmptyContext(label string, n int) ([]byte, error) {
+	if c.dtls == nil {
+		return nil, fmt.Errorf("%w: no DTLS session", errExporter)
+	}
+	state, ok := c.dtls.ConnectionState()
+	if !ok {
+		return nil, fmt.Errorf("%w: no session state", errExporter)
+	}
+	return ExportEmptyContext(&state, label, n)
+}
+
+// Challenge gives N_S of an association whose psk_identity was the access
+// token itself.
+//
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3.
+func Challenge(t Transport) ([]byte, error) {
+	x, ok := t.(interface {
+		ExportEmptyContext(label string, n int) ([]byte, error)
+	})
+	if !ok {
+		return nil, fmt.Errorf("%w: the transport has none", errExporter)
+	}
+	return x.ExportEmptyContext(ExporterLabel, exporterSize)
+}
+
+// lost says why no response came: the caller gave up, or the other end is not
+// there any more. Silence counts as the latter, since a server that restarted
+// without its sessions drops our records.
+func (c *conn) lost(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), context.Canceled) {
+		return ctx.Err()
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: no response from %s", ErrLost, c.cc.RemoteAddr())
+	}
+	return fmt.Errorf("%w: %s: %w", ErrLost, c.cc.RemoteAddr(), err)
+}
+
+func withDeadline(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, d)
+}
+
+// silent reports whether the request wants no 2.xx response (RFC 7967,
+// Section 2.1: the bit of value 2).
+func silent(req *coap.Request) bool {
+	v, ok := req.Options.Uint(coap.NoResponse)
+	return ok && v&2 != 0
+}
+
+// message makes a go-coap message with a fresh token.
+func (c *conn) message(ctx context.Context, req *coap.Request) (*pool.Message, error) {
+	token, err := c.cc.GetToken()
+	if err != nil {
+		return nil, fmt.Errorf("node: token: %w", err)
+	}
+	m := c.cc.AcquireMessage(ctx)
+	m.SetCode(codes.Code(req.Code))
+	m.SetToken(token)
+	opts := make(message.Options, 0, len(req.Options))
+	for _, o := range req.Options {
+		opts = append(opts, message.Option{ID: message.OptionID(o.ID), Value: o.Value})
+	}
+	m.ResetOptionsTo(opts)
+	if len(req.Payload) > 0 {
+		m.SetBody(bytes.NewReader(req.Payload))
+	}
+	return m, nil
+}
+
+// response copies a go-coap message out of its pool. Blockwise transfer is
+// over, so its options mean nothing any more.
+func response(m *pool.Message) (*coap.Response, error) {
+	body, err := m.ReadBody()
+	if err != nil {
+		return nil, fmt.Errorf("node: response body: %w", err)
+	}
+	r := &coap.Response{Code: coap.Code(m.Code()), Payload: bytes.Clone(body)}
+	for _, o := range m.Options() {
+		switch id := coap.OptionID(o.ID); id {
+		case coap.Block1, coap.Block2, coap.Size1, coap.Size2:
+		default:
+			r.Options.Add(id, bytes.Clone(o.Value))
+		}
+	}
+	return r, nil
+}
