@@ -12,8 +12,8 @@ import (
 const (
 	followBatch      = 256     // events given to a follower at once
 	followBatchBytes = 1 << 20 // the same in bytes of data, about
-	// A cursor goes to disk when this many events were consumed, or when it has
-	// been still for the delay: a commit for each would double the writes.
+	// A cursor goes to disk this many events or this long after it moved: a
+	// commit for each event would double the writes.
 	cursorEvents = 1024
 	cursorDelay  = time.Second
 	// Events that all cursors passed stay for whoever wants to look back.
@@ -116,8 +116,9 @@ func (s *Store) Follow(ctx context.Context, cursor string, fn func(context.Conte
 type follower struct {
 	s         *Store
 	cursor    string
-	at, saved int64 // last event consumed, and on disk
-	count     int   // consumed since saved
+	at, saved int64     // last event consumed, and on disk
+	count     int       // consumed since saved
+	since     time.Time // of the first consumed since saved
 }
 
 func (f *follower) run(ctx context.Context, fn func(context.Context, []Event) error) error {
@@ -136,10 +137,13 @@ func (f *follower) run(ctx context.Context, fn func(context.Context, []Event) er
 		if err := fn(ctx, events); err != nil {
 			return err
 		}
+		if f.at == f.saved {
+			f.since = time.Now()
+		}
 		f.at = events[len(events)-1].ID
 		f.count += len(events)
-		if f.count >= cursorEvents {
-			if err := f.save(ctx); err != nil {
+		if f.count >= cursorEvents || time.Since(f.since) >= cursorDelay {
+			if err := f.trySave(ctx); err != nil {
 				return err
 			}
 		}
@@ -150,7 +154,7 @@ func (f *follower) run(ctx context.Context, fn func(context.Context, []Event) er
 func (f *follower) wait(ctx context.Context, wake <-chan struct{}) error {
 	var due <-chan time.Time
 	if f.at != f.saved {
-		t := time.NewTimer(cursorDelay)
+		t := time.NewTimer(time.Until(f.since.Add(cursorDelay)))
 		defer t.Stop()
 		due = t.C
 	}
@@ -158,12 +162,23 @@ func (f *follower) wait(ctx context.Context, wake <-chan struct{}) error {
 	case <-wake:
 		return nil
 	case <-due:
-		return f.save(ctx)
+		return f.trySave(ctx)
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-f.s.closed:
 		return ErrClosed
 	}
+}
+
+// trySave saves the cursor, later when the disk is full: events are then still
+// delivered, and would only come again after a crash.
+func (f *follower) trySave(ctx context.Context) error {
+	err := f.save(ctx)
+	if errors.Is(err, ErrFull) {
+		f.since, f.count = time.Now(), 0
+		return nil
+	}
+	return err
 }
 
 func (f *follower) save(ctx context.Context) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -220,4 +221,52 @@ func TestFollowTrims(t *testing.T) {
 	if err != nil || len(events) != 0 {
 		t.Errorf("%d events left, %v", len(events), err)
 	}
+}
+
+// The cursor goes to disk a while after it moved, and the wait for events
+// costs nothing: no timer runs while all is saved.
+func TestCursorIsSavedLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openTest(t, newDir(t))
+		if err := s.Update(t.Context(), emit(0)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		over := make(chan error)
+		go func() {
+			over <- s.Follow(ctx, "a", func(context.Context, []Event) error { return nil })
+		}()
+		saved := func() (id int64) {
+			synctest.Wait()
+			if err := s.View(t.Context(), func(tx *Tx) error {
+				return tx.QueryRow("SELECT id FROM store_cursors WHERE name = 'a'").Scan(&id)
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return id
+		}
+		time.Sleep(cursorDelay - 1)
+		if id := saved(); id != 0 {
+			t.Errorf("saved %d too early", id)
+		}
+		// A trickle does not put it off.
+		if err := s.Update(t.Context(), emit(1)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		time.Sleep(1 * time.Nanosecond)
+		if id := saved(); id != 2 {
+			t.Errorf("saved %d, want 2", id)
+		}
+		before := commits(t, s)
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		if n := commits(t, s); n != before {
+			t.Errorf("%d commits while nothing happened", n-before)
+		}
+		cancel()
+		if err := <-over; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 }

@@ -1,9 +1,12 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // limit bounds the database's size in pages: SQLite then fails as on a full
@@ -64,4 +67,56 @@ func TestDiskFull(t *testing.T) {
 	if n := count(t, s); n != 4 {
 		t.Errorf("%d notes, want 4", n)
 	}
+}
+
+// A full disk puts a cursor off, and neither the events nor their follower.
+func TestFollowOnFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openTest(t, newDir(t), func(o *Options) {
+			// To move a cursor takes much space.
+			o.Migrations = append(o.Migrations, Migrations{Room: "greedy", Steps: []string{
+				`CREATE TABLE greedy_t (a BLOB);
+				CREATE TRIGGER greedy_tr AFTER UPDATE ON store_cursors BEGIN INSERT INTO greedy_t VALUES (zeroblob(400000)); END`}})
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var seen int
+		over := make(chan error)
+		go func() {
+			over <- s.Follow(ctx, "a", func(_ context.Context, events []Event) error {
+				seen += len(events)
+				return nil
+			})
+		}()
+		synctest.Wait()
+		limit(t, s, 50)
+		for i := range 5 {
+			if err := s.Update(t.Context(), emit(i)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * cursorDelay)
+		}
+		if synctest.Wait(); seen != 5 {
+			t.Errorf("%d events while the disk is full, want 5", seen)
+		}
+		if n := metric(t, s, "groupgate_store_write_failures_total"); n < 5 {
+			t.Errorf("the disk was full %d times, want 5", n)
+		}
+		limit(t, s, 1000)
+		time.Sleep(2 * cursorDelay)
+		synctest.Wait()
+		if err := s.View(t.Context(), func(tx *Tx) error {
+			var id int64
+			err := tx.QueryRow("SELECT id FROM store_cursors").Scan(&id)
+			if id != 5 {
+				t.Errorf("with space the cursor is at %d, want 5", id)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		if err := <-over; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 }

@@ -41,7 +41,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	for _, c := range m.all() {
 		errs = append(errs, reg.Register(c))
 	}
-	return m, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 func (m *metrics) all() []prometheus.Collector {

@@ -42,7 +42,7 @@ func (tx *Tx) ready() error {
 	}
 	if !tx.write {
 		// An Update runs to its end once it began; a View may stop any time.
-		return tx.ctx.Err()
+		return tx.fail(tx.ctx.Err())
 	}
 	return nil
 }

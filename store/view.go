@@ -1,9 +1,6 @@
 package store
 
-import (
-	"context"
-	"errors"
-)
+import "context"
 
 // View runs fn on one snapshot of the database: it sees every Update that had
 // returned before, and none that commits meanwhile. Some Views run at a time,
@@ -54,8 +51,5 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 	if err := fn(tx); err != nil {
 		return err
 	}
-	if tx.err != nil && !errors.Is(tx.err, context.Canceled) {
-		return tx.err
-	}
-	return ctx.Err()
+	return tx.err
 }
