@@ -1,0 +1,148 @@
+package gm
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// Groups tells the state of all groups by name.
+func (m *Manager) Groups(ctx context.Context) ([]groupcomm.GroupStatus, error) {
+	var out []groupcomm.GroupStatus
+	err := m.st.View(ctx, func(tx *store.Tx) error {
+		out = nil
+		rows, err := tx.Query(`SELECT g.name, g.gid, g.num, g.state, g.exp, g.due_at,
+			(SELECT COUNT(*) FROM gm_members m WHERE m.group_id = g.id)
+			FROM gm_groups g ORDER BY g.name`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var s groupcomm.GroupStatus
+			var st state
+			var exp, due int64
+			if err := rows.Scan(&s.Name, &s.Gid, &s.Version, &st, &exp, &due, &s.Members); err != nil {
+				return err
+			}
+			s.Active = st == stateActive
+			s.Exp = time.Unix(exp, 0)
+			s.Due = due != 0
+			out = append(out, s)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gm: groups: %w", err)
+	}
+	return out, nil
+}
+
+// Rekey renews the keying material of a group now and returns the new version.
+// Whatever was due is done with it. reason is for the log and the event.
+func (m *Manager) Rekey(ctx context.Context, name, reason string) (uint64, error) {
+	g, ok := m.group(name)
+	if !ok {
+		return 0, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	}
+	mat, err := m.current(ctx, g)
+	if err != nil {
+		return 0, err
+	}
+	return m.rekey(ctx, g, byOperator, reason, mat.num)
+}
+
+// UnknownMembersError names those of an Evict that are no members.
+type UnknownMembersError struct {
+	Group string
+	Names []string // node names, and Sender IDs as "sender id 0a"
+}
+
+func (e *UnknownMembersError) Error() string {
+	return fmt.Sprintf("gm: no members of %q: %s", e.Group, strings.Join(e.Names, ", "))
+}
+
+// Evict removes members, named by node name or by their current Sender ID
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 10), and returns their node
+// names. If one of them is unknown it returns an [UnknownMembersError] and
+// nobody is evicted. The rekey follows within the batch window.
+func (m *Manager) Evict(ctx context.Context, name string, nodes []string, senderIDs [][]byte) ([]string, error) {
+	g, ok := m.group(name)
+	if !ok {
+		return nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	}
+	var evicted []string
+	g.gate.RLock()
+	defer g.gate.RUnlock()
+	err := m.st.Update(ctx, func(tx *store.Tx) error {
+		evicted = nil
+		var num uint64
+		if err := tx.QueryRow(`SELECT num FROM gm_groups WHERE id = ?`, g.id).Scan(&num); err != nil {
+			return err
+		}
+		found, err := findMembers(tx, g, nodes, senderIDs)
+		if err != nil {
+			return err
+		}
+		for _, mb := range found {
+			if err := m.remove(tx, g, num, mb, groupcomm.EventEvicted, byEviction, g.cfg.BatchWindow); err != nil {
+				return err
+			}
+			evicted = append(evicted, mb.node)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gm: evict from %q: %w", name, err)
+	}
+	m.poke()
+	m.met.removals.WithLabelValues("evicted").Add(float64(len(evicted)))
+	m.log.InfoContext(ctx, "nodes evicted", "group", name, "nodes", evicted)
+	return evicted, nil
+}
+
+// findMembers looks members up, each once, in the order named.
+func findMembers(tx *store.Tx, g *group, nodes []string, senderIDs [][]byte) ([]*member, error) {
+	var found []*member
+	var unknown []string
+	seen := map[string]bool{}
+	find := func(label, where string, arg any) error {
+		hit := false
+		err := eachMember(tx, where, []any{g.id, arg}, func(mb *member) error {
+			hit = true
+			if !seen[mb.node] {
+				seen[mb.node] = true
+				found = append(found, mb)
+			}
+			return nil
+		})
+		if err == nil && !hit {
+			unknown = append(unknown, label)
+		}
+		return err
+	}
+	for _, n := range nodes {
+		if err := find(n, `m.group_id = ? AND m.node = ?`, n); err != nil {
+			return nil, err
+		}
+	}
+	for _, id := range senderIDs {
+		label := fmt.Sprintf("sender id %x", id)
+		p, ok := placeOf(id)
+		if !ok {
+			unknown = append(unknown, label)
+			continue
+		}
+		if err := find(label, `m.group_id = ? AND m.sid = ?`, int64(p)); err != nil {
+			return nil, err
+		}
+	}
+	if unknown != nil {
+		return nil, &UnknownMembersError{Group: g.cfg.Name, Names: unknown}
+	}
+	return found, nil
+}

@@ -1,0 +1,208 @@
+package gm
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// A member whose access token expired is lapsed: it stays a member, keeps its
+// Sender ID, and gets no newer key (protocol.md, Section 2). A new token for the
+// same key and roles restores it as it was. After the grace it is evicted;
+// without a grace at once.
+
+// cursor is the name under which the Group Manager follows the event log.
+const cursor = "gm"
+
+// followTokens keeps memberships in step with access tokens.
+func (m *Manager) followTokens(ctx context.Context) error {
+	return m.st.Follow(ctx, cursor, func(ctx context.Context, events []store.Event) error {
+		for _, e := range events {
+			var work func(context.Context, *groupcomm.Event) error
+			switch e.Kind {
+			case groupcomm.EventTokenExpired:
+				work = m.tokenExpired
+			case groupcomm.EventTokenStored:
+				work = m.tokenStored
+			default:
+				continue
+			}
+			ev, err := groupcomm.DecodeEvent(e.Data)
+			if err != nil {
+				// Written by this program: nobody can repair it, and the log must
+				// not stand still for it.
+				m.log.ErrorContext(ctx, "unreadable event", "id", e.ID, "kind", e.Kind, "err", err)
+				continue
+			}
+			if err := work(ctx, ev); err != nil {
+				return fmt.Errorf("gm: event %d (%s): %w", e.ID, e.Kind, err)
+			}
+		}
+		return nil
+	})
+}
+
+// memberships lists the groups of a subject by id.
+func memberships(tx *store.Tx, s subject) (map[int64]*member, error) {
+	ids := []int64{}
+	rows, err := tx.Query(`SELECT m.group_id FROM gm_members m WHERE m.subject_id = ? AND m.subject_kind = ?`, s.id, s.kind)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	out := map[int64]*member{}
+	for _, id := range ids {
+		err := eachMember(tx, `m.group_id = ? AND m.subject_id = ? AND m.subject_kind = ?`, []any{id, s.id, s.kind},
+			func(mb *member) error {
+				out[id] = mb
+				return nil
+			})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// byID lists all groups by row id.
+func (m *Manager) byID() map[int64]*group {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	out := make(map[int64]*group, len(m.groups))
+	for _, g := range m.groups {
+		out[g.id] = g
+	}
+	return out
+}
+
+// tokenExpired lapses the memberships that stand on an expired token. An event
+// that a newer token has overtaken changes nothing; neither does one that comes
+// again.
+func (m *Manager) tokenExpired(ctx context.Context, e *groupcomm.Event) error {
+	return m.lapse(ctx, e.Subject, func(_ *group, mb *member) bool {
+		return e.Expires == 0 || !mb.expires.After(time.Unix(e.Expires, 0).Add(time.Second-1))
+	})
+}
+
+// lapse marks those memberships of a subject for which gone says so.
+func (m *Manager) lapse(ctx context.Context, s coap.Subject, gone func(*group, *member) bool) error {
+	groups := m.byID()
+	lapsed := 0
+	err := m.st.Update(ctx, func(tx *store.Tx) error {
+		lapsed = 0
+		found, err := memberships(tx, subjectOf(s))
+		if err != nil {
+			return err
+		}
+		for id, mb := range found {
+			g, ok := groups[id]
+			if !ok || mb.lapsed || !gone(g, mb) {
+				continue
+			}
+			lapsed++
+			if g.cfg.ExpiryGrace == 0 {
+				if err := m.evictExpired(tx, g, mb, g.cfg.BatchWindow); err != nil {
+					return err
+				}
+				continue
+			}
+			if _, err := tx.Exec(`UPDATE gm_members SET lapsed = 1, expires = ?,
+				lapsed_num = (SELECT num FROM gm_groups WHERE id = ?) WHERE group_id = ? AND node = ?`,
+				lapseTime(mb), id, id, mb.node); err != nil {
+				return err
+			}
+			if err := g.makeDue(tx, time.Now().Add(g.cfg.ExpiryBatch), byExpiry); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil || lapsed == 0 {
+		return err
+	}
+	m.poke()
+	m.met.lapses.Add(float64(lapsed))
+	m.log.InfoContext(ctx, "token expired, memberships lapsed", "memberships", lapsed)
+	return nil
+}
+
+// lapseTime is the time from which the grace of a member counts, in
+// milliseconds: the expiry of its token, or now if that is still to come.
+func lapseTime(mb *member) int64 {
+	now := time.Now()
+	if mb.expires.IsZero() || mb.expires.After(now) {
+		return now.UnixMilli()
+	}
+	return mb.expires.UnixMilli()
+}
+
+// evictExpired removes a member for its token's expiry.
+func (m *Manager) evictExpired(tx *store.Tx, g *group, mb *member, window time.Duration) error {
+	var num uint64
+	if err := tx.QueryRow(`SELECT num FROM gm_groups WHERE id = ?`, g.id).Scan(&num); err != nil {
+		return err
+	}
+	return m.remove(tx, g, num, mb, groupcomm.EventEvicted, byEviction|byExpiry, window)
+}
+
+// tokenStored restores the lapsed memberships that a new token covers, and
+// notes its expiry. Memberships whose roles it does not grant any more lapse.
+func (m *Manager) tokenStored(ctx context.Context, e *groupcomm.Event) error {
+	grant, err := m.auth.Grant(ctx, coap.Peer{Subject: e.Subject})
+	if err != nil {
+		if coap.Deliberate(err) {
+			return nil // it is gone again; its expiry is a later event
+		}
+		return err
+	}
+	groups := m.byID()
+	covers := func(g *group, mb *member) bool { return grant.Scope.RolesFor(g.cfg.Name).Has(mb.roles) }
+	restored := 0
+	err = m.st.Update(ctx, func(tx *store.Tx) error {
+		restored = 0
+		found, err := memberships(tx, subjectOf(e.Subject))
+		if err != nil {
+			return err
+		}
+		for id, mb := range found {
+			g, ok := groups[id]
+			if !ok || !covers(g, mb) {
+				continue
+			}
+			if _, err := tx.Exec(`UPDATE gm_members SET expires = ?, lapsed = 0 WHERE group_id = ? AND node = ?`,
+				millis(grant.Expires), id, mb.node); err != nil {
+				return err
+			}
+			if !mb.lapsed {
+				continue
+			}
+			restored++
+			// A rekey that is being prepared would leave it out.
+			if _, err := tx.Exec(`UPDATE gm_groups SET changes = changes + 1 WHERE id = ?`, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if restored > 0 {
+		m.log.InfoContext(ctx, "token renewed, memberships restored", "memberships", restored)
+	}
+	return m.lapse(ctx, e.Subject, func(g *group, mb *member) bool { return !covers(g, mb) })
+}

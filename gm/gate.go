@@ -1,0 +1,290 @@
+package gm
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// The gate is asked before any handler: who may use which method on which
+// resource (RFC 9594, Section 3.3.2;
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 5.4, Table 3). Order:
+// a valid token (4.01), the group in its scope (4.03, whether or not the group
+// exists), the group and the resource exist (4.04), some type of client may
+// use the method there (4.05), this client may (4.03 or the row's error).
+
+// resource is a kind of resource under /ace-group.
+type resource int
+
+const (
+	resNone resource = iota // no such resource
+	resRoot                 // /ace-group
+	resGroup
+	resActive
+	resVerifData
+	resCreds
+	resKDCCred
+	resStaleSIDs
+	resPolicies
+	resNum
+	resNode
+	resNodeCred
+)
+
+var leafResources = map[string]resource{
+	"active":     resActive,
+	"verif-data": resVerifData,
+	"creds":      resCreds,
+	"kdc-cred":   resKDCCred,
+	"stale-sids": resStaleSIDs,
+	"policies":   resPolicies,
+	"num":        resNum,
+}
+
+// target is a parsed path.
+type target struct {
+	res   resource
+	group string
+	node  string
+}
+
+// parsePath reads the path of a request under /ace-group.
+func parsePath(path []string) (target, bool) {
+	if len(path) == 0 || path[0] != "ace-group" {
+		return target{}, false
+	}
+	t := target{}
+	switch len(path) {
+	case 1:
+		t.res = resRoot
+		return t, true
+	case 2:
+		t.res = resGroup
+	case 3:
+		t.res = leafResources[path[2]]
+	case 4:
+		if path[2] == "nodes" {
+			t.res, t.node = resNode, path[3]
+		}
+	case 5:
+		if path[2] == "nodes" && path[4] == "cred" {
+			t.res, t.node = resNodeCred, path[3]
+		}
+	}
+	t.group = path[1]
+	return t, true
+}
+
+// clientType is a column of the table of permitted methods.
+type clientType int
+
+const (
+	typeMember   clientType = iota // member with requester or responder
+	typeMonitor                    // member, monitor only
+	typeVerifier                   // not a member; the token has the role verifier
+	typeOther                      // not a member; any other token for the group
+	clientTypes
+)
+
+// verdict is a cell of the table.
+type verdict int
+
+const (
+	never     verdict = iota // no type of client may: 4.05
+	allow                    //
+	later                    // permitted, but not served yet: 5.01
+	forbidden                // 4.03 without an error identifier
+	members                  // 4.03 error 0
+	verifiers                // 4.03 error 8
+	wrongRole                // 4.00 error 1
+)
+
+func (v verdict) err() error {
+	switch v {
+	case never:
+		return errMethod
+	case allow:
+		return nil
+	case later:
+		return errNotServed
+	case forbidden:
+		return errForbidden
+	case members:
+		return groupcomm.ErrNotMember
+	case verifiers:
+		return groupcomm.ErrVerifiersOnly
+	case wrongRole:
+		return groupcomm.ErrRoles
+	}
+	panic(fmt.Sprintf("gm: internal error: verdict %d", v))
+}
+
+// Failures without an error identifier.
+var (
+	errMethod    = coap.Errorf(coap.MethodNotAllowed, "")
+	errForbidden = coap.Errorf(coap.Forbidden, "")
+	errNotFound  = coap.Errorf(coap.NotFound, "")
+	errNotServed = coap.Errorf(coap.NotImplemented, "")
+)
+
+// joinRoles are the roles with which a node can join: a signature verifier is
+// no member (draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3).
+const joinRoles = groupcomm.Requester | groupcomm.Responder | groupcomm.Monitor
+
+type methodRow [clientTypes]verdict
+
+// permitted is the table of permitted methods. What is missing is 4.05.
+var permitted = map[resource]map[coap.Code]methodRow{
+	//                                    member    monitor    verifier   other
+	resRoot: {coap.FETCH: {allow, allow, allow, allow}},
+	resGroup: {
+		coap.GET:  {allow, allow, members, members},
+		coap.POST: {allow, allow, allow, allow}, // with a role to join with: see gate
+	},
+	resActive:    {coap.GET: {allow, allow, members, members}},
+	resVerifData: {coap.GET: {verifiers, verifiers, later, verifiers}},
+	resCreds: {
+		coap.GET:   {allow, allow, allow, forbidden},
+		coap.FETCH: {allow, allow, allow, forbidden},
+	},
+	resKDCCred: {
+		coap.GET:   {allow, allow, members, members},
+		coap.FETCH: {verifiers, verifiers, later, verifiers},
+	},
+	resStaleSIDs: {coap.FETCH: {allow, allow, members, members}},
+	resPolicies:  {coap.GET: {allow, allow, members, members}},
+	resNum:       {coap.GET: {allow, allow, members, members}},
+	resNode: {
+		coap.GET:    {allow, allow, members, members},
+		coap.POST:   {allow, wrongRole, members, members},
+		coap.DELETE: {allow, allow, members, members},
+	},
+	resNodeCred: {coap.POST: {later, wrongRole, members, members}},
+}
+
+// call is a request that passed the gate.
+type call struct {
+	req    *coap.Request
+	grant  *groupcomm.Grant
+	roles  groupcomm.Roles // that the token grants in the group
+	target target
+	g      *group
+	row    *row      // as seen by the gate
+	mat    *material // of row.num
+}
+
+// ServeCoAP answers requests under /ace-group.
+func (m *Manager) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	c, err := m.gate(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	switch c.target.res {
+	case resRoot:
+		return m.fetchGroups(ctx, c)
+	case resGroup:
+		if req.Code == coap.POST {
+			return m.join(ctx, c)
+		}
+		return m.getGroup(ctx, c)
+	case resActive:
+		return m.getActive(c)
+	case resCreds:
+		return m.creds(ctx, c)
+	case resKDCCred:
+		return m.getKDCCred(c)
+	case resStaleSIDs:
+		return m.staleSIDs(ctx, c)
+	case resPolicies:
+		return m.getPolicies(c)
+	case resNum:
+		return m.getNum(ctx, c)
+	case resNode:
+		switch req.Code {
+		case coap.GET:
+			return m.getNode(ctx, c)
+		case coap.POST:
+			return m.renew(ctx, c)
+		case coap.DELETE:
+			return m.leave(ctx, c)
+		}
+	}
+	return nil, fmt.Errorf("gm: internal error: the gate let %v through to resource %d", req.Code, c.target.res)
+}
+
+// gate decides whether a request may reach its handler.
+func (m *Manager) gate(ctx context.Context, req *coap.Request) (*call, error) {
+	t, ok := parsePath(req.Path())
+	if !ok {
+		return nil, errNotFound
+	}
+	grant, err := m.auth.Grant(ctx, req.Peer)
+	if err != nil {
+		return nil, err
+	}
+	c := &call{req: req, grant: grant, target: t}
+	if t.res == resRoot {
+		row, ok := permitted[resRoot][req.Code]
+		if !ok {
+			return nil, errMethod
+		}
+		return c, row[typeOther].err()
+	}
+	if c.roles = grant.Scope.RolesFor(t.group); c.roles == 0 {
+		return nil, errForbidden
+	}
+	if c.g, ok = m.group(t.group); !ok {
+		return nil, errNotFound
+	}
+	if t.res == resNone {
+		return nil, errNotFound
+	}
+	row, ok := permitted[t.res][req.Code]
+	if !ok {
+		return nil, errMethod
+	}
+	err = m.st.View(ctx, func(tx *store.Tx) (err error) {
+		if c.row, err = c.g.look(tx, subjectOf(grant.Subject)); err != nil {
+			return err
+		}
+		c.mat, err = m.materialAt(tx, c.g, c.row.num)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	kind := clientTypeOf(c.row.member, c.roles)
+	if err := row[kind].err(); err != nil {
+		return nil, err
+	}
+	if t.res == resGroup && req.Code == coap.POST && c.roles&joinRoles == 0 {
+		return nil, errForbidden
+	}
+	// RFC 9594, Section 3.3.2: the rights are those of the token of now. A
+	// member whose new token takes a role away can join anew or leave.
+	if mb := c.row.member; mb != nil && mb.roles&^c.roles != 0 &&
+		req.Code != coap.DELETE && (t.res != resGroup || req.Code != coap.POST) {
+		return nil, errForbidden
+	}
+	// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.10: a node
+	// sub-resource is for its own node only.
+	if t.node != "" && c.row.member.node != t.node {
+		return nil, errForbidden
+	}
+	return c, nil
+}
+
+func clientTypeOf(mb *member, token groupcomm.Roles) clientType {
+	switch {
+	case mb != nil && mb.roles.MonitorOnly():
+		return typeMonitor
+	case mb != nil:
+		return typeMember
+	case token&groupcomm.Verifier != 0:
+		return typeVerifier
+	}
+	return typeOther
+}

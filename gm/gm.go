@@ -1,0 +1,187 @@
+// Package gm is the Group Manager: it admits nodes to OSCORE groups, gives out
+// identifiers and keying material, and renews the material when it must
+// (RFC 9594, draft-ietf-ace-key-groupcomm-oscore-21).
+//
+// Start at [New]. A [Manager] is a CoAP handler for everything under
+// /ace-group; [Manager.Setup] brings the declared groups into being and
+// [Manager.Run] works off rekeys that became due. One request takes this path:
+// gate.go asks who may use which method on which resource, the resource's own
+// file answers. join.go is the decision table of a Join Request, rekey.go the
+// engine that renews keys, group.go the states of a group.
+//
+// What the Group Manager decides is on disk before anybody hears of it, and
+// every change writes an event in its own transaction: the room that delivers
+// rekeys follows those events. Keys, tokens and proofs never reach a log.
+//
+// Not served yet, and answered with 5.01 where the caller would be entitled:
+// GET verif-data and FETCH kdc-cred (for signature verifiers) and POST
+// nodes/NODE/cred. Groups that use the pairwise mode only are refused at
+// start.
+package gm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// Authority knows what a peer may do: the Resource Server side of ACE.
+type Authority interface {
+	// Grant looks up the rights of a peer. The error of a peer without any is
+	// its whole response: 4.01, perhaps with AS Request Creation Hints.
+	Grant(ctx context.Context, p coap.Peer) (*groupcomm.Grant, error)
+	// NewChallenge makes a new N_S for the subject and stores it.
+	NewChallenge(ctx context.Context, s coap.Subject) ([]byte, error)
+	// UsedChallenge records, in the transaction of a join, that a proof of
+	// possession covered ns.
+	UsedChallenge(tx *store.Tx, s coap.Subject, ns []byte) error
+}
+
+// Delivery brings rekeys to members. A Delivery that also has the method
+// Held(ctx, group, node string, version uint64) is told of every version that a
+// member has shown to hold.
+type Delivery interface {
+	// Enroll prepares what a member needs for the channel that it asked for at
+	// join: mgt goes into label 27, commit runs in the join's transaction, and
+	// may run again. A nil want ends an earlier enrolment.
+	Enroll(ctx context.Context, group, node string, want *groupcomm.Delivery) (mgt []byte, commit func(*store.Tx) error, err error)
+	// Prepare renders the messages of a rekey that is about to happen; commit
+	// stores them in its transaction, and may run again.
+	Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit func(*store.Tx) error, err error)
+	// Remove forgets a member that left or was evicted.
+	Remove(tx *store.Tx, group, node string) error
+}
+
+// holder is the optional part of a Delivery.
+type holder interface {
+	Held(ctx context.Context, group, node string, version uint64)
+}
+
+// Deps are the rooms and services that a Manager works with.
+type Deps struct {
+	Store      *store.Store
+	Authority  Authority
+	Delivery   Delivery              // nil: members poll or observe
+	Log        *slog.Logger          // nil: silent
+	Registerer prometheus.Registerer // nil: a private one
+}
+
+// Manager is the Group Manager of all its groups. Use [New].
+type Manager struct {
+	cfg     Config
+	st      *store.Store
+	auth    Authority
+	deliver Delivery
+	log     *slog.Logger
+	met     *metrics
+
+	renewals *limiter
+	wake     chan struct{} // one slot: something may have become due earlier
+
+	mu     sync.RWMutex
+	groups map[string]*group // guarded by mu; filled by Setup
+}
+
+// New makes a Manager. It does no I/O: call [Manager.Setup] before the first
+// request.
+func New(cfg Config, d Deps) *Manager {
+	cfg = cfg.withDefaults()
+	log := d.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Manager{
+		cfg:      cfg,
+		st:       d.Store,
+		auth:     d.Authority,
+		deliver:  d.Delivery,
+		log:      log,
+		met:      newMetrics(d.Registerer),
+		renewals: newLimiter(cfg.RenewalInterval, renewalBurst, maxLimiters),
+		wake:     make(chan struct{}, 1),
+		groups:   map[string]*group{},
+	}
+}
+
+// Run works off due rekeys and expired memberships until ctx ends. It returns
+// nil then.
+func (m *Manager) Run(ctx context.Context) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.Go(func() error { return m.followTokens(ctx) })
+	eg.Go(func() error { return m.schedule(ctx) })
+	err := eg.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// poke makes the scheduler look again. It never blocks.
+func (m *Manager) poke() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// group finds a group by name.
+func (m *Manager) group(name string) (*group, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	g, ok := m.groups[name]
+	return g, ok
+}
+
+// GroupConfigs tells the configurations of the named groups in the order
+// asked; unknown names are left out.
+func (m *Manager) GroupConfigs(_ context.Context, names []string) ([]groupcomm.GroupConfig, error) {
+	var out []groupcomm.GroupConfig
+	for _, n := range names {
+		if g, ok := m.group(n); ok {
+			out = append(out, *g.cfg)
+		}
+	}
+	return out, nil
+}
+
+// RekeyMessage returns the version of a group's current keying material and
+// the rekey message that announces it, byte for byte as it was first encoded.
+// It is a secret. The error for a group that does not exist is [ErrNoGroup].
+func (m *Manager) RekeyMessage(ctx context.Context, name string) (uint64, []byte, error) {
+	g, ok := m.group(name)
+	if !ok {
+		return 0, nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	}
+	mat, err := m.current(ctx, g)
+	if err != nil {
+		return 0, nil, err
+	}
+	return mat.num, mat.message.Bytes(), nil
+}
+
+// ErrNoGroup is the error for the name of a group that does not exist.
+var ErrNoGroup = errors.New("gm: no such group")
+
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func fromMillis(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
+}

@@ -1,0 +1,66 @@
+package gm
+
+import (
+	"cmp"
+	"context"
+	"net/url"
+	"slices"
+	"strconv"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+// groupPath is the path of a group-membership resource.
+func groupPath(name string) string { return "/ace-group/" + url.PathEscape(name) }
+
+// Links describes the groups that may be listed, for /.well-known/core
+// (RFC 6690; draft-tiloca-core-oscore-discovery for the attributes). The
+// algorithms are hints: what a Join Response says counts.
+func (m *Manager) Links(context.Context) []coap.WebLink {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var links []coap.WebLink
+	for name, g := range m.groups {
+		if g.cfg.List {
+			links = append(links, coap.WebLink{Target: groupPath(name), Attrs: linkAttrs(g.cfg)})
+		}
+	}
+	slices.SortFunc(links, func(a, b coap.WebLink) int { return cmp.Compare(a.Target, b.Target) })
+	if links != nil {
+		root := coap.WebLink{Target: "/ace-group", Attrs: []coap.LinkAttr{
+			{Name: "ct", Value: strconv.Itoa(int(coap.ACEGroupcomm))}, {Name: "if", Value: "ace.groups"},
+		}}
+		links = slices.Insert(links, 0, root)
+	}
+	return links
+}
+
+// linkAttrs names the attributes in one place: they have been renamed before.
+func linkAttrs(c *groupcomm.GroupConfig) []coap.LinkAttr {
+	attrs := []coap.LinkAttr{
+		{Name: "ct", Value: strconv.Itoa(int(coap.ACEGroupcomm))},
+		{Name: "rt", Value: "core.osc.gm"},
+		{Name: "if", Value: "ace.group"},
+		{Name: "obs", Flag: true},
+		{Name: "sec-gp", Value: c.Name},
+	}
+	number := func(name string, v int64) {
+		attrs = append(attrs, coap.LinkAttr{Name: name, Value: strconv.FormatInt(v, 10)})
+	}
+	number("hkdf", c.HKDF)
+	number("cred_fmt", c.CredFmt)
+	if c.GroupMode() {
+		number("gp_enc_alg", c.GpEncAlg)
+		number("sign_alg", c.SignAlg)
+		if p := c.SignInfo().KeyParams; len(p) > 1 {
+			number("sign_alg_crv", p[1])
+		}
+	}
+	if c.PairwiseMode() {
+		number("alg", c.Alg)
+		number("ecdh_alg", c.ECDHAlg)
+		number("ecdh_alg_crv", c.ECDHCrv)
+	}
+	return attrs
+}

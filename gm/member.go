@@ -1,0 +1,197 @@
+package gm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// subject is a coap.Subject as it stands in columns.
+type subject struct {
+	kind int64
+	id   []byte
+}
+
+func subjectOf(s coap.Subject) subject {
+	return subject{kind: int64(s.Kind), id: []byte(s.ID)}
+}
+
+// member is one row of gm_members.
+type member struct {
+	node       string
+	subject    coap.Subject
+	sid        sidPlace
+	roles      groupcomm.Roles
+	cred       []byte
+	scope      []byte
+	cnonce     []byte
+	controlURI string
+	joinedNum  uint64
+	expires    time.Time
+	lapsed     bool
+}
+
+const memberColumns = `m.node, m.subject_kind, m.subject_id, m.sid, m.roles, m.cred, m.scope, m.cnonce,
+	m.control_uri, m.joined_num, m.expires, m.lapsed`
+
+// nullMember scans memberColumns, also the NULLs of an outer join without
+// match.
+type nullMember struct {
+	node, controlURI         *string
+	subjectID                []byte
+	kind, sid, roles, joined *int64
+	expires, lapsed          *int64
+	cred, scope, cnonce      []byte
+}
+
+func (n *nullMember) dst() []any {
+	return []any{&n.node, &n.kind, &n.subjectID, &n.sid, &n.roles, &n.cred, &n.scope, &n.cnonce,
+		&n.controlURI, &n.joined, &n.expires, &n.lapsed}
+}
+
+// member returns what was scanned; nil when there was no row.
+func (n *nullMember) member() *member {
+	if n.node == nil {
+		return nil
+	}
+	mb := &member{
+		node:       *n.node,
+		subject:    coap.Subject{Kind: coap.SubjectKind(*n.kind), ID: string(n.subjectID)},
+		sid:        noSID,
+		roles:      groupcomm.Roles(*n.roles),
+		cred:       n.cred,
+		scope:      n.scope,
+		cnonce:     n.cnonce,
+		controlURI: *n.controlURI,
+		joinedNum:  uint64(*n.joined),
+		expires:    fromMillis(*n.expires),
+		lapsed:     *n.lapsed != 0,
+	}
+	if n.sid != nil {
+		mb.sid = sidPlace(*n.sid)
+	}
+	return mb
+}
+
+// public is the member as other rooms see it.
+func (mb *member) public(group string) groupcomm.Member {
+	return groupcomm.Member{
+		Group:    group,
+		Node:     mb.node,
+		Subject:  mb.subject,
+		SenderID: mb.sid.id(),
+		Roles:    mb.roles,
+		Lapsed:   mb.lapsed,
+		Expires:  mb.expires,
+		JoinedAt: mb.joinedNum,
+	}
+}
+
+// MemberOf returns the membership of a subject; groupcomm.ErrNotMember when
+// there is none, [ErrNoGroup] when there is no such group.
+func (m *Manager) MemberOf(ctx context.Context, name string, s coap.Subject) (*groupcomm.Member, error) {
+	g, ok := m.group(name)
+	if !ok {
+		return nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	}
+	var r *row
+	err := m.st.View(ctx, func(tx *store.Tx) (err error) {
+		r, err = g.look(tx, subjectOf(s))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r.member == nil {
+		return nil, groupcomm.ErrNotMember
+	}
+	out := r.member.public(name)
+	return &out, nil
+}
+
+// Members lists the members of a group by node name.
+func (m *Manager) Members(ctx context.Context, name string) ([]groupcomm.Member, error) {
+	g, ok := m.group(name)
+	if !ok {
+		return nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	}
+	var out []groupcomm.Member
+	err := m.st.View(ctx, func(tx *store.Tx) error {
+		out = nil
+		return eachMember(tx, `m.group_id = ? ORDER BY m.node`, []any{g.id}, func(mb *member) error {
+			out = append(out, mb.public(name))
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gm: members of %q: %w", name, err)
+	}
+	return out, nil
+}
+
+// eachMember calls fn for every member that the condition selects.
+func eachMember(tx *store.Tx, where string, args []any, fn func(*member) error) error {
+	rows, err := tx.Query(`SELECT `+memberColumns+` FROM gm_members m WHERE `+where, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n nullMember
+		if err := rows.Scan(n.dst()...); err != nil {
+			return err
+		}
+		if err := fn(n.member()); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// release puts a Sender ID into the stale set of the current version
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 7.10). It stays
+// unassignable until the next rekey.
+func (g *group) release(tx *store.Tx, num uint64, p sidPlace) error {
+	if p == noSID {
+		return nil
+	}
+	_, err := tx.Exec(`INSERT INTO gm_stale (group_id, num, sid) VALUES (?, ?, ?)`, g.id, num, p)
+	return err
+}
+
+// remove takes a member out: row, Sender ID, delivery, event; and makes a rekey
+// due (draft-ietf-ace-key-groupcomm-oscore-21, Section 10). num is the version
+// in this transaction.
+func (m *Manager) remove(tx *store.Tx, g *group, num uint64, mb *member, kind string, why reasons, window time.Duration) error {
+	n, err := tx.Exec(`DELETE FROM gm_members WHERE group_id = ? AND node = ?`, g.id, mb.node)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return errMoved
+	}
+	if err := g.release(tx, num, mb.sid); err != nil {
+		return err
+	}
+	if err := g.makeDue(tx, time.Now().Add(window), why); err != nil {
+		return err
+	}
+	if m.deliver != nil {
+		if err := m.deliver.Remove(tx, g.cfg.Name, mb.node); err != nil {
+			return err
+		}
+	}
+	return emit(tx, kind, groupcomm.Event{Group: g.cfg.Name, Node: mb.node, Version: num, Subject: mb.subject, Reason: why.String()})
+}
+
+func emit(tx *store.Tx, kind string, e groupcomm.Event) error {
+	return tx.Emit(kind, e.Group, e.Encode())
+}
+
+// isNotFound says that a query had no row.
+func isNotFound(err error) bool { return errors.Is(err, store.ErrNotFound) }

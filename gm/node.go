@@ -1,0 +1,113 @@
+package gm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// leave answers DELETE on a member's own node resource (RFC 9594, Section
+// 4.8.3; draft-ietf-ace-key-groupcomm-oscore-21, Section 10): the member is out
+// at once, the rekey follows within the batch window, and before any newcomer
+// is let in.
+func (m *Manager) leave(ctx context.Context, c *call) (*coap.Response, error) {
+	c.g.gate.RLock()
+	defer c.g.gate.RUnlock()
+	err := m.st.Update(ctx, func(tx *store.Tx) error {
+		// Its Sender ID may have changed since the gate looked.
+		r, err := c.g.look(tx, subjectOf(c.grant.Subject))
+		if err != nil {
+			return err
+		}
+		if r.member == nil {
+			return groupcomm.ErrNotMember
+		}
+		return m.remove(tx, c.g, r.num, r.member, groupcomm.EventLeft, byLeave, c.g.cfg.BatchWindow)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gm: leave %q: %w", c.g.cfg.Name, err)
+	}
+	m.poke()
+	m.met.removals.WithLabelValues("left").Inc()
+	m.log.InfoContext(ctx, "node left", "group", c.g.cfg.Name, "node", c.target.node)
+	return &coap.Response{Code: coap.Deleted}, nil
+}
+
+// renew answers POST on a member's own node resource (RFC 9594, Section 4.8.2;
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.2): a new Sender ID; or,
+// when a rekey is due anyway, the rekey, of which the response is the message.
+func (m *Manager) renew(ctx context.Context, c *call) (*coap.Response, error) {
+	if len(c.req.Payload) > 0 {
+		return nil, coap.Errorf(coap.BadRequest, "a body is not expected")
+	}
+	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {
+		return nil, err
+	}
+	if !c.row.active() {
+		return nil, groupcomm.ErrInactive
+	}
+	if !m.renewals.allow(c.g.cfg.Name + "/" + c.row.member.node) {
+		return nil, errTooMany
+	}
+	if due := c.row.dueAt; due != 0 && due <= time.Now().Add(renewalWindow).UnixMilli() {
+		if _, err := m.rekey(ctx, c.g, c.row.dueReasons, "", c.row.num); err != nil {
+			return nil, err
+		}
+		mat, err := m.current(ctx, c.g)
+		if err != nil {
+			return nil, err
+		}
+		return keyed(coap.Changed, mat.message.Bytes()), nil
+	}
+	for range maxJoinTries {
+		p, err := m.newSenderID(ctx, c)
+		switch {
+		case err == nil:
+			m.met.renewals.Inc()
+			m.log.InfoContext(ctx, "sender id renewed", "group", c.g.cfg.Name, "node", c.row.member.node)
+			return keyed(coap.Changed, (&groupcomm.KeyRenewal{SenderID: p.id()}).Encode()), nil
+		case !errors.Is(err, errMoved):
+			return nil, fmt.Errorf("gm: renew in %q: %w", c.g.cfg.Name, err)
+		}
+	}
+	return nil, unavailable("the group changes too fast")
+}
+
+// newSenderID gives the member another Sender ID; the old one goes to the stale
+// set of the current version.
+func (m *Manager) newSenderID(ctx context.Context, c *call) (sidPlace, error) {
+	c.g.gate.RLock()
+	defer c.g.gate.RUnlock()
+	p, num := noSID, uint64(0)
+	err := m.st.Update(ctx, func(tx *store.Tx) error {
+		r, err := c.g.look(tx, subjectOf(c.grant.Subject))
+		switch {
+		case err != nil:
+			return err
+		case r.member == nil:
+			return groupcomm.ErrNotMember
+		case !r.active():
+			return groupcomm.ErrInactive
+		case r.member.roles.MonitorOnly():
+			return groupcomm.ErrRoles
+		}
+		num = r.num
+		if p, err = c.g.assign(tx, admission{num: r.num}); err != nil {
+			return err
+		}
+		if err := c.g.release(tx, r.num, r.member.sid); err != nil {
+			return err
+		}
+		_, err = tx.Exec(`UPDATE gm_members SET sid = ? WHERE group_id = ? AND node = ?`, p, c.g.id, r.member.node)
+		return err
+	})
+	if errors.Is(err, errNoSID) {
+		return noSID, m.noSenderID(ctx, c.g, num)
+	}
+	return p, err
+}

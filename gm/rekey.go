@@ -1,0 +1,368 @@
+package gm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// reasons says why a rekey is due: the OR of these.
+type reasons int64
+
+const (
+	byLeave reasons = 1 << iota
+	byEviction
+	byExpiry // tokens expired; their members lapsed
+	byJoin
+	byLifetime // the keying material is about to expire
+	byOperator
+	bySenderIDs // all Sender IDs are used up, a rekey frees some
+)
+
+// forward are the reasons for which somebody who is no member holds the current
+// material: no newcomer gets it.
+const forward = byLeave | byEviction
+
+var reasonNames = []struct {
+	bit  reasons
+	name string
+}{
+	{byLeave, "leave"}, {byEviction, "eviction"}, {byExpiry, "token expiry"}, {byJoin, "join"},
+	{byLifetime, "key lifetime"}, {byOperator, "operator"}, {bySenderIDs, "sender ids"},
+}
+
+func (r reasons) String() string {
+	var s []string
+	for _, n := range reasonNames {
+		if r&n.bit != 0 {
+			s = append(s, n.name)
+		}
+	}
+	return strings.Join(s, ", ")
+}
+
+// makeDue has a rekey happen at the latest at t. It is on disk with the change
+// that caused it, so a crash does not forget it.
+func (g *group) makeDue(tx *store.Tx, t time.Time, why reasons) error {
+	at := t.UnixMilli()
+	_, err := tx.Exec(`UPDATE gm_groups SET changes = changes + 1, due_reasons = due_reasons | ?,
+		due_at = CASE WHEN due_at = 0 OR due_at > ? THEN ? ELSE due_at END
+		WHERE id = ? AND state <> ?`, why, at, at, g.id, stateStopped)
+	return err
+}
+
+// rekey renews the keying material of a group, unless its version is above
+// given by now, and returns the version in force. given is what the caller
+// knows: of all who find the same version too old, one renews it.
+//
+// A rekey is decided on a snapshot, its message is rendered outside of any
+// transaction, and it is written only if neither version nor membership changed
+// meanwhile; else it is prepared again. After a few such attempts the group's
+// gate is closed, so that it ends.
+func (m *Manager) rekey(ctx context.Context, g *group, why reasons, detail string, given uint64) (uint64, error) {
+	select {
+	case g.rekeying <- struct{}{}:
+		defer func() { <-g.rekeying }()
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	began := time.Now()
+	for try := range maxRekeyTries {
+		if try >= freeRekeys {
+			g.gate.Lock()
+		}
+		mat, err := m.rekeyOnce(ctx, g, why, detail, given)
+		if try >= freeRekeys {
+			g.gate.Unlock()
+		}
+		switch {
+		case errors.Is(err, errMoved):
+			m.met.overtaken.Inc()
+			continue
+		case errors.Is(err, ErrGidExhausted):
+			return 0, errors.Join(fmt.Errorf("gm: rekey %q: %w", g.cfg.Name, err), m.move(ctx, g.cfg.Name, exhaust))
+		case err != nil:
+			return 0, fmt.Errorf("gm: rekey %q: %w", g.cfg.Name, err)
+		}
+		if mat.num > given {
+			m.met.seconds.Observe(time.Since(began).Seconds())
+		}
+		return mat.num, nil
+	}
+	return 0, fmt.Errorf("gm: rekey %q: overtaken %d times", g.cfg.Name, maxRekeyTries)
+}
+
+// snapshot is what a rekey is decided on.
+type snapshot struct {
+	num       uint64
+	state     state
+	gid       groupcomm.Gid
+	epoch     uint64
+	changes   int64
+	staleFrom uint64
+	reasons   reasons
+	stale     []groupcomm.SenderID
+	nodes     []string // entitled to the new material
+	members   bool     // there are entitled members
+}
+
+func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail string, given uint64) (*material, error) {
+	var s *snapshot
+	var newer *material
+	err := m.st.View(ctx, func(tx *store.Tx) (err error) {
+		if s, err = m.snapshot(tx, g); err != nil {
+			return err
+		}
+		if s.num > given {
+			newer, err = m.materialAt(tx, g, s.num)
+			return err
+		}
+		s.gid, s.epoch, err = nextGid(tx, g.cfg, s.epoch)
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case newer != nil:
+		return newer, nil
+	case s.state == stateStopped:
+		return nil, ErrGidExhausted
+	}
+	why |= s.reasons
+	if detail == "" {
+		detail = why.String()
+	}
+	mat, msg := newMaterial(g, s)
+	commit, err := m.prepare(ctx, g, s, mat, msg)
+	if err != nil {
+		return nil, fmt.Errorf("prepare delivery: %w", err)
+	}
+	sealed := m.seal(g.id, mat)
+	err = m.st.Update(ctx, func(tx *store.Tx) error {
+		if err := writeRekey(tx, g, s, mat, sealed); err != nil {
+			return err
+		}
+		if commit != nil {
+			if err := commit(tx); err != nil {
+				return err
+			}
+		}
+		// Whoever reads the new version after this commit finds the material
+		// in memory; followers of the event too.
+		tx.AfterCommit(func() { g.install(mat) })
+		return emit(tx, groupcomm.EventRekeyed, groupcomm.Event{Group: g.cfg.Name, Version: mat.num, Reason: detail})
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.met.rekeys.WithLabelValues(g.cfg.Name).Inc()
+	m.log.InfoContext(ctx, "group rekeyed", "group", g.cfg.Name, "reason", detail, "num", mat.num,
+		"gid", mat.gid.String(), "stale", len(s.stale), "members", len(s.nodes))
+	m.poke()
+	return mat, nil
+}
+
+// snapshot reads what a rekey needs to know.
+func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
+	s := &snapshot{}
+	err := tx.QueryRow(`SELECT num, state, gid_epoch, changes, stale_from, due_reasons FROM gm_groups WHERE id = ?`, g.id).
+		Scan(&s.num, &s.state, &s.epoch, &s.changes, &s.staleFrom, &s.reasons)
+	if err != nil {
+		return nil, err
+	}
+	if s.stale, err = staleOf(tx, g.id, s.num, s.num); err != nil {
+		return nil, err
+	}
+	// A member whose token expired gets no newer key, whether or not the expiry
+	// has been worked off.
+	rows, err := tx.Query(`SELECT node FROM gm_members WHERE group_id = ? AND lapsed = 0 AND (expires = 0 OR expires > ?)
+		ORDER BY node`, g.id, time.Now().UnixMilli())
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var node string
+		if err := rows.Scan(&node); err != nil {
+			return nil, err
+		}
+		s.nodes = append(s.nodes, node)
+	}
+	s.members = len(s.nodes) > 0
+	return s, rows.Err()
+}
+
+// nextGid finds the group's next Gid. Epochs at which another group of this
+// manager has the Gid are skipped.
+func nextGid(tx *store.Tx, c *groupcomm.GroupConfig, epoch uint64) (groupcomm.Gid, uint64, error) {
+	for {
+		epoch++
+		gid, err := makeGid(c.GidPrefix, epoch, c.GidEpochBytes)
+		if err != nil {
+			return nil, 0, err
+		}
+		var id int64
+		err = tx.QueryRow(`SELECT id FROM gm_groups WHERE gid = ?`, []byte(gid)).Scan(&id)
+		if isNotFound(err) {
+			return gid, epoch, nil
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+// newMaterial makes the material that follows s, and encodes its rekey message:
+// once, so that all members get the same bytes.
+func newMaterial(g *group, s *snapshot) (*material, []byte) {
+	return makeMaterial(g, s.num+1, s.gid, s.stale)
+}
+
+// firstMaterial makes version 0. Its message says what a rekey message would,
+// for deliveries that start from one.
+func firstMaterial(g *group, gid groupcomm.Gid) *material {
+	mat, _ := makeMaterial(g, 0, gid, []groupcomm.SenderID{})
+	return mat
+}
+
+// makeMaterial draws fresh secrets and encodes the rekey message
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1).
+func makeMaterial(g *group, num uint64, gid groupcomm.Gid, stale []groupcomm.SenderID) (*material, []byte) {
+	secret, salt := make([]byte, masterSecret), make([]byte, masterSalt)
+	rand.Read(secret)
+	rand.Read(salt)
+	life := int64(g.cfg.KeyLifetime / time.Second)
+	mat := &material{
+		num:    num,
+		gid:    gid,
+		secret: cose.NewSecret(secret),
+		salt:   cose.NewSecret(salt),
+		exp:    time.Now().Unix() + life,
+	}
+	msg := (&groupcomm.RekeyMessage{
+		MasterSecret: secret,
+		ContextID:    gid,
+		Salt:         salt,
+		Num:          num,
+		Exp:          mat.exp,
+		Exi:          life,
+		Stale:        stale,
+	}).Encode()
+	mat.message = cose.NewSecret(msg)
+	return mat, msg
+}
+
+// prepare has the delivery render its messages.
+func (m *Manager) prepare(ctx context.Context, g *group, s *snapshot, mat *material, msg []byte) (func(*store.Tx) error, error) {
+	if m.deliver == nil {
+		return nil, nil
+	}
+	return m.deliver.Prepare(ctx, groupcomm.RekeyPlan{
+		Group:   g.cfg.Name,
+		Num:     mat.num,
+		Message: msg,
+		Nodes:   s.nodes,
+		SignAlg: g.cfg.SignAlg,
+		Sign:    g.key.Sign,
+	})
+}
+
+// sealedMaterial is material as it stands in its row.
+type sealedMaterial struct{ secret, salt, message []byte }
+
+func (m *Manager) seal(groupID int64, mat *material) sealedMaterial {
+	return sealedMaterial{
+		secret:  m.st.Seal(materialContext(groupID, mat.num, "master_secret"), mat.secret.Bytes()),
+		salt:    m.st.Seal(materialContext(groupID, mat.num, "salt"), mat.salt.Bytes()),
+		message: m.st.Seal(materialContext(groupID, mat.num, "message"), mat.message.Bytes()),
+	}
+}
+
+// writeRekey brings mat into force if the group is still what s says.
+func writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material, sealed sealedMaterial) error {
+	// draft-ietf-ace-key-groupcomm-oscore-21, Section 7.10: with the new version
+	// there are at most N stale sets.
+	staleFrom := s.staleFrom
+	if n := uint64(g.cfg.MaxStaleSets); mat.num-staleFrom+1 > n {
+		staleFrom = mat.num - n + 1
+	}
+	n, err := tx.Exec(`UPDATE gm_groups SET num = ?, gid = ?, gid_epoch = ?, exp = ?, handed = ?,
+		sid_free = sid_free + ?, stale_from = ?, due_at = 0, due_reasons = 0
+		WHERE id = ? AND num = ? AND changes = ?`,
+		mat.num, []byte(mat.gid), s.epoch, mat.exp, s.members,
+		len(s.stale), staleFrom, g.id, s.num, s.changes)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return errMoved
+	}
+	if _, err := tx.Exec(`UPDATE gm_material SET num = ?, master_secret = ?, salt = ?, message = ? WHERE group_id = ?`,
+		mat.num, sealed.secret, sealed.salt, sealed.message, g.id); err != nil {
+		return err
+	}
+	// Section 9: under the new Gid the released Sender IDs are assignable again.
+	if _, err := tx.Exec(`INSERT INTO gm_free (group_id, sid) SELECT group_id, sid FROM gm_stale WHERE group_id = ? AND num = ?`,
+		g.id, s.num); err != nil {
+		return err
+	}
+	_, err = tx.Exec(`DELETE FROM gm_stale WHERE group_id = ? AND num < ?`, g.id, staleFrom)
+	return err
+}
+
+// awaitJoinRekey waits until the group's version is above arrived: by the rekey
+// that closes the running window of joins, or by any other. The window is short,
+// and whoever is awake at its end renews the keys for all.
+func (m *Manager) awaitJoinRekey(ctx context.Context, g *group, arrived uint64) error {
+	g.mu.Lock()
+	if g.joinBy.IsZero() {
+		g.joinBy = time.Now().Add(min(g.cfg.BatchWindow, joinWindow))
+	}
+	wait, changed := time.Until(g.joinBy), g.changed
+	g.mu.Unlock()
+	if mat := g.cur.Load(); mat != nil && mat.num > arrived {
+		return nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-changed:
+		return nil
+	case <-t.C:
+		_, err := m.rekey(ctx, g, byJoin, "", arrived)
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// noSenderID is the answer when every Sender ID is taken: error 4. When a rekey
+// would free some it is started, and the node is told to come back soon.
+func (m *Manager) noSenderID(ctx context.Context, g *group, num uint64) error {
+	freed := false
+	err := m.st.Update(ctx, func(tx *store.Tx) error {
+		var n int64
+		if err := tx.QueryRow(`SELECT COUNT(*) FROM gm_stale WHERE group_id = ? AND num = ?`, g.id, num).Scan(&n); err != nil {
+			return err
+		}
+		if freed = n > 0; !freed {
+			return nil
+		}
+		return g.makeDue(tx, time.Now(), bySenderIDs)
+	})
+	if err != nil {
+		return err
+	}
+	if !freed {
+		return groupcomm.ErrNoSenderID
+	}
+	m.poke()
+	return soon(groupcomm.ErrNoSenderID, retryAfter)
+}

@@ -1,0 +1,135 @@
+package gm
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// fetchGroups answers FETCH /ace-group (RFC 9594, Section 4.2.1): names of the
+// groups whose current Gid is asked for. Any client with a valid token may ask.
+func (m *Manager) fetchGroups(ctx context.Context, c *call) (*coap.Response, error) {
+	if err := checkFormats(c.req); err != nil {
+		return nil, err
+	}
+	q, err := groupcomm.DecodeGidRequest(c.req.Payload)
+	if err != nil || len(q.Gids) > maxGids {
+		return nil, coap.Errorf(coap.BadRequest, "gid with 1 to %d elements is expected", maxGids)
+	}
+	out := &groupcomm.GidResponse{}
+	err = m.st.View(ctx, func(tx *store.Tx) error {
+		*out = groupcomm.GidResponse{}
+		for _, gid := range q.Gids {
+			var name string
+			err := tx.QueryRow(`SELECT name FROM gm_groups WHERE gid = ?`, []byte(gid)).Scan(&name)
+			if isNotFound(err) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			out.Gids = append(out.Gids, gid)
+			out.Names = append(out.Names, name)
+			out.URIs = append(out.URIs, groupPath(name))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gm: find groups: %w", err)
+	}
+	return plain(coap.ACEGroupcomm, out.Encode()), nil
+}
+
+// getGroup answers GET on the group (RFC 9594, Section 4.3.2): the current
+// keying material without a Sender ID. The first response to an Observe
+// registration is the same full map; later notifications are rekey messages.
+func (m *Manager) getGroup(ctx context.Context, c *call) (*coap.Response, error) {
+	if r := m.held(ctx, c); r != nil {
+		return r, nil
+	}
+	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {
+		return nil, err
+	}
+	return c.versioned(keyed(coap.Content, keyDistribution(c.g, c.mat).Encode()), c.g.topic()), nil
+}
+
+// getNode answers GET on a member's own node resource (RFC 9594, Section
+// 4.8.1): as the group's, with the Sender ID.
+func (m *Manager) getNode(ctx context.Context, c *call) (*coap.Response, error) {
+	if r := m.held(ctx, c); r != nil {
+		return r, nil
+	}
+	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {
+		return nil, err
+	}
+	d := keyDistribution(c.g, c.mat)
+	d.Key.SenderID = c.row.member.sid.id()
+	return c.versioned(keyed(coap.Content, d.Encode()), c.g.nodeTopic(c.row.member.node)), nil
+}
+
+// getNum answers GET num (RFC 9594, Section 4.7.1).
+func (m *Manager) getNum(ctx context.Context, c *call) (*coap.Response, error) {
+	if r := m.held(ctx, c); r != nil {
+		return r, nil
+	}
+	if err := checkAccept(c.req, coap.CBOR); err != nil {
+		return nil, err
+	}
+	r := plain(coap.CBOR, groupcomm.EncodeNum(c.row.num))
+	r.Options.Set(coap.ETag, versionTag(c.row.num))
+	return r, nil
+}
+
+// versioned marks r with the version that it shows.
+func (c *call) versioned(r *coap.Response, topic string) *coap.Response {
+	r.Options.Set(coap.ETag, versionTag(c.mat.num))
+	r.Observe = &coap.Observation{Topic: topic, Version: c.mat.num}
+	return r
+}
+
+// held answers 2.03 when a plain GET carries the ETag of the current version
+// (RFC 7252, Section 5.10.6.2). The member has thereby shown that it holds that
+// version. A registration always gets the full map: a member that starts to
+// observe has perhaps lost what it knew.
+func (m *Manager) held(ctx context.Context, c *call) *coap.Response {
+	if _, observe := c.req.Observe(); observe {
+		return nil
+	}
+	tag := versionTag(c.row.num)
+	for _, t := range c.req.Options.Values(coap.ETag) {
+		if !bytes.Equal(t, tag) {
+			continue
+		}
+		if h, ok := m.deliver.(holder); ok {
+			h.Held(ctx, c.g.cfg.Name, c.row.member.node, c.row.num)
+		}
+		r := &coap.Response{Code: coap.Valid}
+		r.Options.Set(coap.ETag, tag)
+		r.Options.SetUint(coap.MaxAge, 0)
+		return r
+	}
+	return nil
+}
+
+// getPolicies answers GET policies (RFC 9594, Section 4.6.1).
+func (m *Manager) getPolicies(c *call) (*coap.Response, error) {
+	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {
+		return nil, err
+	}
+	return plain(coap.ACEGroupcomm, policies(c.g).Encode()), nil
+}
+
+// getActive answers GET active (draft-ietf-ace-key-groupcomm-oscore-21, Section
+// 9.8).
+func (m *Manager) getActive(c *call) (*coap.Response, error) {
+	if err := checkAccept(c.req, coap.CBOR); err != nil {
+		return nil, err
+	}
+	r := plain(coap.CBOR, groupcomm.EncodeActive(c.row.active()))
+	r.Options.SetUint(coap.MaxAge, 0)
+	return r, nil
+}

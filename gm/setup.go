@@ -1,0 +1,225 @@
+package gm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// kdcSubject is the subject of the credential that the Group Manager has in
+// each group.
+const kdcSubject = "gm"
+
+// Setup reads the groups and brings the declared ones into being: an absent
+// group is created, a present one is compared. Its policies follow the
+// declaration; anything else that differs is a [DifferentError], and nothing is
+// changed. Groups that are no longer declared stay. Setup never rekeys.
+func (m *Manager) Setup(ctx context.Context) error {
+	if err := m.cfg.validate(); err != nil {
+		return err
+	}
+	groups, err := m.load(ctx)
+	if err != nil {
+		return err
+	}
+	spaces, err := m.gidSpaces(groups)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := range m.cfg.Groups {
+		want := &m.cfg.Groups[i]
+		if have, ok := groups[want.Name]; ok {
+			errs = append(errs, compare(have.cfg, want))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, want := range m.cfg.Groups {
+		have, ok := groups[want.Name]
+		if !ok {
+			if want.GidPrefix == nil {
+				if want.GidPrefix, err = choosePrefix(spaces, want.GidEpochBytes); err != nil {
+					return err
+				}
+				spaces = append(spaces, gidSpace{prefix: want.GidPrefix, size: want.GidEpochBytes})
+			}
+			g, err := m.create(ctx, want)
+			if err != nil {
+				return err
+			}
+			groups[want.Name] = g
+			continue
+		}
+		want.GidPrefix = have.cfg.GidPrefix
+		if err := m.adopt(ctx, have, want); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	m.groups = groups
+	m.mu.Unlock()
+	m.poke()
+	return nil
+}
+
+// load reads all groups with their keys.
+func (m *Manager) load(ctx context.Context) (map[string]*group, error) {
+	groups := map[string]*group{}
+	err := m.st.View(ctx, func(tx *store.Tx) error {
+		clear(groups)
+		rows, err := tx.Query(`SELECT g.id, g.name, c.config, c.kdc_key, c.kdc_cred
+			FROM gm_groups g JOIN gm_configs c ON c.group_id = g.id`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var id int64
+			var name, config string
+			var sealed, cred []byte
+			if err := rows.Scan(&id, &name, &config, &sealed, &cred); err != nil {
+				return err
+			}
+			var cfg groupcomm.GroupConfig
+			if err := json.Unmarshal([]byte(config), &cfg); err != nil {
+				return fmt.Errorf("configuration of %q: %w", name, err)
+			}
+			plain, err := m.st.Unseal(kdcKeyContext(id), sealed)
+			if err != nil {
+				return fmt.Errorf("key of %q: %w", name, err)
+			}
+			key, err := cose.DecodeKey(plain)
+			if err != nil {
+				return fmt.Errorf("key of %q: %w", name, err)
+			}
+			g := newGroup(id, cfg)
+			g.key, g.cred = key, cred
+			groups[name] = g
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gm: load groups: %w", err)
+	}
+	return groups, nil
+}
+
+// gidSpaces lists the Gid spaces that are taken: by existing groups and by
+// declarations with a prefix. No two groups may share one.
+func (m *Manager) gidSpaces(groups map[string]*group) ([]gidSpace, error) {
+	type owner struct {
+		name string
+		gidSpace
+	}
+	var owners []owner
+	for name, g := range groups {
+		owners = append(owners, owner{name, gidSpace{g.cfg.GidPrefix, g.cfg.GidEpochBytes}})
+	}
+	for _, w := range m.cfg.Groups {
+		if _, ok := groups[w.Name]; !ok && w.GidPrefix != nil {
+			owners = append(owners, owner{w.Name, gidSpace{w.GidPrefix, w.GidEpochBytes}})
+		}
+	}
+	slices.SortFunc(owners, func(a, b owner) int { return slices.Compare([]byte(a.name), []byte(b.name)) })
+	var spaces []gidSpace
+	var errs []error
+	for i, a := range owners {
+		spaces = append(spaces, a.gidSpace)
+		for _, b := range owners[:i] {
+			if a.meets(b.gidSpace) {
+				errs = append(errs, fmt.Errorf("gm: groups %q and %q could come to the same Gid: gid.prefix %x and %x",
+					b.name, a.name, b.prefix, a.prefix))
+			}
+		}
+	}
+	return spaces, errors.Join(errs...)
+}
+
+// create makes a group at version 0 with a key pair of its own.
+func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group, error) {
+	key, err := cose.GenerateKey(cfg.SignAlg)
+	if err != nil {
+		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
+	}
+	config, err := json.Marshal(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
+	}
+	var g *group
+	var mat *material
+	cred := cose.EncodeCCS(kdcSubject, key.Public())
+	err = m.st.Update(ctx, func(tx *store.Tx) error {
+		var id int64
+		if err := tx.QueryRow(`SELECT COALESCE(MAX(id), 0) + 1 FROM gm_groups`).Scan(&id); err != nil {
+			return err
+		}
+		g = newGroup(id, cfg)
+		g.key, g.cred = key, cred
+		gid, err := makeGid(cfg.GidPrefix, 0, cfg.GidEpochBytes)
+		if err != nil {
+			return err
+		}
+		mat = firstMaterial(g, gid)
+		if _, err := tx.Exec(`INSERT INTO gm_groups (id, name, state, num, gid, gid_epoch, exp, handed, changes,
+			sid_next, sid_free, stale_from) VALUES (?, ?, ?, 0, ?, 0, ?, 0, 0, 0, 0, 0)`,
+			id, cfg.Name, stateActive, []byte(gid), mat.exp); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(`INSERT INTO gm_configs (group_id, config, kdc_key, kdc_cred) VALUES (?, ?, ?, ?)`,
+			id, string(config), m.st.Seal(kdcKeyContext(id), key.Encode()), cred); err != nil {
+			return err
+		}
+		sealed := m.seal(id, mat)
+		_, err = tx.Exec(`INSERT INTO gm_material (group_id, num, master_secret, salt, message) VALUES (?, 0, ?, ?, ?)`,
+			id, sealed.secret, sealed.salt, sealed.message)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
+	}
+	g.install(mat)
+	m.log.InfoContext(ctx, "group created", "group", cfg.Name, "gid", mat.gid.String())
+	return g, nil
+}
+
+// adopt writes declared policies over those of an existing group. It sees to
+// it that no more stale sets are kept than declared, the newest
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 7.10).
+func (m *Manager) adopt(ctx context.Context, g *group, want groupcomm.GroupConfig) error {
+	config, err := json.Marshal(want)
+	if err != nil {
+		return fmt.Errorf("gm: group %q: %w", want.Name, err)
+	}
+	if have, err := json.Marshal(g.cfg); err == nil && slices.Equal(have, config) {
+		return nil
+	}
+	err = m.st.Update(ctx, func(tx *store.Tx) error {
+		if _, err := tx.Exec(`UPDATE gm_configs SET config = ? WHERE group_id = ?`, string(config), g.id); err != nil {
+			return err
+		}
+		n := want.MaxStaleSets
+		if _, err := tx.Exec(`UPDATE gm_groups SET stale_from = num - ? + 1 WHERE id = ? AND num - stale_from + 1 > ?`,
+			n, g.id, n); err != nil {
+			return err
+		}
+		_, err := tx.Exec(`DELETE FROM gm_stale WHERE group_id = ? AND num < (SELECT stale_from FROM gm_groups WHERE id = ?)`,
+			g.id, g.id)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("gm: group %q: %w", want.Name, err)
+	}
+	g.cfg = &want
+	m.log.InfoContext(ctx, "group policies changed", "group", want.Name)
+	return nil
+}
+
+func kdcKeyContext(groupID int64) string { return fmt.Sprintf("gm_configs/%d/kdc_key", groupID) }

@@ -1,0 +1,78 @@
+package gm
+
+import "github.com/seed4911071e/groupgate/store"
+
+// Migrations are the tables of the Group Manager. Columns that hold secrets
+// are sealed by the store with a context that names table, group, version and
+// column, so that a value copied to another row does not open.
+//
+// Times: exp is in seconds since 1970 as on the wire; due_at and expires are
+// in milliseconds, 0 meaning never.
+func Migrations() store.Migrations {
+	return store.Migrations{Room: "gm", Steps: []string{schema1}}
+}
+
+const schema1 = `
+CREATE TABLE gm_groups (
+	id            INTEGER PRIMARY KEY,
+	name          TEXT    NOT NULL UNIQUE,
+	state         INTEGER NOT NULL,            -- group.go
+	num           INTEGER NOT NULL,            -- version of the keying material
+	gid           BLOB    NOT NULL UNIQUE,
+	gid_epoch     INTEGER NOT NULL,            -- of gid; never decreases
+	exp           INTEGER NOT NULL,
+	handed        INTEGER NOT NULL,            -- 1: somebody has been given this version
+	changes       INTEGER NOT NULL,            -- counts changes of the membership
+	sid_next      INTEGER NOT NULL,            -- senderid.go
+	sid_free      INTEGER NOT NULL,            -- rows in gm_free
+	sid_from_free INTEGER NOT NULL DEFAULT 0,  -- what the last assignment did
+	stale_from    INTEGER NOT NULL,            -- oldest version with a stale set
+	due_at        INTEGER NOT NULL DEFAULT 0,  -- a rekey is due then
+	due_reasons   INTEGER NOT NULL DEFAULT 0   -- rekey.go: reasons
+);
+CREATE TABLE gm_configs (
+	group_id   INTEGER PRIMARY KEY,
+	config     TEXT NOT NULL,                  -- JSON of groupcomm.GroupConfig
+	kdc_key    BLOB NOT NULL,                  -- sealed COSE_Key
+	kdc_cred   BLOB NOT NULL                   -- credential of the Group Manager in this group
+);
+CREATE TABLE gm_material (
+	group_id      INTEGER PRIMARY KEY,
+	num           INTEGER NOT NULL,
+	master_secret BLOB NOT NULL,               -- sealed
+	salt          BLOB NOT NULL,               -- sealed
+	message       BLOB NOT NULL                -- sealed: the encoded rekey message of num
+);
+CREATE TABLE gm_members (
+	group_id     INTEGER NOT NULL,
+	node         TEXT    NOT NULL,
+	subject_kind INTEGER NOT NULL,
+	subject_id   BLOB    NOT NULL,
+	sid          INTEGER,                      -- senderid.go; NULL for a monitor
+	roles        INTEGER NOT NULL,
+	cred         BLOB,                         -- NULL for a monitor
+	scope        BLOB    NOT NULL,             -- of the latest Join Request, for later proofs
+	cnonce       BLOB    NOT NULL,             -- of the latest Join Request: 'clientchallenge'
+	control_uri  TEXT    NOT NULL,
+	birth_gid    BLOB    NOT NULL,             -- Gid at the latest join
+	joined_num   INTEGER NOT NULL,
+	expires      INTEGER NOT NULL,             -- of the token
+	lapsed       INTEGER NOT NULL DEFAULT 0,   -- 1: its token expired
+	lapsed_num   INTEGER NOT NULL DEFAULT 0,   -- version it held when it lapsed
+	PRIMARY KEY (group_id, node)
+);
+CREATE UNIQUE INDEX gm_members_subject ON gm_members (subject_id, subject_kind, group_id);
+CREATE UNIQUE INDEX gm_members_sid ON gm_members (group_id, sid);
+CREATE INDEX gm_members_lapsed ON gm_members (expires) WHERE lapsed = 1;
+CREATE TABLE gm_stale (
+	group_id INTEGER NOT NULL,
+	num      INTEGER NOT NULL,
+	sid      INTEGER NOT NULL,
+	PRIMARY KEY (group_id, num, sid)
+);
+CREATE TABLE gm_free (
+	group_id INTEGER NOT NULL,
+	sid      INTEGER NOT NULL,
+	PRIMARY KEY (group_id, sid)
+);
+`
