@@ -1,0 +1,267 @@
+package ace
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/seed4911071e/groupgate/ace/cwt"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+// Token is the resource /token of the embedded Authorization Server (RFC 9200,
+// Section 5.8). It serves DTLS peers with a configured key that may ask for
+// tokens, and gives each what the policies name for it.
+func (s *Server) Token() coap.Handler {
+	return coap.HandlerFunc(func(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+		if s.cfg.AS == nil {
+			return nil, coap.Errorf(coap.NotFound, "no authorization server here")
+		}
+		if req.Code != coap.POST {
+			return nil, coap.Errorf(coap.MethodNotAllowed, "only POST")
+		}
+		resp, result, err := s.serveToken(ctx, req)
+		s.metrics.issues.WithLabelValues(result).Inc()
+		return resp, err
+	})
+}
+
+func (s *Server) serveToken(ctx context.Context, req *coap.Request) (*coap.Response, string, error) {
+	client, ok := s.client(req.Peer)
+	if !ok {
+		return nil, invalidClient.String(), oauthFailure(invalidClient, "peer may not ask for tokens")
+	}
+	format, given := req.Options.ContentFormat()
+	if given && format != coap.ACE {
+		return nil, "error", coap.Errorf(coap.UnsupportedContentFormat, "requests have Content-Format 19")
+	}
+	if accept, ok := req.Options.Uint(coap.Accept); ok && accept != uint32(coap.ACE) {
+		return nil, "error", coap.Errorf(coap.NotAcceptable, "answers have Content-Format 19")
+	}
+	r, err := decodeTokenRequest(req.Payload)
+	if err == nil && r.clientID != nil && *r.clientID != string(client.Identity) {
+		err = oauthFailure(invalidClient, "client_id is another")
+	}
+	var issued *Issued
+	var changed bool
+	if err == nil {
+		issued, changed, err = s.issueByPolicy(ctx, client, r)
+	}
+	if err != nil {
+		if o, ok := errors.AsType[*oauthRefusal](err); ok {
+			return nil, o.code.String(), err
+		}
+		return nil, "error", err
+	}
+	s.log.InfoContext(ctx, "token issued", "client", string(client.Identity), "audience", issued.Audience,
+		"kid", hex.EncodeToString(issued.KID), "renewal", issued.Renewal)
+
+	body := map[int64]any{
+		paramAccessToken: issued.Token,
+		paramExpiresIn:   int64(issued.Lifetime / time.Second),
+		paramCnf:         cose.Item((&cwt.Confirmation{Key: issued.confirmed()}).Encode()),
+		paramTokenType:   tokenPoP,
+		paramProfile:     profileDTLS,
+	}
+	if changed {
+		body[paramScope] = cose.Item(groupcomm.EncodeTokenScope(issued.Scope, false))
+	}
+	resp := &coap.Response{Code: coap.Created, Payload: cose.MustMarshal(body)}
+	resp.Options.SetContentFormat(coap.ACE)
+	resp.Options.SetUint(coap.MaxAge, 0)
+	return resp, "issued", nil
+}
+
+// client is the configured peer behind a request, if it may ask for tokens.
+func (s *Server) client(peer coap.Peer) (*PSKPeer, bool) {
+	if peer.Subject.Kind != coap.SubjectPSK || peer.Via == coap.Plain {
+		return nil, false
+	}
+	p := s.identities[peer.Subject.ID]
+	return p, p != nil && p.MayToken
+}
+
+// oauthRefusal is an error of RFC 9200, Section 5.8.3.
+type oauthRefusal struct {
+	code oauthError
+	err  error
+}
+
+func (o *oauthRefusal) Error() string { return o.err.Error() }
+func (o *oauthRefusal) Unwrap() error { return o.err }
+
+// oauthFailure is 4.00 with the error code, 4.01 for invalid_client.
+func oauthFailure(code oauthError, cause string) error {
+	r := &coap.Response{Code: coap.BadRequest, Payload: cose.MustMarshal(map[int64]any{paramError: int64(code)})}
+	if code == invalidClient {
+		r.Code = coap.Unauthorized
+	}
+	r.Options.SetContentFormat(coap.ACE)
+	r.Options.SetUint(coap.MaxAge, 0)
+	return &oauthRefusal{code: code, err: coap.Respond(r, errors.New("ace: "+code.String()+": "+cause))}
+}
+
+// tokenRequest is the body of POST /token.
+type tokenRequest struct {
+	audience string          // "": not given
+	scope    groupcomm.Scope // nil: not given
+	renew    []byte          // kid of the key to use again; nil: a new one
+	cnonce   []byte
+	clientID *string
+}
+
+// decodeTokenRequest reads {? 33, ? 5, ? 9, ? 4, ? 38, ? 39, ? 24} (RFC 9200,
+// Section 5.8.1); further parameters are ignored. Errors are oauthRefusals.
+func decodeTokenRequest(b []byte) (*tokenRequest, error) {
+	malformed := func(what string) error { return oauthFailure(invalidRequest, what) }
+	m, err := cose.DecodeMap(b)
+	if err != nil {
+		return nil, malformed("not a map")
+	}
+	grant, present, err := m.Int(paramGrantType)
+	if err != nil {
+		return nil, malformed("grant_type")
+	}
+	if present && grant != grantClientCredentials {
+		return nil, oauthFailure(unsupportedGrantType, "only client_credentials")
+	}
+	r := &tokenRequest{}
+	if r.audience, present, err = m.Text(paramAudience); err != nil || present && (r.audience == "" || len(r.audience) > cwt.MaxText) {
+		return nil, malformed("audience")
+	}
+	if id, present, err := m.Text(paramClientID); err != nil {
+		return nil, malformed("client_id")
+	} else if present {
+		r.clientID = &id
+	}
+	// RFC 9200, Section 5.8.4.3: the client asks with null to be told the profile.
+	if m.Has(paramProfile) && !m.IsNull(paramProfile) {
+		return nil, malformed("ace_profile is not null")
+	}
+	if r.cnonce, _, err = m.Bytes(paramCNonce); err != nil || len(r.cnonce) > cwt.MaxCNonce {
+		return nil, malformed("cnonce")
+	}
+	if m.Has(paramScope) {
+		scope, err := groupcomm.DecodeTokenScope(m[paramScope])
+		if err != nil || len(scope) > maxScopeEntries {
+			return nil, oauthFailure(invalidScope, "scope is not understood")
+		}
+		if r.scope = scope; scope == nil {
+			r.scope = groupcomm.Scope{}
+		}
+	}
+	if m.Has(paramReqCnf) {
+		if r.renew, err = decodeRenewal(m[paramReqCnf]); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// decodeRenewal reads req_cnf. RFC 9202, Section 4: a client that wants other
+// rights for a session names its key; keys of a client's own making are not
+// supported, because no handshake here could use them.
+func decodeRenewal(b []byte) ([]byte, error) {
+	cnf, err := cwt.DecodeConfirmation(b)
+	if err != nil {
+		return nil, oauthFailure(invalidRequest, "req_cnf")
+	}
+	kid := cnf.KID
+	if k := cnf.Key; k != nil {
+		if k.Kty != cose.KtySymmetric || k.K != nil || kid != nil && !bytes.Equal(kid, k.KID) {
+			return nil, oauthFailure(unsupportedPoPKey, "req_cnf holds a key")
+		}
+		kid = k.KID
+	}
+	if len(kid) == 0 {
+		return nil, oauthFailure(unsupportedPoPKey, "req_cnf names no key")
+	}
+	return kid, nil
+}
+
+// issueByPolicy gives the client what policies and request have in common;
+// changed says that this is not what it asked for.
+func (s *Server) issueByPolicy(ctx context.Context, client *PSKPeer, r *tokenRequest) (issued *Issued, changed bool, err error) {
+	audience, permitted, lifetime, err := s.permitted(string(client.Identity), r.audience)
+	if err != nil {
+		return nil, false, err
+	}
+	scope, changed := intersect(r.scope, permitted)
+	if len(scope) == 0 {
+		return nil, false, oauthFailure(invalidScope, "nothing of the scope is permitted")
+	}
+	req := IssueRequest{Client: client.Identity, Audience: audience, Scope: scope, Lifetime: lifetime, CNonce: r.cnonce, KID: r.renew}
+	issued, err = s.Issue(ctx, req)
+	if errors.Is(err, errUnknownKey) {
+		err = oauthFailure(unsupportedPoPKey, "key is not one of the client's")
+	}
+	return issued, changed, err
+}
+
+// permitted joins the policies of a client for an audience: their scopes
+// together, for the shortest of their lifetimes. Without audience in the
+// request it is the one that the client has policies for.
+func (s *Server) permitted(client, audience string) (_ string, scope groupcomm.Scope, lifetime time.Duration, err error) {
+	if audience == "" {
+		for _, p := range s.cfg.AS.Policies {
+			if p.Client != client {
+				continue
+			}
+			if audience != "" && audience != p.Audience {
+				return "", nil, 0, oauthFailure(invalidRequest, "client has several audiences and names none")
+			}
+			audience = p.Audience
+		}
+	}
+	for _, p := range s.cfg.AS.Policies {
+		if p.Client != client || p.Audience != audience {
+			continue
+		}
+		for _, e := range p.Scope {
+			scope = addEntry(scope, e)
+		}
+		if lifetime == 0 || p.Lifetime < lifetime {
+			lifetime = p.Lifetime
+		}
+	}
+	if len(scope) == 0 {
+		return "", nil, 0, oauthFailure(unauthorizedClient, "no policy for client and audience")
+	}
+	return audience, scope, lifetime, nil
+}
+
+func addEntry(scope groupcomm.Scope, e groupcomm.ScopeEntry) groupcomm.Scope {
+	for i := range scope {
+		if scope[i].Group == e.Group {
+			scope[i].Roles |= e.Roles
+			return scope
+		}
+	}
+	return append(scope, e)
+}
+
+// intersect keeps what is both wanted and permitted; wanting nothing in
+// particular is wanting all that is permitted. changed says that less, or
+// something not named, is given (RFC 9200, Section 5.8.2: scope is then told).
+func intersect(wanted, permitted groupcomm.Scope) (given groupcomm.Scope, changed bool) {
+	if wanted == nil {
+		return permitted, true
+	}
+	var merged groupcomm.Scope
+	for _, e := range wanted {
+		merged = addEntry(merged, e)
+	}
+	for _, e := range merged {
+		roles := e.Roles & permitted.RolesFor(e.Group)
+		changed = changed || roles != e.Roles
+		if roles != 0 {
+			given = append(given, groupcomm.ScopeEntry{Group: e.Group, Roles: roles})
+		}
+	}
+	return slices.Clip(given), changed
+}

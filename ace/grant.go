@@ -1,0 +1,231 @@
+package ace
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// Grant is what a peer may do now, by the token in force for the key that it
+// proved. Without one, also when it expired, the error is a 4.01 with AS
+// Request Creation Hints (RFC 9200, Section 5.3).
+//
+// The result is shared: callers must not change it.
+func (s *Server) Grant(ctx context.Context, peer coap.Peer) (*groupcomm.Grant, error) {
+	switch {
+	case peer.Via == coap.Plain,
+		peer.Subject.Kind != coap.SubjectPoP && peer.Subject.Kind != coap.SubjectKeyHash:
+		return nil, s.unauthorized(coap.Subject{})
+	}
+	now := time.Now()
+	if g := s.grants.get(peer.Subject, now); g != nil {
+		return g, nil
+	}
+	g, err := s.loadGrant(ctx, peer.Subject, now)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, s.unauthorized(peer.Subject)
+	}
+	return g, err
+}
+
+// loadGrant reads a grant and keeps it: store.ErrNotFound when no token is in
+// force.
+func (s *Server) loadGrant(ctx context.Context, subject coap.Subject, now time.Time) (*groupcomm.Grant, error) {
+	generation := s.grants.generation()
+	var k *keyRow
+	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
+		k, err = keyBySubject(tx, subject)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ace: read grant: %w", err)
+	}
+	t := k.tokens[inForce]
+	if !t.validAt(now) {
+		return nil, fmt.Errorf("ace: no token in force: %w", store.ErrNotFound)
+	}
+	if !k.used {
+		s.touch(subject)
+	}
+	scope, err := groupcomm.DecodeScope(t.scope)
+	if err != nil {
+		return nil, fmt.Errorf("ace: stored scope: %w", err)
+	}
+	g := &groupcomm.Grant{Token: hex.EncodeToString(t.core[:16]), Subject: subject, Scope: scope}
+	if t.expires != 0 {
+		g.Expires = time.Unix(t.expires, 0)
+	}
+	for _, c := range k.challenges {
+		g.Exported = g.Exported || c.From == exported
+	}
+	values, until := k.challenges.valid(now)
+	g.Challenges = values
+	if until.IsZero() || !g.Expires.IsZero() && g.Expires.Before(until) {
+		until = g.Expires
+	}
+	s.grants.put(subject, cachedGrant{grant: g, until: until}, generation)
+	return g, nil
+}
+
+// unauthorized is 4.01 with the hints that say where a token is to be had. They
+// are sent to everybody, so they name no group: the scope that a peer needs is
+// not for the gateway to tell strangers.
+func (s *Server) unauthorized(subject coap.Subject) error {
+	cause := errors.New("ace: no valid access token")
+	if s.cfg.ASURI == "" {
+		return refuse(coap.Unauthorized, "no valid access token", cause)
+	}
+	hints := map[int64]any{paramAS: s.cfg.ASURI}
+	// RFC 9200, Section 5.3: kid is the key of the association that there is,
+	// so that the client gets a token for it.
+	if kid := subjectKID(subject); kid != nil {
+		hints[paramHintKID] = kid
+	}
+	if audience := s.audience(); audience != "" {
+		hints[paramAudience] = audience
+	}
+	r := &coap.Response{Code: coap.Unauthorized, Payload: cose.MustMarshal(hints)}
+	r.Options.SetContentFormat(coap.ACE)
+	r.Options.SetUint(coap.MaxAge, 0)
+	return coap.Respond(r, cause)
+}
+
+// audience is the one name of this gateway; "" when it has several.
+func (s *Server) audience() string {
+	name := ""
+	for i := range s.cfg.Entries {
+		if a := s.cfg.Entries[i].Audience; name == "" {
+			name = a
+		} else if a != name {
+			return ""
+		}
+	}
+	return name
+}
+
+// NewChallenge replaces the challenge of a peer, for a 4.00 that asks it for
+// another proof.
+func (s *Server) NewChallenge(ctx context.Context, subject coap.Subject) ([]byte, error) {
+	ns := newChallenge()
+	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		k, err := keyBySubject(tx, subject)
+		if err != nil {
+			return err
+		}
+		k.challenges = k.challenges.renew(ns, time.Now())
+		return s.updateKey(tx, k)
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, s.unauthorized(subject)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ace: new challenge: %w", err)
+	}
+	return ns, nil
+}
+
+// UsedChallenge says, in the transaction of what the proof was for, which
+// challenge a proof of possession covered. One that is no longer known is no
+// error: the proof was judged by a grant of before.
+func (s *Server) UsedChallenge(tx *store.Tx, subject coap.Subject, ns []byte) error {
+	k, err := keyBySubject(tx, subject)
+	if errors.Is(err, store.ErrNotFound) {
+		return s.unauthorized(subject)
+	}
+	if err != nil {
+		return fmt.Errorf("ace: used challenge: %w", err)
+	}
+	list, found := k.challenges.use(ns)
+	if !found {
+		return nil
+	}
+	k.challenges = list
+	return s.updateKey(tx, k)
+}
+
+// touch remembers that a key was proved; Run writes it down.
+func (s *Server) touch(subject coap.Subject) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.touched) < s.cfg.Limits.MaxTokens {
+		s.touched[subject] = struct{}{}
+	}
+}
+
+func (s *Server) isTouched(subject coap.Subject) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.touched[subject]
+	return ok
+}
+
+// cachedGrant is valid until a time, zero for ever, or until it is forgotten.
+type cachedGrant struct {
+	grant *groupcomm.Grant
+	until time.Time
+}
+
+// grantCache spares requests the database. Writers forget a subject after their
+// commit; a reader whose read overlapped a commit does not fill the cache, so
+// nothing stale stays.
+type grantCache struct {
+	mu     sync.RWMutex
+	m      map[coap.Subject]cachedGrant // guarded by mu
+	commit uint64                       // guarded by mu: counts forgets
+}
+
+func newGrantCache() *grantCache { return &grantCache{m: map[coap.Subject]cachedGrant{}} }
+
+func (c *grantCache) get(s coap.Subject, now time.Time) *groupcomm.Grant {
+	c.mu.RLock()
+	e, ok := c.m[s]
+	c.mu.RUnlock()
+	if !ok || !e.until.IsZero() && !now.Before(e.until) {
+		return nil
+	}
+	return e.grant
+}
+
+func (c *grantCache) generation() uint64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.commit
+}
+
+func (c *grantCache) put(s coap.Subject, e cachedGrant, generation uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.commit != generation {
+		return
+	}
+	if len(c.m) >= maxCachedGrants {
+		for victim := range c.m { // any: the next request brings it back
+			delete(c.m, victim)
+			break
+		}
+	}
+	c.m[s] = e
+}
+
+func (c *grantCache) forget(s coap.Subject) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.commit++
+	delete(c.m, s)
+}
+
+// logKID shows a subject in a log: kids are public names.
+func logKID(s coap.Subject) string {
+	if kid := subjectKID(s); kid != nil {
+		return hex.EncodeToString(kid)
+	}
+	return hex.EncodeToString([]byte(s.ID))
+}

@@ -1,0 +1,219 @@
+package ace
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed4911071e/groupgate/ace/cwt"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// Sizes of what the embedded Authorization Server makes, in bytes.
+const (
+	issuedKeySize = 16 // for TLS_PSK_WITH_AES_128_CCM_8 and its kin
+	issuedKIDSize = 8
+	issuedIDSize  = 8 // cti
+)
+
+var errUnknownKey = errors.New("ace: no such issued key")
+
+// IssueRequest says what token to make. The caller has decided that it may be
+// made: policies are applied by [Server.Token] only.
+type IssueRequest struct {
+	Client   []byte // for whom; renewals are for the same client. May be empty
+	Audience string // "": that of the only entry that can issue
+	Scope    groupcomm.Scope
+	Lifetime time.Duration // at least a second
+	CNonce   []byte        // nil: left out
+
+	// KID names an issued key that the token is bound to again; nil: a new key.
+	// With Key it is the name of that key, which need not be known.
+	KID []byte
+	Key cose.Secret
+}
+
+// Issued is a token with the key that it is bound to.
+type Issued struct {
+	Token    []byte
+	KID      []byte
+	Key      cose.Secret // 16 bytes
+	Audience string
+	Scope    groupcomm.Scope
+	Lifetime time.Duration
+	Expires  time.Time
+	Renewal  bool // the key was issued before
+}
+
+// confirmed is the COSE_Key that the client is given.
+func (i *Issued) confirmed() *cose.Key {
+	return &cose.Key{Kty: cose.KtySymmetric, KID: i.KID, K: i.Key.Bytes()}
+}
+
+// Issue makes an encrypted access token under the key of the entry for its
+// audience. With a store the key is remembered, sealed, for renewals.
+func (s *Server) Issue(ctx context.Context, r IssueRequest) (*Issued, error) {
+	entry, err := s.issuer(r.Audience)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Scope) == 0 {
+		return nil, errors.New("ace: issue: scope is empty")
+	}
+	for _, e := range r.Scope {
+		if e.Group == "" || !usable(e) {
+			return nil, fmt.Errorf("ace: issue: group %q has no usable roles", e.Group)
+		}
+	}
+	if r.Lifetime < time.Second {
+		return nil, errors.New("ace: issue: lifetime is less than a second")
+	}
+	now := time.Now()
+	out := &Issued{
+		Audience: entry.Audience, Scope: r.Scope, Lifetime: r.Lifetime.Truncate(time.Second),
+		Expires: time.Unix(now.Unix(), 0).Add(r.Lifetime.Truncate(time.Second)),
+	}
+	if err := s.chooseKey(ctx, r, out); err != nil {
+		return nil, err
+	}
+	claims := &cwt.Claims{
+		Issuer:   s.issuerName(entry),
+		Audience: []string{entry.Audience},
+		Expires:  out.Expires.Unix(),
+		IssuedAt: now.Unix(),
+		ID:       random(issuedIDSize),
+		Cnf:      &cwt.Confirmation{Key: out.confirmed()},
+		Scope:    groupcomm.EncodeTokenScope(r.Scope, false),
+		CNonce:   r.CNonce,
+	}
+	out.Token, err = cwt.Seal(cwt.Protection{Alg: entry.Alg, Key: entry.Key.Bytes()}, claims.Encode())
+	if err != nil {
+		return nil, fmt.Errorf("ace: issue: %w", err)
+	}
+	if len(out.Token) > cwt.MaxToken {
+		return nil, fmt.Errorf("ace: issue: token is longer than %d bytes", cwt.MaxToken)
+	}
+	return out, s.rememberIssued(ctx, r.Client, out)
+}
+
+// issuer finds the entry that protects tokens for an audience.
+func (s *Server) issuer(audience string) (*TokenEntry, error) {
+	name := "" // without an AS these are the operator's own tokens
+	if s.cfg.AS != nil {
+		name = s.cfg.AS.Issuer
+	}
+	var found *TokenEntry
+	for i := range s.cfg.Entries {
+		e := &s.cfg.Entries[i]
+		switch {
+		case !canIssue(e, name) || audience != "" && e.Audience != audience:
+		case found == nil:
+			found = e
+		case found.Audience != e.Audience:
+			return nil, errors.New("ace: issue: there are several audiences, name one")
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("ace: issue: no COSE_Encrypt0 key for audience %q", audience)
+	}
+	return found, nil
+}
+
+// canIssue says whether an entry's key protects tokens of the embedded AS: only
+// encrypted tokens carry the keys that it makes. An AS without a name issues
+// under any issuer's.
+func canIssue(e *TokenEntry, issuer string) bool {
+	return cwt.KindOf(e.Alg) == cwt.Encrypt0 && (e.Issuer == "" || issuer == "" || e.Issuer == issuer)
+}
+
+func (s *Server) issuerName(e *TokenEntry) string {
+	if s.cfg.AS != nil && s.cfg.AS.Issuer != "" {
+		return s.cfg.AS.Issuer
+	}
+	return e.Issuer
+}
+
+// chooseKey sets KID and Key of out.
+func (s *Server) chooseKey(ctx context.Context, r IssueRequest, out *Issued) error {
+	switch {
+	case !r.Key.IsZero():
+		if n := len(r.Key.Bytes()); len(r.KID) == 0 || len(r.KID) > cwt.MaxKID || n < minPSK || n > maxPSK {
+			return fmt.Errorf("ace: issue: a key has a kid and %d to %d bytes", minPSK, maxPSK)
+		}
+		out.KID, out.Key = r.KID, r.Key
+		return nil
+	case r.KID == nil:
+		out.KID, out.Key = random(issuedKIDSize), cose.NewSecret(random(issuedKeySize))
+		return nil
+	case s.store == nil:
+		return errUnknownKey
+	}
+	// RFC 9202, Section 4: only the client that a key was made for may have it
+	// bound to another token.
+	var client, sealed []byte
+	var audience string
+	err := s.store.View(ctx, func(tx *store.Tx) error {
+		return tx.QueryRow(`SELECT client, audience, sealed FROM ace_issued WHERE kid = ?`, r.KID).Scan(&client, &audience, &sealed)
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return errUnknownKey
+	}
+	if err != nil {
+		return fmt.Errorf("ace: read issued key: %w", err)
+	}
+	if !bytes.Equal(client, r.Client) || audience != out.Audience {
+		return errUnknownKey
+	}
+	key, err := s.store.Unseal(issuedContext(r.KID), sealed)
+	if err != nil {
+		return fmt.Errorf("ace: issued key: %w", err)
+	}
+	out.KID, out.Key, out.Renewal = r.KID, cose.NewSecret(key), true
+	return nil
+}
+
+// rememberIssued keeps the key for renewals; the token leaves after that.
+func (s *Server) rememberIssued(ctx context.Context, client []byte, i *Issued) error {
+	if s.store == nil {
+		return nil
+	}
+	if client == nil {
+		client = []byte{}
+	}
+	sealed := s.store.Seal(issuedContext(i.KID), i.Key.Bytes())
+	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		n, err := tx.Exec(`UPDATE ace_issued SET expires = ? WHERE kid = ? AND client = ? AND audience = ?`,
+			i.Expires.Unix(), i.KID, client, i.Audience)
+		if err != nil || n > 0 {
+			return err
+		}
+		if s.issued.Load() >= int64(s.cfg.Limits.MaxIssued) {
+			return coap.Errorf(coap.ServiceUnavailable, "too many issued keys")
+		}
+		_, err = tx.Exec(`INSERT INTO ace_issued (kid, client, audience, sealed, expires) VALUES (?, ?, ?, ?, ?)`,
+			i.KID, client, i.Audience, sealed, i.Expires.Unix())
+		if err == nil {
+			tx.AfterCommit(func() { s.issued.Add(1) })
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("ace: remember issued key: %w", err)
+	}
+	return nil
+}
+
+func issuedContext(kid []byte) string { return "ace_issued/" + hex.EncodeToString(kid) }
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}

@@ -1,0 +1,36 @@
+package ace
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	posts   *prometheus.CounterVec // code
+	lookups *prometheus.CounterVec // kind, result
+	issues  *prometheus.CounterVec // result
+	ended   *prometheus.CounterVec // reason
+	stored  prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	if reg == nil {
+		reg = prometheus.NewRegistry()
+	}
+	m := &metrics{
+		posts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_ace_token_posts_total", Help: "Token posts to /authz-info, by response code.",
+		}, []string{"code"}),
+		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_ace_psk_lookups_total", Help: "Pre-shared keys asked for by handshakes, by kind of identity and result.",
+		}, []string{"kind", "result"}),
+		issues: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_ace_tokens_issued_total", Help: "Token requests to the embedded Authorization Server, by result.",
+		}, []string{"result"}),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_ace_tokens_ended_total", Help: "Stored tokens that ended, by reason.",
+		}, []string{"reason"}),
+		stored: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "groupgate_ace_stored_keys", Help: "Keys of proof that are stored with their tokens.",
+		}),
+	}
+	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.stored)
+	return m
+}

@@ -1,0 +1,230 @@
+package ace
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed4911071e/groupgate/ace/cwt"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// exporterLabel: draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3.
+const exporterLabel = "EXPORTER-ACE-Pop-Input-coap-group-oscore-app"
+
+// ErrIdentity is a psk_identity for which there is no key: an unknown name or a
+// token that is not accepted. The handshake ends with illegal_parameter.
+var ErrIdentity = errors.New("ace: no key for this psk_identity")
+
+// subjectTimeout bounds the store in Subject, which has no context.
+const subjectTimeout = 5 * time.Second
+
+// kidIdentity reads the psk_identity that names the key of a stored token: the
+// map {8: {1: {1: 4, 2: kid}}} and nothing else (RFC 9202, Section 3.3.2). A
+// token is never a map.
+func kidIdentity(identity []byte) (kid []byte, ok bool) {
+	if len(identity) > 2*cwt.MaxKID {
+		return nil, false
+	}
+	outer, err := cose.DecodeMap(identity)
+	if err != nil || !hasKeys(identity, 1) {
+		return nil, false
+	}
+	cnf, present, err := outer.Map(paramCnf)
+	if err != nil || !present || !hasKeys(outer[paramCnf], 1) {
+		return nil, false
+	}
+	key, present, err := cnf.Map(1)
+	if err != nil || !present || !hasKeys(cnf[1], 2) {
+		return nil, false
+	}
+	kty, present, err := key.Int(1)
+	if err != nil || !present || kty != cose.KtySymmetric {
+		return nil, false
+	}
+	kid, present, err = key.Bytes(2)
+	if err != nil || !present || len(kid) == 0 || len(kid) > cwt.MaxKID {
+		return nil, false
+	}
+	return kid, true
+}
+
+// hasKeys says whether an encoded map has n entries, those with other than
+// integer keys too.
+func hasKeys(m []byte, n byte) bool { return len(m) > 0 && m[0] == 0xa0|n }
+
+// KIDIdentity makes the psk_identity for the key of a stored token.
+func KIDIdentity(kid []byte) []byte {
+	return cose.MustMarshal(map[int64]any{paramCnf: map[int64]any{1: map[int64]any{1: cose.KtySymmetric, 2: kid}}})
+}
+
+// PSK returns the key for a handshake. The identity is read as, in this order,
+// the name of a stored token's key, a configured identity, and an access token,
+// which is verified here but stored only by [Server.Conveyed]: a handshake that
+// fails changes nothing. Errors wrap [ErrIdentity] unless the store failed.
+func (s *Server) PSK(ctx context.Context, identity []byte) (key []byte, err error) {
+	kind := "token"
+	defer func() {
+		result := "found"
+		if err != nil {
+			result = "refused"
+		}
+		s.metrics.lookups.WithLabelValues(kind, result).Inc()
+	}()
+	if kid, ok := kidIdentity(identity); ok {
+		kind = "kid"
+		return s.storedPSK(ctx, kid)
+	}
+	if p := s.identities[string(identity)]; p != nil {
+		kind = "configured"
+		return p.Key.Bytes(), nil
+	}
+	return s.conveyedPSK(ctx, identity)
+}
+
+// storedPSK finds the key of a token that is valid now, in force or waiting.
+func (s *Server) storedPSK(ctx context.Context, kid []byte) ([]byte, error) {
+	var k *keyRow
+	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
+		k, err = keyByKID(tx, kid)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) || err == nil && k.newest(time.Now()) == nil {
+		return nil, fmt.Errorf("%w: kid is not stored", ErrIdentity)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ace: read key: %w", err)
+	}
+	return s.unsealKey(k)
+}
+
+func (s *Server) unsealKey(k *keyRow) ([]byte, error) {
+	if k.sealed == nil {
+		return nil, fmt.Errorf("%w: key is public", ErrIdentity)
+	}
+	key, err := s.store.Unseal(sealContext(k.subject), k.sealed)
+	if err != nil {
+		return nil, fmt.Errorf("ace: stored key: %w", err)
+	}
+	return key, nil
+}
+
+func (s *Server) conveyedPSK(ctx context.Context, token []byte) ([]byte, error) {
+	now := time.Now()
+	v, err := s.verify(token, now)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
+	}
+	if v.kid == nil {
+		return nil, fmt.Errorf("%w: key is public", ErrIdentity)
+	}
+	var k *keyRow
+	err = s.store.View(ctx, func(tx *store.Tx) (err error) {
+		k, err = s.check(tx, v, now)
+		return err
+	})
+	if err != nil {
+		if coap.Deliberate(err) {
+			return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
+		}
+		return nil, fmt.Errorf("ace: check token: %w", err)
+	}
+	if k != nil && v.named {
+		return s.unsealKey(k)
+	}
+	return bytes.Clone(v.key), nil
+}
+
+// Subject says what a handshake that finished with this identity proved; ask
+// once per handshake, after the peer's Finished. A token that waited for its
+// key to be proved comes in force. conveyed means that the identity was a
+// token: [Server.Conveyed] then stores it and says the subject.
+func (s *Server) Subject(identity []byte) (subject coap.Subject, conveyed bool) {
+	kid, ok := kidIdentity(identity)
+	if !ok {
+		if s.identities[string(identity)] != nil {
+			return coap.Subject{Kind: coap.SubjectPSK, ID: string(identity)}, false
+		}
+		return coap.Subject{}, true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), subjectTimeout)
+	defer cancel()
+	var k *keyRow
+	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
+		k, err = keyByKID(tx, kid)
+		return err
+	})
+	if err != nil {
+		// Without a subject every request is answered 4.01.
+		s.log.Warn("key of a finished handshake is not readable", "err", err)
+		return coap.Subject{}, false
+	}
+	if !k.used {
+		s.touch(k.subject)
+	}
+	if k.tokens[waiting].validAt(time.Now()) {
+		if err := s.proved(ctx, k.subject); err != nil {
+			s.log.Warn("waiting token stays waiting", "kid", logKID(k.subject), "err", err)
+		}
+	}
+	return k.subject, false
+}
+
+// proved puts the waiting token of a key in force.
+func (s *Server) proved(ctx context.Context, subject coap.Subject) error {
+	return s.store.Update(ctx, func(tx *store.Tx) error {
+		k, err := keyBySubject(tx, subject)
+		if err != nil {
+			return err
+		}
+		if !k.tokens[waiting].validAt(time.Now()) {
+			return nil
+		}
+		k.used = true
+		if err := s.updateKey(tx, k); err != nil {
+			return err
+		}
+		return s.promote(tx, k)
+	})
+}
+
+// Conveyed stores a token that came in psk_identity, once the peer's Finished
+// has verified, and returns what the peer proved. exporter is that of the
+// handshake: N_S is its value with an empty context that is present (RFC 5705,
+// Section 4).
+func (s *Server) Conveyed(ctx context.Context, token []byte, exporter func(label string, context []byte, n int) ([]byte, error)) (coap.Subject, error) {
+	v, err := s.verify(token, time.Now())
+	if err != nil {
+		return coap.Subject{}, err
+	}
+	if v.kid == nil {
+		return coap.Subject{}, fmt.Errorf("%w: key is public", ErrIdentity)
+	}
+	if exporter == nil {
+		return coap.Subject{}, errors.New("ace: conveyed token without exporter")
+	}
+	ns, err := exporter(exporterLabel, []byte{}, exporterSize)
+	if err != nil {
+		return coap.Subject{}, fmt.Errorf("ace: export challenge: %w", err)
+	}
+	if len(ns) != exporterSize {
+		return coap.Subject{}, errors.New("ace: exporter gave another length")
+	}
+	subject, err := s.place(ctx, v, how{conveyed: true, challenge: ns})
+	if err != nil {
+		return coap.Subject{}, err
+	}
+	s.log.InfoContext(ctx, "token conveyed", "kid", logKID(subject), "issuer", v.entry.Issuer)
+	return subject, nil
+}
+
+var _ interface {
+	Grant(context.Context, coap.Peer) (*groupcomm.Grant, error)
+	NewChallenge(context.Context, coap.Subject) ([]byte, error)
+	UsedChallenge(*store.Tx, coap.Subject, []byte) error
+} = (*Server)(nil)

@@ -1,0 +1,72 @@
+package ace
+
+import "github.com/seed4911071e/groupgate/store"
+
+// Migrations is the schema of this room. Times are seconds since 1970.
+//
+// ace_keys: one row for each key of proof. subject is the kind and the
+// identifier of coap.Subject; kid is NULL with public keys; sealed is the
+// symmetric key; gone is when its last token ended, 0 while it has one.
+//
+// ace_tokens: slot 0 is the token in force, 1 the one that waits. core is what
+// the token's protection covers (cwt.Token.Core), hash the token hash of RFC
+// 9770. The token itself is not kept: it may hold the key.
+//
+// ace_exi, ace_exi_high: tokens whose lifetime counts from the first sight, and
+// the highest sequence number that expired.
+//
+// ace_issued: keys that the embedded Authorization Server gave out.
+func Migrations() store.Migrations {
+	return store.Migrations{Room: "ace", Steps: []string{`
+CREATE TABLE ace_keys (
+	subject    BLOB NOT NULL PRIMARY KEY,
+	kid        BLOB UNIQUE,
+	origin     TEXT NOT NULL,
+	sealed     BLOB,
+	derived    INTEGER NOT NULL,
+	challenges BLOB NOT NULL,
+	used       INTEGER NOT NULL,
+	stored     INTEGER NOT NULL,
+	gone       INTEGER NOT NULL
+);
+CREATE INDEX ace_keys_unused ON ace_keys (used, stored);
+CREATE INDEX ace_keys_gone ON ace_keys (gone);
+CREATE TABLE ace_tokens (
+	subject BLOB NOT NULL,
+	slot    INTEGER NOT NULL,
+	core    BLOB NOT NULL,
+	hash    BLOB NOT NULL,
+	scope   BLOB NOT NULL,
+	expires INTEGER NOT NULL,
+	issued  INTEGER NOT NULL,
+	PRIMARY KEY (subject, slot)
+);
+CREATE INDEX ace_tokens_expires ON ace_tokens (expires);
+CREATE INDEX ace_tokens_hash ON ace_tokens (hash);
+CREATE TABLE ace_exi (
+	origin  TEXT NOT NULL,
+	seq     INTEGER NOT NULL,
+	core    BLOB NOT NULL,
+	expires INTEGER NOT NULL,
+	PRIMARY KEY (origin, seq)
+);
+CREATE INDEX ace_exi_expires ON ace_exi (expires);
+CREATE TABLE ace_exi_high (
+	origin TEXT NOT NULL PRIMARY KEY,
+	seq    INTEGER NOT NULL
+);
+CREATE TABLE ace_revoked (
+	digest  BLOB NOT NULL PRIMARY KEY,
+	revoked INTEGER NOT NULL,
+	expires INTEGER NOT NULL
+);
+CREATE TABLE ace_issued (
+	kid      BLOB NOT NULL PRIMARY KEY,
+	client   BLOB NOT NULL,
+	audience TEXT NOT NULL,
+	sealed   BLOB NOT NULL,
+	expires  INTEGER NOT NULL
+);
+CREATE INDEX ace_issued_expires ON ace_issued (expires);
+`}}
+}

@@ -1,0 +1,323 @@
+package ace
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/seed4911071e/groupgate/ace/cwt"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+// verified is a token that passed every check that needs no stored state.
+type verified struct {
+	entry *TokenEntry
+	token *cwt.Token
+
+	core  []byte
+	hash  []byte
+	scope []byte // the usable entries, encoded
+
+	expires int64 // 0: never; for exi tokens the checks of check.go set it
+	issued  int64 // 0: not said
+	exi     int64 // lifetime from the first sight, 0: not such a token
+	exiSeq  int64
+
+	// The key of proof. subject is empty for a token that only names its key
+	// and cannot derive it.
+	subject coap.Subject
+	kid     []byte
+	key     []byte // symmetric; nil when unknown or public
+	named   bool   // the token only names the key
+	derived bool   // key was derived from the token
+}
+
+// verify applies the checks to a token in their order (RFC 9200, Section
+// 5.10.1.1); what stored state decides comes after, in check.
+//
+//	protection and issuer key    4.01
+//	claims decodable             4.00
+//	iss                          4.01
+//	exp, nbf                     4.01
+//	aud                          4.03
+//	scope understood             4.00
+//	cnf usable                   4.00
+func (s *Server) verify(raw []byte, now time.Time) (*verified, error) {
+	if len(raw) > cwt.MaxToken {
+		return nil, coap.Errorf(coap.RequestEntityTooLarge, "token is longer than %d bytes", cwt.MaxToken)
+	}
+	token, err := cwt.Parse(raw)
+	if err != nil {
+		return nil, refuse(coap.BadRequest, "payload is no token", err)
+	}
+	plain, entries := s.open(token)
+	if len(entries) == 0 {
+		return nil, refuse(coap.Unauthorized, "token is not protected by a known issuer", cwt.ErrProtection)
+	}
+	claims, err := cwt.DecodeClaims(plain)
+	if err != nil {
+		return nil, refuse(coap.BadRequest, "claims are malformed", err)
+	}
+	entries = slices.DeleteFunc(entries, func(e *TokenEntry) bool {
+		return claims.Issuer != "" && e.Issuer != "" && claims.Issuer != e.Issuer
+	})
+	if len(entries) == 0 {
+		return nil, refuse(coap.Unauthorized, "issuer is another", nil)
+	}
+	if claims.Expires != 0 && now.Unix() >= claims.Expires {
+		return nil, refuse(coap.Unauthorized, "token is expired", nil)
+	}
+	if claims.NotBefore != 0 && now.Unix() < claims.NotBefore {
+		return nil, refuse(coap.Unauthorized, "token is not valid yet", nil)
+	}
+	entries = slices.DeleteFunc(entries, func(e *TokenEntry) bool {
+		return !slices.Contains(claims.Audience, e.Audience)
+	})
+	if len(entries) == 0 {
+		return nil, refuse(coap.Forbidden, "token is for another audience", nil)
+	}
+
+	core := token.Core()
+	v := &verified{
+		entry: entries[0], token: token,
+		core: core[:], hash: cwt.Hash(token.Bytes()),
+		expires: claims.Expires, issued: claims.IssuedAt,
+	}
+	if v.scope, err = usableScope(claims.Scope); err != nil {
+		return nil, refuse(coap.BadRequest, "scope is not understood", err)
+	}
+	if claims.Profile != 0 && claims.Profile != profileDTLS {
+		return nil, refuse(coap.BadRequest, "profile is not supported", nil)
+	}
+	if err := v.confirm(claims); err != nil {
+		return nil, refuse(coap.BadRequest, "cnf cannot be used", err)
+	}
+	if err := v.sequence(claims); err != nil {
+		return nil, refuse(coap.BadRequest, "exi needs a cti with a sequence number", err)
+	}
+	return v, nil
+}
+
+// profileDTLS is coap_dtls of the ACE Profiles registry.
+const profileDTLS = 1
+
+// refuse makes an error whose text alone reaches the peer; cause is for logs.
+func refuse(code coap.Code, text string, cause error) error {
+	if cause == nil {
+		return coap.Errorf(code, "%s", text)
+	}
+	return &refusal{status: coap.Errorf(code, "%s", text), cause: cause}
+}
+
+type refusal struct{ status, cause error }
+
+func (r *refusal) Error() string   { return r.status.Error() + ": " + r.cause.Error() }
+func (r *refusal) Unwrap() []error { return []error{r.status, r.cause} }
+
+// open finds the entries under whose key the protection holds. Several entries
+// may share a key; the claims then decide between them.
+func (s *Server) open(t *cwt.Token) (plain []byte, entries []*TokenEntry) {
+	for i := range s.cfg.Entries {
+		e := &s.cfg.Entries[i]
+		if e.Alg != t.Alg {
+			continue
+		}
+		var p []byte
+		var err error
+		if t.Kind == cwt.Sign1 {
+			p, err = t.Verify(e.PublicKey)
+		} else {
+			p, err = t.Open(e.Key.Bytes())
+		}
+		if err == nil {
+			plain, entries = p, append(entries, e)
+		}
+	}
+	return plain, entries
+}
+
+// knownRoles are the roles of draft-ietf-ace-key-groupcomm-oscore-21, Section 3.
+const knownRoles = groupcomm.Requester | groupcomm.Responder | groupcomm.Monitor | groupcomm.Verifier
+
+// usable says whether a scope entry gives a user roles that we know: bit 0
+// marks entries of administrators.
+func usable(e groupcomm.ScopeEntry) bool { return e.Roles&1 == 0 && e.Roles&knownRoles != 0 }
+
+var errScope = errors.New("no usable entry")
+
+// usableScope reads a scope claim and keeps the entries that say something
+// here. RFC 9594, Section 3.2; an unknown tag is no scope of ours.
+func usableScope(claim []byte) ([]byte, error) {
+	if claim == nil {
+		return nil, errScope
+	}
+	scope, err := groupcomm.DecodeTokenScope(claim)
+	if err != nil {
+		return nil, err
+	}
+	if len(scope) > maxScopeEntries {
+		return nil, fmt.Errorf("more than %d entries", maxScopeEntries)
+	}
+	scope = slices.DeleteFunc(scope, func(e groupcomm.ScopeEntry) bool { return !usable(e) })
+	if len(scope) == 0 {
+		return nil, errScope
+	}
+	for i := range scope {
+		scope[i].Roles &= knownRoles
+	}
+	return groupcomm.EncodeScope(scope), nil
+}
+
+// confirm reads the key of proof. A COSE_Encrypt0 token carries any key; the
+// others, which everybody can read, no symmetric key in clear.
+func (v *verified) confirm(claims *cwt.Claims) error {
+	cnf := claims.Cnf
+	if cnf == nil {
+		return errors.New("no cnf")
+	}
+	key := cnf.Key
+	clear := v.token.Kind != cwt.Encrypt0
+	switch {
+	case cnf.Encrypted != nil:
+		k, err := cwt.OpenKey(cnf.Encrypted, v.entry.encryptionKey())
+		if err != nil {
+			return err
+		}
+		key, clear = k, false
+	case key == nil && cnf.KID != nil:
+		key = &cose.Key{Kty: cose.KtySymmetric, KID: cnf.KID}
+	case key == nil:
+		return errors.New("no key")
+	}
+	if cnf.KID != nil && key.KID != nil && !bytes.Equal(cnf.KID, key.KID) {
+		return errors.New("two key identifiers")
+	}
+	if key.Kty != cose.KtySymmetric {
+		return v.confirmPublic(key)
+	}
+	if len(key.KID) == 0 {
+		// RFC 9202, Section 3.3.1: the kid is what the handshake names.
+		return errors.New("symmetric key without kid")
+	}
+	v.kid = key.KID
+	switch {
+	case key.K == nil && cnf.Encrypted != nil:
+		return errors.New("encrypted key without key value")
+	case key.K == nil:
+		v.named = true
+		if v.entry.DerivationKey.IsZero() {
+			return nil // it has to be stored already: check decides
+		}
+		k, err := deriveKey(v.entry.DerivationKey.Bytes(), v.token.Bytes())
+		if err != nil {
+			return err
+		}
+		v.key, v.derived = k, true
+	case clear:
+		return errors.New("symmetric key in a token that anybody can read")
+	case len(key.K) < minPSK || len(key.K) > maxPSK:
+		return errors.New("symmetric key of an unusable length")
+	default:
+		v.key = key.K
+	}
+	v.subject = popSubject(v.entry.origin(), v.kid, v.key)
+	return nil
+}
+
+// Lengths of a key of proof, in bytes; our choice.
+const (
+	minPSK = 16
+	maxPSK = 64
+)
+
+func (e *TokenEntry) encryptionKey() []byte {
+	if e.EncryptionKey.IsZero() && cwt.KindOf(e.Alg) == cwt.Encrypt0 {
+		return e.Key.Bytes()
+	}
+	return e.EncryptionKey.Bytes()
+}
+
+// confirmPublic accepts a public key that can authenticate a handshake. Its
+// subject is the SHA-256 of the SubjectPublicKeyInfo, whatever carries it then:
+// a raw public key (RFC 7250) or a certificate.
+func (v *verified) confirmPublic(k *cose.Key) error {
+	if k.IsPrivate() {
+		return errors.New("private key")
+	}
+	var pub any
+	switch {
+	case k.Kty == cose.KtyOKP && k.Crv == cose.CrvEd25519:
+		pub = ed25519.PublicKey(k.X)
+	case k.Kty == cose.KtyEC2:
+		curve := map[int64]elliptic.Curve{
+			cose.CrvP256: elliptic.P256(), cose.CrvP384: elliptic.P384(), cose.CrvP521: elliptic.P521(),
+		}[k.Crv]
+		if curve == nil {
+			return errors.New("unknown curve")
+		}
+		p, err := ecdsa.ParseUncompressedPublicKey(curve, slices.Concat([]byte{4}, k.X, k.Y))
+		if err != nil {
+			return errors.New("malformed public key")
+		}
+		pub = p
+	default:
+		return errors.New("key cannot sign")
+	}
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return errors.New("malformed public key")
+	}
+	sum := sha256.Sum256(der)
+	v.subject = coap.Subject{Kind: coap.SubjectKeyHash, ID: string(sum[:])}
+	return nil
+}
+
+// popSubject identifies a symmetric key of proof: its kid, and a digest that
+// binds issuer and key, so that a kid given out anew is somebody else.
+func popSubject(origin string, kid, key []byte) coap.Subject {
+	sum := sha256.Sum256(cose.MustMarshal([]any{"groupgate key of proof", origin, kid, key}))
+	return coap.Subject{Kind: coap.SubjectPoP, ID: string(kid) + string(sum[:subjectDigest])}
+}
+
+const subjectDigest = 16
+
+// subjectKID is the kid inside the identifier of a subject; nil: none.
+func subjectKID(s coap.Subject) []byte {
+	if s.Kind != coap.SubjectPoP || len(s.ID) <= subjectDigest {
+		return nil
+	}
+	return []byte(s.ID[:len(s.ID)-subjectDigest])
+}
+
+// deriveKey: RFC 9202, Section 3.3.1.
+func deriveKey(kdk, token []byte) ([]byte, error) {
+	info := cose.MustMarshal([]any{"ACE-CoAP-DTLS-key-derivation", derivedKeySize, token})
+	return cose.HKDF256(kdk, nil, info, derivedKeySize)
+}
+
+// sequence reads the sequence number of an exi token. RFC 9200, Section
+// 5.10.3: cti is the name of the resource server followed by the number; we
+// read the name as our audience and the number as big-endian.
+func (v *verified) sequence(claims *cwt.Claims) error {
+	if claims.ExpiresIn == 0 {
+		return nil
+	}
+	number, ok := bytes.CutPrefix(claims.ID, []byte(v.entry.Audience))
+	if !ok || len(number) == 0 || len(number) > 8 || number[0]&0x80 != 0 && len(number) == 8 {
+		return errors.New("no sequence number")
+	}
+	v.exi = claims.ExpiresIn
+	for _, b := range number {
+		v.exiSeq = v.exiSeq<<8 | int64(b)
+	}
+	return nil
+}
