@@ -1,0 +1,243 @@
+// Package bridge delivers rekeys: whatever the Group Manager decided reaches
+// every member over the channel that the member has, and the ledger shows who
+// has it.
+//
+// It follows the event log with a durable cursor, so a rekey that was
+// committed is delivered whatever crashes. Members that observe the group
+// resource get a notification; members that asked for MQTT get a message that
+// is protected for them alone and was rendered once, in the transaction of the
+// rekey. Only confirmations are written: a member is pending when the version
+// it confirmed is below the group's.
+//
+// Start at [New]; [Bridge.Setup] before readiness, then [Bridge.Run]. The
+// Group Manager calls Enroll, Prepare, Remove and Held.
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// Source is what the bridge asks the Group Manager.
+type Source interface {
+	// RekeyMessage returns the newest version of a group and the notification
+	// that carries it; body is nil when the group was never rekeyed.
+	RekeyMessage(ctx context.Context, group string) (version uint64, body []byte, err error)
+	// MemberOf returns the member that s is, or groupcomm.ErrNotMember.
+	MemberOf(ctx context.Context, group string, s coap.Subject) (*groupcomm.Member, error)
+	Members(ctx context.Context, group string) ([]groupcomm.Member, error)
+}
+
+// Deps are the collaborators of a [Bridge].
+type Deps struct {
+	Store  *store.Store
+	Source Source
+	Hub    coap.Hub
+	// Access says whether a peer's access token is still good; its error is
+	// what ends an observation, 4.01. nil: always.
+	Access     func(context.Context, coap.Peer) error
+	Log        *slog.Logger          // nil: discarded
+	Registerer prometheus.Registerer // nil: a private one
+}
+
+// Bridge is the room. Its methods may be called concurrently.
+type Bridge struct {
+	cfg    Config
+	store  *store.Store
+	source Source
+	hub    coap.Hub
+	access func(context.Context, coap.Peer) error
+	log    *slog.Logger
+	met    *metrics
+
+	confirms  *confirmer
+	activity  *activity
+	observers observers
+	broker    *broker    // nil without the embedded broker
+	publisher *publisher // nil without MQTT
+	acks      chan ack
+
+	mu        sync.Mutex
+	publicURI string
+	groups    map[string]groupState
+}
+
+// groupState is what the bridge remembers of a group between events.
+type groupState struct {
+	version uint64    // newest version handed to the hub
+	since   time.Time // when that version became due
+}
+
+// New returns a bridge. It does no I/O.
+func New(cfg Config, d Deps) *Bridge {
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	if d.Access == nil {
+		d.Access = func(context.Context, coap.Peer) error { return nil }
+	}
+	b := &Bridge{
+		cfg:      cfg.withDefaults(),
+		store:    d.Store,
+		source:   d.Source,
+		hub:      d.Hub,
+		access:   d.Access,
+		log:      d.Log,
+		activity: newActivity(),
+		acks:     make(chan ack, ackQueue),
+		groups:   map[string]groupState{},
+	}
+	b.met = newMetrics(d.Registerer, b)
+	b.confirms = newConfirmer(d.Store, d.Log, b.met)
+	if b.cfg.embedded() {
+		b.broker = newBroker(b.cfg, b.log, brokerHooks{secretHash: b.secretHash, ack: b.takeAck})
+	}
+	if b.cfg.mqtt() {
+		b.publisher = newPublisher(b)
+	}
+	return b
+}
+
+// Setup binds the embedded broker's addresses and reads which groups there
+// are. Whoever called Setup calls Run, which closes what Setup opened.
+func (b *Bridge) Setup(ctx context.Context) error {
+	if err := b.cfg.Validate(); err != nil {
+		return fmt.Errorf("bridge: %w", err)
+	}
+	groups, err := b.knownGroups(ctx)
+	if err != nil {
+		return fmt.Errorf("bridge: read groups: %w", err)
+	}
+	now := time.Now()
+	b.mu.Lock()
+	for _, g := range groups {
+		b.groups[g] = groupState{since: now}
+	}
+	b.mu.Unlock()
+
+	uri := b.cfg.PublicURI
+	if uri == "" {
+		uri = b.cfg.Broker
+	}
+	if b.broker != nil {
+		if err := b.broker.listen(ctx); err != nil {
+			return err
+		}
+		if uri == "" {
+			uri = b.broker.uri()
+		}
+	}
+	b.mu.Lock()
+	b.publicURI = uri
+	b.mu.Unlock()
+	if b.publisher != nil {
+		return b.publisher.setup(ctx)
+	}
+	return nil
+}
+
+// BrokerURI returns what members are told to connect to; "" before Setup and
+// without MQTT.
+func (b *Bridge) BrokerURI() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.publicURI
+}
+
+// Run delivers until ctx ends, writes the last confirmations and returns.
+func (b *Bridge) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.follow(ctx) })
+	g.Go(func() error { return b.confirms.run(ctx) })
+	g.Go(func() error { return b.verifyAcks(ctx) })
+	if b.broker != nil {
+		g.Go(func() error { return b.broker.run(ctx) })
+	}
+	if b.publisher != nil {
+		g.Go(func() error { return b.publisher.run(ctx) })
+	}
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// follow works on the event log until ctx ends. What could not be handled is
+// met again: the cursor stands before it.
+func (b *Bridge) follow(ctx context.Context) error {
+	for delay := backoffMin; ; delay = min(2*delay, backoffMax) {
+		err := b.store.Follow(ctx, "bridge", func(_ context.Context, events []store.Event) error {
+			if err := b.handle(ctx, events); err != nil {
+				return err
+			}
+			delay = backoffMin
+			return nil
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, store.ErrClosed) {
+			return fmt.Errorf("bridge: event log: %w", err)
+		}
+		b.log.ErrorContext(ctx, "cannot follow the event log", "err", err, "retry_in", delay)
+		pause(ctx, delay)
+	}
+}
+
+// Held records that an authenticated request of node showed that it holds
+// version of the group's keying material (protocol.md, Section 4: only this
+// and an acknowledgement of the member itself count).
+func (b *Bridge) Held(_ context.Context, group, node string, version uint64) {
+	b.confirm(member{group, node}, version, channelPoll, nil)
+}
+
+// confirm notes that m holds version. done, when not nil, is called after that
+// is on disk.
+func (b *Bridge) confirm(m member, version uint64, channel string, done func()) {
+	b.activity.heard(m, channel, time.Now())
+	b.confirms.add(m, version, channel, done)
+}
+
+// noteGroup remembers that version of a group became due at the given time and
+// says whether that is news.
+func (b *Bridge) noteGroup(group string, version uint64, at time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if g, ok := b.groups[group]; ok && g.version >= version {
+		return false
+	}
+	b.groups[group] = groupState{version: version, since: at}
+	return true
+}
+
+func (b *Bridge) knownGroups(ctx context.Context) (groups []string, err error) {
+	err = b.store.View(ctx, func(tx *store.Tx) error {
+		groups = nil
+		rows, err := tx.Query(`SELECT grp FROM bridge_registration UNION SELECT grp FROM bridge_confirmed`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var g string
+			if err := rows.Scan(&g); err != nil {
+				return err
+			}
+			groups = append(groups, g)
+		}
+		return rows.Err()
+	})
+	return groups, err
+}

@@ -1,0 +1,129 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+)
+
+// token is the library's promise of an answer.
+type token = paho.Token
+
+// client is one connection to a broker. It never reconnects: the library's own
+// queue and its endless waits are avoided, the store is the queue.
+type client struct {
+	paho paho.Client
+	lost chan error // one slot
+	end  context.CancelFunc
+}
+
+// dial connects and, unless acknowledgements come from inside the embedded
+// broker, subscribes to them.
+func (p *publisher) dial(ctx context.Context) (*client, error) {
+	b := p.b
+	session, end := context.WithCancel(ctx)
+	c := &client{lost: make(chan error, 1), end: end}
+	o := paho.NewClientOptions().
+		SetProtocolVersion(4). // MQTT 3.1.1; protocol.md, Section 5
+		SetAutoReconnect(false).
+		SetConnectRetry(false).
+		SetConnectTimeout(connectTimeout).
+		SetWriteTimeout(tokenTimeout).
+		SetKeepAlive(keepAlive).
+		SetPingTimeout(pingTimeout).
+		// An acknowledgement is acknowledged to the broker after it is on disk.
+		SetAutoAckDisabled(true).
+		SetConnectionLostHandler(func(_ paho.Client, err error) {
+			select {
+			case c.lost <- err:
+			default:
+			}
+		})
+	if b.broker != nil {
+		o.AddBroker("tcp://embedded").
+			SetClientID(internalUser).
+			SetUsername(internalUser).
+			SetPassword(b.broker.secret()).
+			SetCleanSession(true).
+			SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) {
+				return b.broker.dial(session)
+			})
+	} else {
+		tlsConfig, err := b.cfg.clientTLS()
+		if err != nil {
+			end()
+			return nil, err
+		}
+		o.AddBroker(b.cfg.Broker).
+			SetClientID(p.clientID).
+			SetUsername(b.cfg.User).
+			SetPassword(b.cfg.Password).
+			SetTLSConfig(tlsConfig).
+			SetDialer(&net.Dialer{Timeout: connectTimeout}).
+			// The broker keeps acknowledgements while the gateway is away.
+			SetCleanSession(false).
+			SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) {
+				payload := append([]byte(nil), m.Payload()...)
+				// Refused ones are settled too: they would come again.
+				b.takeAck(session, m.Topic(), payload, func(bool) { m.Ack() })
+			})
+	}
+	c.paho = paho.NewClient(o)
+	if err := c.wait(ctx, c.paho.Connect()); err != nil {
+		c.close()
+		return nil, fmt.Errorf("bridge: connect to the broker: %w", err)
+	}
+	if b.broker != nil {
+		return c, nil
+	}
+	filter := ackTopic(b.cfg.Prefix, "+")
+	t := c.paho.Subscribe(filter, qos, nil)
+	err := c.wait(ctx, t)
+	if s, ok := t.(*paho.SubscribeToken); ok && err == nil && s.Result()[filter] > 2 {
+		err = errors.New("refused")
+	}
+	if err != nil {
+		c.close()
+		return nil, fmt.Errorf("bridge: subscribe to acknowledgements: %w", err)
+	}
+	return c, nil
+}
+
+// publish sends a retained message; an empty one deletes what is retained.
+func (c *client) publish(topic string, body []byte) token {
+	if body == nil {
+		body = []byte{}
+	}
+	return c.paho.Publish(topic, qos, true, body)
+}
+
+// wait waits for an answer, never without a limit.
+func (c *client) wait(ctx context.Context, t token) error {
+	limit := time.NewTimer(tokenTimeout)
+	defer limit.Stop()
+	select {
+	case <-t.Done():
+		return t.Error()
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-c.lost:
+		// The session is over for everybody who waits.
+		select {
+		case c.lost <- err:
+		default:
+		}
+		return err
+	case <-limit.C:
+		return errToken
+	}
+}
+
+func (c *client) close() {
+	c.end() // first, so that no handler holds up the goodbye
+	c.paho.Disconnect(quiesce)
+}

@@ -1,0 +1,182 @@
+package bridge
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// Channels over which a member is reached, as the ledger names them.
+const (
+	channelObserve = "observe"
+	channelMQTT    = "mqtt"
+	channelPoll    = "poll"
+	channelNone    = "none"
+)
+
+// confirmation is the newest version that a member showed.
+type confirmation struct {
+	version uint64
+	channel string
+	at      time.Time
+}
+
+// confirmer gathers confirmations and writes them in batches: the
+// acknowledgements of a large group come in bursts, and a commit each would
+// cost more than the rekey.
+type confirmer struct {
+	store *store.Store
+	log   *slog.Logger
+	met   *metrics
+	wake  chan struct{} // one slot: something waits
+	full  chan struct{} // one slot: a batch is full
+
+	mu      sync.Mutex
+	pending map[member]confirmation
+	waiters []func()
+}
+
+func newConfirmer(s *store.Store, log *slog.Logger, met *metrics) *confirmer {
+	return &confirmer{
+		store: s, log: log, met: met,
+		wake:    make(chan struct{}, 1),
+		full:    make(chan struct{}, 1),
+		pending: map[member]confirmation{},
+	}
+}
+
+// add never blocks. done, when not nil, is called after the confirmation is on
+// disk.
+func (c *confirmer) add(m member, version uint64, channel string, done func()) {
+	c.mu.Lock()
+	if old, ok := c.pending[m]; !ok || old.version < version {
+		c.pending[m] = confirmation{version, channel, time.Now()}
+	}
+	if done != nil {
+		c.waiters = append(c.waiters, done)
+	}
+	full := len(c.pending) >= confirmBatch
+	c.mu.Unlock()
+	signal(c.wake)
+	if full {
+		signal(c.full)
+	}
+}
+
+// forget drops what waits for a membership that ended.
+func (c *confirmer) forget(m member) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.pending, m)
+}
+
+// waiting returns the versions that are not on disk yet.
+func (c *confirmer) waiting(group string) map[string]confirmation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := map[string]confirmation{}
+	for m, v := range c.pending {
+		if m.group == group {
+			out[m.node] = v
+		}
+	}
+	return out
+}
+
+func (c *confirmer) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+			defer cancel()
+			c.flush(bye)
+			return ctx.Err()
+		case <-c.wake:
+		}
+		delay := time.NewTimer(confirmDelay)
+		select {
+		case <-ctx.Done():
+		case <-c.full:
+		case <-delay.C:
+		}
+		delay.Stop()
+		if ctx.Err() == nil && !c.flush(ctx) {
+			// The disk may be full: keep what waits, do not spin.
+			signal(c.wake)
+			pause(ctx, time.Second)
+		}
+	}
+}
+
+// flush writes what waits and says whether that worked.
+func (c *confirmer) flush(ctx context.Context) bool {
+	c.mu.Lock()
+	batch, waiters := c.pending, c.waiters
+	c.pending, c.waiters = map[member]confirmation{}, nil
+	c.mu.Unlock()
+	if len(batch) == 0 && len(waiters) == 0 {
+		return true
+	}
+	// One order for all: no two writers wait for each other's rows.
+	keys := slices.SortedFunc(maps.Keys(batch), func(a, b member) int {
+		if a.group != b.group {
+			return cmp.Compare(a.group, b.group)
+		}
+		return cmp.Compare(a.node, b.node)
+	})
+	err := c.store.Update(ctx, func(tx *store.Tx) error {
+		for _, m := range keys {
+			v := batch[m]
+			if _, err := tx.Exec(`INSERT INTO bridge_confirmed (grp, node, version, channel, at) VALUES (?, ?, ?, ?, ?)
+				ON CONFLICT (grp, node) DO UPDATE SET version = excluded.version, channel = excluded.channel, at = excluded.at
+				WHERE excluded.version > bridge_confirmed.version`,
+				m.group, m.node, int64(v.version), v.channel, v.at.Unix()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		c.log.ErrorContext(ctx, "cannot write confirmations", "members", len(batch), "err", err)
+		c.mu.Lock()
+		for m, v := range batch {
+			if now, ok := c.pending[m]; !ok || now.version < v.version {
+				c.pending[m] = v
+			}
+		}
+		c.waiters = append(waiters, c.waiters...)
+		c.mu.Unlock()
+		return false
+	}
+	for _, v := range batch {
+		c.met.confirmations.WithLabelValues(v.channel).Inc()
+	}
+	for _, done := range waiters {
+		done()
+	}
+	return true
+}
+
+// signal fills a one-slot channel.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// pause waits, but not longer than ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

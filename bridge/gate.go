@@ -1,0 +1,151 @@
+package bridge
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"log/slog"
+	"sync"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// gate decides at the embedded broker who may connect, and what they may read
+// and write.
+type gate struct {
+	mqtt.HookBase
+	prefix string
+	hooks  brokerHooks
+	log    *slog.Logger
+	secret []byte // of the gateway's own client
+
+	ctx context.Context // of the broker's run: the library's calls carry none
+
+	mu  sync.Mutex
+	bad map[string]int // refused acknowledgements per connected member
+}
+
+func newGate(prefix string, hooks brokerHooks, log *slog.Logger) *gate {
+	return &gate{prefix: prefix, hooks: hooks, log: log, secret: random(32), bad: map[string]int{}}
+}
+
+func (g *gate) start(ctx context.Context) { g.ctx = ctx }
+
+// ID implements mqtt.Hook.
+func (*gate) ID() string { return "gate" }
+
+// OnConnectAuthenticate checks a credential against the store, in constant
+// time, whether the user is known or not.
+func (g *gate) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
+	user, password := string(pk.Connect.Username), pk.Connect.Password
+	if cl.Net.Listener == internalListener {
+		want := []byte(base64.RawURLEncoding.EncodeToString(g.secret))
+		return user == internalUser && subtle.ConstantTimeCompare(password, want) == 1
+	}
+	if pk.Connect.WillFlag {
+		// The server publishes a will to any topic, whoever may write there.
+		return false
+	}
+	if len(user) > 2*ridLen {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, lookupTimeout)
+	defer cancel()
+	want, err := g.hooks.secretHash(ctx, user)
+	if err != nil {
+		if !errors.Is(err, store.ErrNotFound) {
+			g.log.ErrorContext(ctx, "cannot check a credential", "err", err)
+		}
+		want = make([]byte, sha256.Size) // no password is known that hashes to it
+	}
+	if subtle.ConstantTimeCompare(hashSecret(user, string(password)), want) != 1 || err != nil {
+		return false
+	}
+	cl.ID = memberID(user)
+	// No session outlives its connection: a queue of old rekeys is of no use
+	// to a member, the newest is retained.
+	cl.Properties.Clean = true
+	cl.Properties.Props.SessionExpiryInterval = 0
+	return true
+}
+
+// OnSessionEstablished looks again: the credential may have been revoked
+// between the check and the moment from which a revocation finds the session.
+func (g *gate) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
+	if cl.Net.Listener == internalListener {
+		return
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, lookupTimeout)
+	defer cancel()
+	if _, err := g.hooks.secretHash(ctx, string(cl.Properties.Username)); err != nil {
+		cl.Stop(packets.ErrNotAuthorized)
+	}
+}
+
+// OnACLCheck lets a member read its rekey topic and write its acknowledgement
+// topic; the gateway may do everything.
+func (g *gate) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
+	if cl.Net.Listener == internalListener {
+		return true
+	}
+	user := string(cl.Properties.Username)
+	if write {
+		return topic == ackTopic(g.prefix, user)
+	}
+	return topic == rekeyTopic(g.prefix, user)
+}
+
+// OnPublish takes the acknowledgements of members out of the broker's hands,
+// where a full queue would drop them, and lets the PUBACK wait until the
+// confirmation is on disk.
+func (g *gate) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	if cl.Net.Listener == internalListener {
+		return pk, nil
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, tokenTimeout)
+	defer cancel()
+	answer := make(chan bool, 1)
+	if !g.hooks.ack(ctx, pk.TopicName, pk.Payload, func(ok bool) { answer <- ok }) {
+		return g.again(cl, pk)
+	}
+	select {
+	case ok := <-answer:
+		if !ok && g.refused(string(cl.Properties.Username)) {
+			cl.Stop(packets.ErrQuotaExceeded)
+			return pk, packets.ErrRejectPacket
+		}
+		// Acknowledged, neither retained nor passed on.
+		return pk, packets.CodeSuccessIgnore
+	case <-ctx.Done():
+		return g.again(cl, pk)
+	}
+}
+
+// again leaves a message without PUBACK and ends the connection: a member
+// sends it again after the next connect, and only then (MQTT 3.1.1, Section
+// 4.4).
+func (g *gate) again(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	cl.Stop(packets.ErrServerBusy)
+	return pk, packets.ErrRejectPacket
+}
+
+// refused counts a refused acknowledgement and says whether these are too many
+// for one connection.
+func (g *gate) refused(user string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.bad[user]++
+	return g.bad[user] >= maxBadAcks
+}
+
+// OnDisconnect forgets what was counted.
+func (g *gate) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.bad, string(cl.Properties.Username))
+}

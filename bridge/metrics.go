@@ -1,0 +1,80 @@
+package bridge
+
+import (
+	"context"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics of the room. Labels are bounded: groups are few and configured,
+// nodes never appear.
+type metrics struct {
+	notifications *prometheus.CounterVec
+	confirmations *prometheus.CounterVec
+	published     *prometheus.CounterVec
+	badAcks       prometheus.Counter
+	connected     prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer, b *Bridge) *metrics {
+	if reg == nil {
+		reg = prometheus.NewRegistry()
+	}
+	m := &metrics{
+		notifications: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_bridge_notifications_total",
+			Help: "Rekey notifications to observers by outcome: acknowledged, failed, refused.",
+		}, []string{"outcome"}),
+		confirmations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_bridge_confirmations_total",
+			Help: "Members known to hold a version, by the channel that showed it.",
+		}, []string{"channel"}),
+		published: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_bridge_mqtt_published_total",
+			Help: "Rekey messages handed to the MQTT broker by outcome: relayed, failed.",
+		}, []string{"outcome"}),
+		badAcks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "groupgate_bridge_mqtt_refused_acks_total",
+			Help: "Acknowledgements over MQTT that did not verify.",
+		}),
+		connected: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "groupgate_bridge_broker_connected",
+			Help: "1 while the gateway is connected to its MQTT broker.",
+		}),
+	}
+	reg.MustRegister(m.notifications, m.confirmations, m.published, m.badAcks, m.connected, pendingCollector{b})
+	return m
+}
+
+// pendingCollector counts members that lack their group's version when it is
+// asked, because nothing keeps such a count.
+type pendingCollector struct{ b *Bridge }
+
+var pendingDesc = prometheus.NewDesc("groupgate_bridge_members",
+	"Members of a group by delivery state.", []string{"group", "state"}, nil)
+
+func (c pendingCollector) Describe(ch chan<- *prometheus.Desc) { ch <- pendingDesc }
+
+func (c pendingCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
+	c.b.mu.Lock()
+	groups := make([]string, 0, len(c.b.groups))
+	for g := range c.b.groups {
+		groups = append(groups, g)
+	}
+	c.b.mu.Unlock()
+	for _, g := range groups {
+		entries, err := c.b.Ledger(ctx, g)
+		if err != nil {
+			continue // a group that is gone, or a store in trouble that reports itself
+		}
+		count := map[string]int{StateCurrent: 0, StatePending: 0, StateAsleep: 0, StateUnreachable: 0, StateLapsed: 0}
+		for _, e := range entries {
+			count[e.State]++
+		}
+		for state, n := range count {
+			ch <- prometheus.MustNewConstMetric(pendingDesc, prometheus.GaugeValue, float64(n), g, state)
+		}
+	}
+}

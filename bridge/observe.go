@@ -1,0 +1,187 @@
+package bridge
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"sync"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+func groupTopic(group string) string      { return "gm/" + group }
+func nodeTopic(group, node string) string { return "gm/" + group + "/nodes/" + node }
+
+// etag is the version in network byte order without leading zeros, at least
+// one byte.
+func etag(version uint64) []byte {
+	b := binary.BigEndian.AppendUint64(nil, version)
+	for len(b) > 1 && b[0] == 0 {
+		b = b[1:]
+	}
+	return b
+}
+
+// notification is the rekey as observers of the group resource get it: the
+// reduced rekey map (RFC 9594, Section 6; protocol.md, Section 4), confirmable,
+// so that the acknowledgement shows who has it.
+func (b *Bridge) notification(ctx context.Context, group string, version uint64, body []byte) coap.Notification {
+	resp := &coap.Response{Code: coap.Content, Payload: body}
+	resp.Options.Set(coap.ETag, etag(version))
+	resp.Options.SetContentFormat(coap.ACEGroupcomm)
+	// protocol.md, Section 3: what carries keys is stale at once.
+	resp.Options.SetUint(coap.MaxAge, 0)
+
+	topic := groupTopic(group)
+	return coap.Notification{
+		Version: version,
+		Body:    resp,
+		Confirm: true,
+		Allow: func(p coap.Peer) (*coap.Response, bool) {
+			last, node, ok := b.allow(ctx, group, p)
+			if !ok {
+				b.observers.remove(topic, p.Link)
+				b.met.notifications.WithLabelValues("refused").Inc()
+				return last, false
+			}
+			b.observers.add(topic, p.Link, member{group, node}, p.Subject)
+			return nil, true
+		},
+		Done: func(link coap.LinkID, version uint64, err error) {
+			m, ok := b.observers.member(topic, link)
+			if !ok {
+				return // left or was evicted meanwhile
+			}
+			if err == nil {
+				// The peer itself acknowledged on its own association.
+				b.met.notifications.WithLabelValues("acknowledged").Inc()
+				b.confirm(m, version, channelObserve, nil)
+				return
+			}
+			// The member stays pending. It polls or observes again when it
+			// wakes, and the first response to that is the full map.
+			b.met.notifications.WithLabelValues("failed").Inc()
+			b.activity.attempted(m, channelObserve, err)
+			if errors.Is(err, coap.ErrGone) || errors.Is(err, coap.ErrReset) {
+				b.observers.remove(topic, link)
+			}
+		},
+	}
+}
+
+// allow repeats, before each notification, what a plain GET would be asked
+// (RFC 9594, Section 4.3.1: a current member, with a valid token).
+func (b *Bridge) allow(ctx context.Context, group string, p coap.Peer) (last *coap.Response, node string, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	if err := b.access(ctx, p); err != nil {
+		return coap.ErrorResponse(err), "", false
+	}
+	m, err := b.source.MemberOf(ctx, group, p.Subject)
+	switch {
+	case errors.Is(err, groupcomm.ErrNotMember):
+		// It left or was evicted. The notice of eviction goes to the node
+		// resource, this observation ends without a word.
+		return nil, "", false
+	case err != nil:
+		return coap.ErrorResponse(err), "", false
+	case m.Lapsed:
+		return unauthorized(), "", false
+	}
+	return nil, m.Node, true
+}
+
+func unauthorized() *coap.Response { return &coap.Response{Code: coap.Unauthorized} }
+
+// gone ends the observations of a member that left (last is nil) or was
+// evicted.
+func (b *Bridge) gone(group, node string, last *coap.Response) {
+	if node == "" {
+		return
+	}
+	// Only the member itself may observe its node resource: all observers of
+	// it are the member.
+	b.hub.Drop(nodeTopic(group, node), "", last)
+	for _, link := range b.observers.removeMember(groupTopic(group), member{group, node}) {
+		b.hub.Drop(groupTopic(group), link, nil)
+	}
+}
+
+// expired ends the observations of a subject whose token expired, at once.
+// Observers that never got a notification are not known here: Allow ends them
+// before they get the next.
+func (b *Bridge) expired(s coap.Subject) {
+	if s == (coap.Subject{}) {
+		return
+	}
+	for _, o := range b.observers.removeSubject(s) {
+		b.hub.Drop(o.topic, o.link, unauthorized())
+		b.hub.Drop(nodeTopic(o.member.group, o.member.node), "", unauthorized())
+	}
+}
+
+// observers remembers which member is behind a link, as learned when the hub
+// asked whether it may be notified. The zero value is ready.
+type observers struct {
+	mu    sync.Mutex
+	known map[observation]observer
+}
+
+type observation struct {
+	topic string
+	link  coap.LinkID
+}
+
+type observer struct {
+	observation
+	member  member
+	subject coap.Subject
+}
+
+func (o *observers) add(topic string, link coap.LinkID, m member, s coap.Subject) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.known == nil {
+		o.known = map[observation]observer{}
+	}
+	k := observation{topic, link}
+	o.known[k] = observer{k, m, s}
+}
+
+func (o *observers) remove(topic string, link coap.LinkID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.known, observation{topic, link})
+}
+
+func (o *observers) member(topic string, link coap.LinkID) (member, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	v, ok := o.known[observation{topic, link}]
+	return v.member, ok
+}
+
+func (o *observers) removeMember(topic string, m member) (links []coap.LinkID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for k, v := range o.known {
+		if k.topic == topic && v.member == m {
+			links = append(links, k.link)
+			delete(o.known, k)
+		}
+	}
+	return links
+}
+
+func (o *observers) removeSubject(s coap.Subject) (out []observer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for k, v := range o.known {
+		if v.subject == s {
+			out = append(out, v)
+			delete(o.known, k)
+		}
+	}
+	return out
+}

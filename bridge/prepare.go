@@ -1,0 +1,139 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// rendered is one protected message on its way into the store.
+type rendered struct {
+	kid  []byte
+	body []byte
+}
+
+// Prepare renders the rekey for every entitled member that is enrolled, before
+// the transaction, because signing has no place in it. commit stores the bytes
+// in the rekey's transaction; from then on only these bytes leave, whatever
+// crashes, is retried or republished. What Prepare rendered and commit did not
+// store leaves no process, so no (kid, nonce) ever covers two ciphertexts
+// (protocol.md, Section 4, "Rendered once").
+//
+// Prepare may be called again for the same plan, for instance because a member
+// enrolled meanwhile: stored messages win over newly rendered ones.
+func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit func(*store.Tx) error, err error) {
+	none := func(*store.Tx) error { return nil }
+	if b.publisher == nil {
+		return none, nil
+	}
+	regs, err := b.entitled(ctx, plan)
+	if err != nil {
+		return nil, fmt.Errorf("bridge: prepare %q: %w", plan.Group, err)
+	}
+	if len(regs) == 0 {
+		return none, nil
+	}
+	if plan.Sign == nil {
+		// Without a signature a member could not tell the Group Manager's
+		// message from a broker's. Such members find out by polling.
+		b.log.WarnContext(ctx, "group has no signing key, no rekey by mqtt", "group", plan.Group, "members", len(regs))
+		return none, nil
+	}
+
+	out := make([]rendered, len(regs))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, r := range regs {
+		g.Go(func() error {
+			if err := gctx.Err(); err != nil {
+				return err
+			}
+			// RFC 9594, Section 6.2.1: COUNT starts at 0 in every rekey
+			// instance. It stays 0: nothing is rendered a second time.
+			body, err := cose.SealRekey(cose.RekeySeal{
+				Alg:     r.alg,
+				Key:     r.key,
+				BaseIV:  r.baseIV,
+				KID:     r.kid,
+				Num:     plan.Num,
+				Count:   0,
+				SignAlg: plan.SignAlg,
+				Sign:    plan.Sign,
+			}, plan.Message)
+			if err != nil {
+				return fmt.Errorf("bridge: render rekey of %q: %w", plan.Group, err)
+			}
+			out[i] = rendered{kid: r.kid, body: body}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return func(tx *store.Tx) error { return storeMessages(tx, plan.Num, out) }, nil
+}
+
+// storeMessages keeps the newest message per key. A registration that ended
+// meanwhile gets none, and a message that is there already stays as it is.
+func storeMessages(tx *store.Tx, num uint64, out []rendered) error {
+	for _, m := range out {
+		if _, err := tx.Exec(`INSERT INTO bridge_message (kid, num, body)
+			SELECT kid, ?, ? FROM bridge_registration WHERE kid = ?
+			ON CONFLICT (kid) DO UPDATE SET num = excluded.num, body = excluded.body
+			WHERE excluded.num > bridge_message.num`, int64(num), m.body, m.kid); err != nil {
+			return fmt.Errorf("bridge: store message: %w", err)
+		}
+	}
+	return nil
+}
+
+// entitled reads the registrations that a plan is for and that have no message
+// of that version or a newer one yet.
+func (b *Bridge) entitled(ctx context.Context, plan groupcomm.RekeyPlan) ([]registration, error) {
+	nodes := make(map[string]bool, len(plan.Nodes))
+	for _, n := range plan.Nodes {
+		nodes[n] = true
+	}
+	var regs []registration
+	var sealed [][]byte
+	err := b.store.View(ctx, func(tx *store.Tx) error {
+		regs, sealed = nil, nil
+		rows, err := tx.Query(`SELECT r.rid, r.node, r.kid, r.alg, r.sealed_key, r.base_iv
+			FROM bridge_registration r LEFT JOIN bridge_message m ON m.kid = r.kid
+			WHERE r.grp = ? AND (m.num IS NULL OR m.num < ?)`, plan.Group, int64(plan.Num))
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			r := registration{member: member{group: plan.Group}}
+			var s []byte
+			if err := rows.Scan(&r.rid, &r.member.node, &r.kid, &r.alg, &s, &r.baseIV); err != nil {
+				return err
+			}
+			if nodes[r.member.node] {
+				regs, sealed = append(regs, r), append(sealed, s)
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	open := regs[:0]
+	for i := range regs {
+		// One broken row must not hold up the rekey of a whole group.
+		if err := b.open(&regs[i], sealed[i]); err != nil {
+			b.log.ErrorContext(ctx, "cannot rekey a member by mqtt", "group", plan.Group, "node", regs[i].member.node, "err", err)
+			continue
+		}
+		open = append(open, regs[i])
+	}
+	return open, nil
+}

@@ -1,0 +1,50 @@
+package bridge
+
+import "github.com/seed4911071e/groupgate/store"
+
+// Migrations returns the tables of this room.
+//
+//   - bridge_registration: who is rekeyed by MQTT, and under which key. rid is
+//     the random identifier in the topics and the user name at the broker.
+//   - bridge_message: the newest rekey message per key, as it was rendered.
+//     Only these bytes ever leave; num only grows.
+//   - bridge_confirmed: the newest version that a member is known to hold.
+//     That it is pending is derived: no row says so.
+//   - bridge_revoked: identifiers whose retained messages the broker may still
+//     hold.
+//   - bridge_meta: single values.
+func Migrations() store.Migrations {
+	return store.Migrations{Room: "bridge", Steps: []string{`
+CREATE TABLE bridge_registration (
+	rid         TEXT    NOT NULL PRIMARY KEY,
+	grp         TEXT    NOT NULL,
+	node        TEXT    NOT NULL,
+	kid         BLOB    NOT NULL UNIQUE,
+	alg         INTEGER NOT NULL,
+	sealed_key  BLOB    NOT NULL,
+	base_iv     BLOB    NOT NULL,
+	secret_hash BLOB    NOT NULL,
+	UNIQUE (grp, node)
+);
+CREATE TABLE bridge_message (
+	kid  BLOB    NOT NULL PRIMARY KEY,
+	num  BIGINT  NOT NULL,
+	body BLOB    NOT NULL
+);
+CREATE TABLE bridge_confirmed (
+	grp     TEXT    NOT NULL,
+	node    TEXT    NOT NULL,
+	version BIGINT  NOT NULL,
+	channel TEXT    NOT NULL,
+	at      BIGINT  NOT NULL,
+	PRIMARY KEY (grp, node)
+);
+CREATE TABLE bridge_revoked (
+	rid TEXT NOT NULL PRIMARY KEY
+);
+CREATE TABLE bridge_meta (
+	name  TEXT NOT NULL PRIMARY KEY,
+	value TEXT NOT NULL
+);
+`}}
+}
