@@ -1,0 +1,77 @@
+// Command gateway runs groupgate and speaks to a running one.
+//
+// Start with `gateway run`; `gateway --help` lists the rest. Exit status: 0,
+// 1 when it failed, 2 when the command line is wrong.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// cli is the command line.
+type cli struct {
+	Run     runCmd     `cmd:"" help:"Run the gateway."`
+	Check   checkCmd   `cmd:"" help:"Check a configuration file and the key files that it names."`
+	Group   groupCmd   `cmd:"" help:"Look at groups of the running gateway, and change them."`
+	Token   tokenCmd   `cmd:"" help:"Issue access tokens by hand."`
+	Node    nodeCmd    `cmd:"" help:"Play a constrained node."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+// env is what commands work with.
+type env struct {
+	ctx    context.Context
+	stdout io.Writer
+	stderr io.Writer
+}
+
+// Exit statuses.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	var c cli
+	parser, err := kong.New(&c,
+		kong.Name("gateway"),
+		kong.Description("An edge gateway for nodes in OSCORE groups: admits them, renews their keys, delivers the keys.\n\n"+
+			"First steps: `gateway run`, and in a second terminal `gateway node join --group sensors`."),
+		kong.Writers(stdout, stderr),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+	)
+	if err != nil {
+		panic("gateway: internal error: " + err.Error())
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "gateway: %s\n`gateway --help` shows what is possible.\n", err)
+		return exitUsage
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	if err := command.Run(&env{ctx: ctx, stdout: stdout, stderr: stderr}); err != nil {
+		printError(stderr, err)
+		return exitFailed
+	}
+	return 0
+}
+
+// Run plays the node; warnings go to standard error.
+func (c *nodeJoinCmd) Run(e *env) error {
+	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return c.run(e.ctx, e.stdout, log)
+}

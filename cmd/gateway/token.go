@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/seed4911071e/groupgate/admin"
+)
+
+// tokenCmd works with access tokens.
+type tokenCmd struct {
+	Issue tokenIssueCmd `cmd:"" help:"Issue an access token with a fresh key, as the embedded Authorization Server would."`
+}
+
+type tokenIssueCmd struct {
+	where
+	Scope    []string      `required:"" sep:"none" placeholder:"GROUP=ROLE,ROLE" help:"What the token allows; may be repeated. Roles: requester, responder, monitor, verifier."`
+	Audience string        `help:"Audience. Default: that of the only entry in tokens to issue with."`
+	Lifetime time.Duration `help:"How long it is valid. Default: the gateway's choice."`
+	JSON     bool          `help:"Print JSON."`
+}
+
+// Validate checks the form of --scope; kong calls it, so that a fault is a
+// usage error.
+func (c *tokenIssueCmd) Validate() error {
+	for _, s := range c.Scope {
+		if group, roles, ok := strings.Cut(s, "="); !ok || group == "" || roles == "" {
+			return fmt.Errorf("--scope %q: must be GROUP=ROLE,ROLE", s)
+		}
+	}
+	return nil
+}
+
+// Run issues a token. Its key is printed: it has to reach the node somehow.
+func (c *tokenIssueCmd) Run(e *env) error {
+	ask := admin.TokenAsk{Audience: c.Audience}
+	if c.Lifetime != 0 {
+		ask.Lifetime = c.Lifetime.String()
+	}
+	for _, s := range c.Scope {
+		group, roles, _ := strings.Cut(s, "=")
+		ask.Scope = append(ask.Scope, admin.ScopeEntry{Group: group, Roles: strings.Split(roles, ",")})
+	}
+	if ask.Audience == "" {
+		audience, err := c.onlyAudience()
+		if err != nil {
+			return err
+		}
+		ask.Audience = audience
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	t, err := client.IssueToken(e.ctx, ask)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(e.stdout, t)
+	}
+	_, err = fmt.Fprintf(e.stdout, "access token  %s\nkey id        %s\nkey           %s  (secret)\nexpires       %s\n",
+		t.AccessToken, t.KID, t.Key, ahead(t.Expires))
+	return err
+}
+
+// onlyAudience returns the audience to issue for when there is no choice.
+func (c *tokenIssueCmd) onlyAudience() (string, error) {
+	cfg, err := c.load()
+	if err != nil {
+		return "", err
+	}
+	found := map[string]bool{}
+	for _, t := range cfg.Tokens {
+		if cfg.IssuerToken(t.Audience) != nil {
+			found[t.Audience] = true
+		}
+	}
+	if len(found) != 1 {
+		return "", withHint(fmt.Errorf("the configuration has %d audiences to issue for", len(found)), "name one by --audience")
+	}
+	for audience := range found {
+		return audience, nil
+	}
+	panic("gateway: internal error: an empty map of length 1")
+}
