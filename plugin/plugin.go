@@ -38,8 +38,9 @@ type Gateway struct {
 	registry     *prometheus.Registry
 	server       *serve.Server
 	ownBlockwise bool
-	mqtt, mqtts  net.Listener
+	mqtt         net.Listener
 	http         net.Listener
+	listeners    map[string]string
 
 	rooms   atomic.Pointer[rooms] // nil until the rooms are up
 	ready   chan struct{}         // closed when they are
@@ -67,8 +68,13 @@ func WithHTTP(l net.Listener) Option { return func(g *Gateway) { g.http = l } }
 // listen.mqtt of the configuration. Run closes it.
 func WithMQTT(l net.Listener) Option { return func(g *Gateway) { g.mqtt = l } }
 
-// New returns a gateway for cfg, which [config.Config.Bootstrap] must have
-// completed. It does no I/O and starts nothing.
+// WithListeners names the addresses that the host serves, for the status page.
+func WithListeners(addrs map[string]string) Option {
+	return func(g *Gateway) { g.listeners = addrs }
+}
+
+// New returns a gateway for cfg. It does no I/O and starts nothing: Run creates
+// the data folder and reads the keys.
 func New(cfg *config.Config, log *slog.Logger, opts ...Option) (*Gateway, error) {
 	if cfg == nil {
 		return nil, errors.New("plugin: no configuration")

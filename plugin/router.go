@@ -75,11 +75,7 @@ func (g *Gateway) wellKnown(ctx context.Context, r *rooms, req *coap.Request) (*
 	if req.Code != coap.GET {
 		return nil, coap.Errorf(coap.MethodNotAllowed, "only GET")
 	}
-	links, err := r.links(ctx)
-	if err != nil {
-		return nil, err
-	}
-	body, err := coap.EncodeLinks(coap.FilterLinks(links, req.Options.Queries()))
+	body, err := coap.EncodeLinks(coap.FilterLinks(r.groups.Links(ctx), req.Options.Queries()))
 	if err != nil {
 		return nil, err
 	}

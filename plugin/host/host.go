@@ -84,6 +84,8 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 		addrs.MQTT = s.mqtt.Addr().String()
 		opts = append(opts, plugin.WithMQTT(s.mqtt))
 	}
+	listeners := map[string]string{}
+	opts = append(opts, plugin.WithListeners(listeners))
 	gg, err := plugin.New(cfg, log, append(opts, plugin.WithoutHostBlockwise())...)
 	if err != nil {
 		return err
@@ -95,6 +97,12 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 			return busy("listen.coaps", cfg.Listen.CoAPS, err)
 		}
 		addrs.CoAPS = s.coaps.Addr().String()
+	}
+
+	for name, addr := range map[string]string{"coaps": addrs.CoAPS, "coap": addrs.CoAP, "http": addrs.HTTP, "mqtt": addrs.MQTT} {
+		if addr != "" {
+			listeners[name] = addr
+		}
 	}
 
 	g, ctx := errgroup.WithContext(ctx)

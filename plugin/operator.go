@@ -1,0 +1,86 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+
+	"github.com/seed4911071e/groupgate/ace"
+	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/bridge"
+	"github.com/seed4911071e/groupgate/gm"
+)
+
+// operator answers the admin API from several rooms: members are the Group
+// Manager's, what they confirmed is the bridge's.
+type operator struct {
+	gm     *gm.Manager
+	bridge *bridge.Bridge
+	ace    *ace.Server
+	ready  <-chan struct{}
+}
+
+var (
+	_ admin.Groups    = (*gm.Manager)(nil)
+	_ admin.Members   = (*operator)(nil)
+	_ admin.Tokens    = (*operator)(nil)
+	_ admin.Readiness = (*operator)(nil)
+)
+
+// MemberStatus joins the members of a group with their deliveries.
+func (o *operator) MemberStatus(ctx context.Context, group string) ([]admin.Member, error) {
+	members, err := o.gm.Members(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	ledger, err := o.bridge.Ledger(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	byNode := make(map[string]bridge.LedgerEntry, len(ledger))
+	for _, e := range ledger {
+		byNode[e.Node] = e
+	}
+	out := make([]admin.Member, len(members))
+	for i, m := range members {
+		e := byNode[m.Node]
+		state := e.State
+		if m.Lapsed {
+			state = bridge.StateLapsed
+		}
+		out[i] = admin.Member{
+			Node: m.Node, SenderID: m.SenderID, Roles: m.Roles, Expires: m.Expires,
+			Version: e.Confirmed, State: state, Channel: e.Channel, LastHeard: e.LastHeard,
+		}
+	}
+	return out, nil
+}
+
+// IssueToken issues an access token by hand, as the embedded Authorization
+// Server would.
+func (o *operator) IssueToken(ctx context.Context, req admin.TokenRequest) (*admin.Token, error) {
+	t, err := o.ace.Issue(ctx, ace.IssueRequest{Audience: req.Audience, Scope: req.Scope, Lifetime: req.Lifetime})
+	if err != nil {
+		return nil, fmt.Errorf("issuing a token: %w", err)
+	}
+	return &admin.Token{AccessToken: t.Token, KID: t.KID, Key: t.Key.Bytes(), Expires: t.Expires}, nil
+}
+
+// Components tells whether the rooms are up.
+func (o *operator) Components(context.Context) []admin.Component {
+	up := false
+	select {
+	case <-o.ready:
+		up = true
+	default:
+	}
+	return []admin.Component{{Name: "groups", Ready: up}}
+}
+
+// Version is the version of the program as its build tells it.
+func Version() string {
+	if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
+		return bi.Main.Version
+	}
+	return "(devel)"
+}

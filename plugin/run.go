@@ -1,0 +1,136 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed4911071e/groupgate/ace"
+	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/bridge"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/gm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// Run opens the store, brings the rooms up and works until ctx ends or a room
+// fails; then it waits for running requests and returns. The data folder is
+// locked meanwhile.
+func (g *Gateway) Run(ctx context.Context) (err error) {
+	defer g.stop()
+	if err := g.cfg.Bootstrap(); err != nil {
+		return err
+	}
+	unlock, err := store.LockDir(g.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	st, err := store.Open(ctx, store.Options{
+		Dir: g.cfg.DataDir, DSN: g.cfg.Store, SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
+		Migrations: []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations()},
+		Log:        g.log.With("part", "store"), Registerer: g.registry,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+
+	b, err := g.build(st)
+	if err != nil {
+		return err
+	}
+	if err := b.setup(ctx); err != nil {
+		return err
+	}
+	eg, ctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, g.server.Run, b.admin} {
+		eg.Go(func() error { return run(ctx) })
+	}
+	g.rooms.Store(b.rooms())
+	close(g.ready)
+	<-ctx.Done()
+	g.stop()       // running requests end
+	g.gate.close() // and are waited for, before the store closes
+	if err := eg.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// built is everything that Run supervises.
+type built struct {
+	g      *Gateway
+	ace    *ace.Server
+	gm     *gm.Manager
+	bridge *bridge.Bridge
+	op     *operator
+}
+
+// build makes the rooms. It does no I/O.
+func (g *Gateway) build(st *store.Store) (*built, error) {
+	groups, err := g.cfg.GroupConfigs()
+	if err != nil {
+		return nil, err
+	}
+	acfg, err := g.aceConfig()
+	if err != nil {
+		return nil, err
+	}
+	late := &lateManager{}
+	as := ace.New(acfg, ace.Deps{Store: st, Groups: late, Log: g.log.With("part", "ace"), Registerer: g.registry})
+	br := bridge.New(g.bridgeConfig(), bridge.Deps{
+		Store: st, Source: late, Hub: g.server,
+		Access: func(ctx context.Context, p coap.Peer) error {
+			_, err := as.Grant(ctx, p)
+			return err
+		},
+		Log: g.log.With("part", "bridge"), Registerer: g.registry,
+	})
+	late.Manager = gm.New(gm.Config{Groups: groups}, gm.Deps{
+		Store: st, Authority: as, Delivery: br, Log: g.log.With("part", "gm"), Registerer: g.registry,
+	})
+	b := &built{g: g, ace: as, gm: late.Manager, bridge: br}
+	b.op = &operator{gm: late.Manager, bridge: br, ace: as, ready: g.ready}
+	return b, nil
+}
+
+// setup does the rooms' start-up I/O, in the order of who asks whom.
+func (b *built) setup(ctx context.Context) error {
+	for _, room := range []struct {
+		name  string
+		setup func(context.Context) error
+	}{{"ace", b.ace.Setup}, {"gm", b.gm.Setup}, {"bridge", b.bridge.Setup}} {
+		if err := room.setup(ctx); err != nil {
+			return fmt.Errorf("starting %s: %w", room.name, err)
+		}
+	}
+	return nil
+}
+
+// rooms is the view of what was built that requests need.
+func (b *built) rooms() *rooms {
+	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), groups: b.gm}
+}
+
+// admin serves the admin API, health and metrics until ctx ends.
+func (b *built) admin(ctx context.Context) error {
+	g := b.g
+	l := g.http
+	if l == nil && g.cfg.Listen.HTTP != "" {
+		var err error
+		if l, err = new(net.ListenConfig).Listen(ctx, "tcp", g.cfg.Listen.HTTP); err != nil {
+			return fmt.Errorf("listen.http: %w", err)
+		}
+	}
+	if l == nil {
+		return nil
+	}
+	srv := admin.New(admin.Config{Token: string(g.cfg.AdminToken.Bytes()), Version: Version(), Listeners: g.listeners}, admin.Deps{
+		Groups: b.gm, Members: b.op, Tokens: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
+	})
+	return srv.Run(ctx, l)
+}

@@ -1,0 +1,78 @@
+package plugin
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"slices"
+
+	"github.com/seed4911071e/groupgate/ace"
+	"github.com/seed4911071e/groupgate/bridge"
+	"github.com/seed4911071e/groupgate/config"
+)
+
+// aceConfig translates the sections tokens, psk and authorization_server.
+func (g *Gateway) aceConfig() (ace.Config, error) {
+	c := g.cfg
+	var out ace.Config
+	for i := range c.Tokens {
+		out.Entries = append(out.Entries, tokenEntry(&c.Tokens[i]))
+	}
+	for _, p := range c.PSK {
+		out.PSK = append(out.PSK, ace.PSKPeer{Identity: []byte(p.Identity), Key: p.Key, MayToken: slices.Contains(p.May, "token")})
+	}
+	if c.AuthorizationServer.Enabled {
+		as := &ace.ASConfig{Issuer: c.AuthorizationServer.Issuer}
+		for i, p := range c.AuthorizationServer.Policies {
+			scope, err := config.ScopeOf(p.Scope)
+			if err != nil {
+				return out, fmt.Errorf("authorization_server.policies[%d]: %w", i, err)
+			}
+			as.Policies = append(as.Policies, ace.Policy{Client: p.Client, Audience: p.Audience, Scope: scope, Lifetime: p.Lifetime})
+		}
+		out.AS = as
+		out.ASURI = tokenURI(c.Listen.CoAPS)
+	}
+	return out, nil
+}
+
+func tokenEntry(t *config.Token) ace.TokenEntry {
+	return ace.TokenEntry{
+		Issuer: t.Issuer, Audience: t.Audience, Alg: t.AlgID(), Key: t.SymmetricKey, PublicKey: t.PublicKey,
+		EncryptionKey: t.EncryptionKey, DerivationKey: t.DerivationKey,
+	}
+}
+
+// tokenURI is where peers without a token are sent (RFC 9200, Section 5.3).
+func tokenURI(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		if host, err = os.Hostname(); err != nil {
+			return ""
+		}
+	}
+	return "coaps://" + net.JoinHostPort(host, port) + "/token"
+}
+
+// bridgeConfig translates the mqtt section.
+func (g *Gateway) bridgeConfig() bridge.Config {
+	c := g.cfg
+	bc := bridge.Config{
+		Prefix: c.MQTT.TopicPrefix, Broker: c.MQTT.Broker, PublicURI: c.MQTT.PublicURI,
+		CAFile: c.Path(c.MQTT.CAFile), CertFile: c.Path(c.MQTT.CertFile), KeyFile: c.Path(c.MQTT.KeyFile),
+		User: c.MQTT.User, Password: string(c.MQTT.Password.Bytes()), InsecurePlain: c.MQTT.Insecure,
+	}
+	if c.MQTT.Broker == "" {
+		if g.mqtt != nil {
+			bc.Listeners = append(bc.Listeners, g.mqtt)
+		} else {
+			bc.Listen = c.Listen.MQTT
+		}
+		bc.ListenTLS = c.Listen.MQTTS
+		bc.TLSCertFile, bc.TLSKeyFile = c.Path(c.Listen.MQTTSCertFile), c.Path(c.Listen.MQTTSKeyFile)
+	}
+	return bc
+}

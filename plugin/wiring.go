@@ -1,0 +1,52 @@
+package plugin
+
+import (
+	"context"
+
+	"github.com/seed4911071e/groupgate/ace"
+	"github.com/seed4911071e/groupgate/bridge"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/gm"
+)
+
+// Who serves whom. Rooms do not know each other: each declares the little that
+// it needs, in types of the leaves, and here the needs meet.
+var (
+	_ gm.Authority  = (*ace.Server)(nil)    // gm asks ace: who is this, what may it do?
+	_ gm.Delivery   = (*bridge.Bridge)(nil) // gm tells bridge: enrol, render, forget
+	_ ace.GroupInfo = (*gm.Manager)(nil)    // ace asks gm: which algorithms does the group use?
+	_ bridge.Source = (*gm.Manager)(nil)    // bridge asks gm: the newest rekey, and for whom?
+	_ access        = (*ace.Server)(nil)    // the host adapter asks ace: whose key is this?
+	_ bridge.Source = (*lateManager)(nil)
+	_ ace.GroupInfo = (*lateManager)(nil)
+)
+
+// access is what the host adapter asks about a DTLS peer.
+type access interface {
+	// PSK returns the pre-shared key of a psk_identity (RFC 9202, Section 3.3).
+	PSK(ctx context.Context, identity []byte) ([]byte, error)
+	// Subject tells what a finished handshake with that identity proved;
+	// conveyed when the identity is itself an access token.
+	Subject(identity []byte) (s coap.Subject, conveyed bool)
+	// Conveyed commits a token that came in psk_identity.
+	Conveyed(ctx context.Context, token []byte, exporter func(label string, context []byte, n int) ([]byte, error)) (coap.Subject, error)
+}
+
+// lateManager breaks the ring of bridge and ace, which ask the Group Manager,
+// and the Group Manager, which asks them: it is filled before the first
+// question.
+type lateManager struct{ *gm.Manager }
+
+// groups is the view of the Group Manager that routing needs.
+type groups interface {
+	coap.Handler
+	Links(ctx context.Context) []coap.WebLink
+}
+
+// rooms are the running rooms as requests see them.
+type rooms struct {
+	access    access
+	authzInfo coap.Handler
+	token     coap.Handler
+	groups    groups
+}
