@@ -28,7 +28,8 @@ const (
 )
 
 // Key is a COSE_Key. nil byte fields are absent. It prints as [redacted] under
-// every verb, public or not: who wants to show a public key encodes it.
+// every verb, public or not: who wants to show a public key encodes it. In an
+// unexported field it is out of reach of its own methods: keep a pointer there.
 type Key struct {
 	Kty, Crv, Alg int64 // 0: absent
 	KID           []byte
@@ -104,7 +105,10 @@ func keyFromMap(m Map) (*Key, error) {
 	if k.D, _, err = m.Bytes(keyD); err != nil {
 		return nil, err
 	}
-	if k.Kty == KtyEC2 && m.Has(keyY) {
+	if k.Kty == KtyOKP && m.Has(keyY) {
+		return nil, errors.New("an OKP key has no y")
+	}
+	if m.Has(keyY) {
 		// RFC 9053, Section 7.1.1: y is the coordinate or, as a Boolean, its sign.
 		if odd, err := AsBool(m[keyY]); err == nil {
 			if k.Y, err = decompress(k.Crv, k.X, odd); err != nil {

@@ -13,7 +13,7 @@ const (
 	DefaultMaxStaleSets  = 3
 	DefaultGidEpochBytes = 4
 	maxGidLen            = 16
-	minNonceLen          = 6 // what a Sender ID leaves of the nonce (RFC 8613, Section 5.2)
+	minNonceLen          = 6 // what a Sender ID leaves of the nonce (RFC 8613, Section 3.3)
 )
 
 // DefaultGroupConfig is a group with the defaults of
@@ -52,7 +52,7 @@ func NonceLen(alg int64) int {
 }
 
 // MaxSenderIDLen is the longest Sender ID in bytes: the shortest nonce of the
-// algorithms in use less six (draft-ietf-core-oscore-groupcomm, Section 2.2).
+// algorithms in use less six (RFC 8613, Section 3.3).
 func (c GroupConfig) MaxSenderIDLen() int {
 	shortest := 0
 	for _, alg := range []int64{c.Alg, c.GpEncAlg} {
@@ -64,7 +64,7 @@ func (c GroupConfig) MaxSenderIDLen() int {
 }
 
 // signCaps are the capabilities of a signature algorithm: of the algorithm and of
-// its keys (draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3).
+// its keys (RFC 9594, Section 3.3.1).
 func signCaps(alg int64) (algParams, keyParams []int64, ok bool) {
 	switch alg {
 	case cose.AlgEdDSA:

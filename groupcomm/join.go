@@ -53,7 +53,7 @@ func decodeGetCreds(b []byte) (*GetCreds, error) {
 
 // Select reports whether a filter covers a member with these roles and this
 // Sender ID. A member has the roles of a filter element when it has all of its
-// bits. draft-ietf-ace-key-groupcomm-oscore-21, Section 9.4 (FETCH on creds):
+// bits. RFC 9594, Section 4.4.1:
 // with inclusion, a member matches by roles or by identifier; without, by roles
 // and while not being listed; a lone role filter ignores the flag.
 func (g *GetCreds) Select(roles Roles, id SenderID) bool {

@@ -56,7 +56,7 @@ func DecodeKeyMap(b []byte) (*KeyMap, error) {
 }
 
 // HKDFOrDefault is the HKDF, HMAC 256/256 where the message leaves it out
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3).
+// (draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.3 and 6.4).
 func (k *KeyMap) HKDFOrDefault() int64 {
 	if k.HKDF == 0 {
 		return cose.AlgHMAC256

@@ -2,7 +2,7 @@ package groupcomm
 
 // Labels of the ACE Groupcomm Parameters registry: keys of the maps with
 // Content-Format 261 (RFC 9594, Section 8;
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 15.6).
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 12).
 const (
 	labelGid              int64 = 0
 	labelGname            int64 = 1
@@ -81,7 +81,7 @@ const (
 	paramKDCDHCredsRISE int64 = 93 // before the registration of 48
 )
 
-// TagScope is the CBOR tag of an extended scope: TN(297) of RFC 9277, Appendix B,
+// TagScope is the CBOR tag of an extended scope: TN(297) of RFC 9277,
 // for application/aif+cbor with the group OSCORE parameters
 // (draft-ietf-ace-key-groupcomm-oscore-21, Section 3).
 const TagScope uint64 = 1668547115

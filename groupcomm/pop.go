@@ -23,7 +23,7 @@ func byteStrings(parts ...[]byte) []byte {
 
 // PoPMAC is the proof of possession in a group that uses only the pairwise mode:
 // 8 bytes of HKDF-SHA-256 of the Diffie-Hellman secret z, whatever the group's
-// own HKDF is (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1.1). Compare
+// own HKDF is (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1). Compare
 // it in constant time.
 func PoPMAC(z, input []byte) []byte {
 	mac, err := cose.HKDF256(z, nil, input, 8)

@@ -3,8 +3,8 @@ package groupcomm
 import "github.com/seed4911071e/groupgate/coap"
 
 // Errors of the ACE Groupcomm Errors registry (RFC 9594, Section 9;
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 15.13;
-// draft-ietf-ace-oscore-gm-admin, Section 8.6), each with its one code.
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 13;
+// draft-ietf-ace-oscore-gm-admin), each with its one code.
 var (
 	ErrNotMember     = &coap.Problem{Code: coap.Forbidden, ID: 0, Title: "Operation permitted only to group members"}
 	ErrRoles         = &coap.Problem{Code: coap.BadRequest, ID: 1, Title: "Request inconsistent with the current roles"}

@@ -66,7 +66,7 @@ func DecodeGidResponse(b []byte) (*GidResponse, error) {
 }
 
 // EncodeCredsRequest gives the body of FETCH on creds: {4: filter} (RFC 9594,
-// Section 4.4.2).
+// Section 4.4.1).
 func EncodeCredsRequest(g *GetCreds) []byte {
 	return cose.MustMarshal(map[int64]any{labelGetCreds: g.item()})
 }
@@ -114,7 +114,7 @@ func DecodeKDCCred(b []byte) (*KDCCred, error) {
 }
 
 // EncodeKDCCredRequest gives the body of FETCH on kdc-cred: {6: N_C}
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 9.5).
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.1.1).
 func EncodeKDCCredRequest(cnonce []byte) []byte {
 	return cose.MustMarshal(map[int64]any{labelCNonce: cnonce})
 }
@@ -150,7 +150,7 @@ func DecodeKeyRenewal(b []byte) (*KeyRenewal, error) {
 }
 
 // EncodeStaleIDs gives the answer of stale-sids: an array of Sender IDs, with
-// Content-Format 60 (draft-ietf-ace-key-groupcomm-oscore-21, Section 9.8).
+// Content-Format 60 (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.4.1).
 func EncodeStaleIDs(ids []SenderID) []byte { return cose.MustMarshal(ids) }
 
 // DecodeStaleIDs reads the answer of stale-sids. An empty payload, which means
@@ -177,7 +177,7 @@ func DecodeNum(b []byte) (Version, error) {
 }
 
 // EncodeActive gives the body of active, with Content-Format 60
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 9.9).
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.2.1).
 func EncodeActive(active bool) []byte { return cose.MustMarshal(active) }
 
 // DecodeActive reads the body of active.

@@ -80,5 +80,5 @@ func (r Roles) ValidJoin() error {
 }
 
 // admin reports whether a Tperm is one of the administrative interface
-// (draft-ietf-ace-oscore-gm-admin, Section 3: the least significant bit is 1).
+// (draft-ietf-ace-oscore-gm-admin: the least significant bit is 1).
 func (r Roles) admin() bool { return r&1 != 0 }

@@ -92,7 +92,7 @@ func decodeSignInfoEntry(b []byte) (e SignInfoEntry, err error) {
 
 // KDCDHCred is one entry of 'kdc_dh_creds': the Group Manager's Diffie-Hellman
 // credential in groups that use only the pairwise mode
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3).
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3.2).
 type KDCDHCred struct {
 	Groups  []string // encoded as a text string when there is exactly one
 	CredFmt int64
