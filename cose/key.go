@@ -28,8 +28,9 @@ const (
 )
 
 // Key is a COSE_Key. nil byte fields are absent. It prints as [redacted] under
-// every verb, public or not: who wants to show a public key encodes it. In an
-// unexported field it is out of reach of its own methods: keep a pointer there.
+// every verb, public or not: who wants to show a public key encodes it. fmt does
+// not call methods on unexported fields, so a type that holds a private Key in one
+// redacts itself or holds a [Secret].
 type Key struct {
 	Kty, Crv, Alg int64 // 0: absent
 	KID           []byte

@@ -102,16 +102,16 @@ func (f *fields) policies() *Policies {
 
 // Encode gives the map: of a Join Response (RFC 9594, Section 4.3.1;
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3) or of the group's keying
-// material. exi is always there.
+// material. exi is always there, 0 when the time is over.
 func (k *KeyDistribution) Encode() []byte {
 	m := map[int64]any{
 		labelGkty:    GktyOSCORE,
 		labelKey:     k.Key.fields(),
 		labelNum:     k.Num,
 		labelProfile: k.Profile,
-		labelExi:     k.Exi,
+		labelExi:     max(k.Exi, 0),
 	}
-	putInt(m, labelExp, k.Exp)
+	putInt(m, labelExp, max(k.Exp, 0))
 	if k.Creds != nil {
 		putCreds(m, k.Creds, k.PeerRoles, k.PeerIdentifiers)
 	}
@@ -192,10 +192,10 @@ func (r *RekeyMessage) Encode() []byte {
 		labelKey:          key.fields(),
 		labelNum:          r.Num,
 		labelProfile:      ProfileApp,
-		labelExi:          r.Exi,
+		labelExi:          max(r.Exi, 0),
 		labelStaleNodeIDs: r.Stale,
 	}
-	putInt(m, labelExp, r.Exp)
+	putInt(m, labelExp, max(r.Exp, 0))
 	return cose.MustMarshal(m)
 }
 

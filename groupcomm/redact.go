@@ -8,8 +8,9 @@ import (
 )
 
 // Types that hold group secrets, tokens or passwords print as [redacted] under
-// every verb and in logs, wherever they are reached through an interface. The
-// methods are on values so that pointers have them too.
+// every verb and in logs. The methods are on values so that pointers have them
+// too. fmt does not call methods on unexported fields: a type that holds one of
+// these in such a field redacts itself or holds a cose.Secret.
 
 // Format prints [redacted] under every verb.
 func (KeyMap) Format(f fmt.State, _ rune) { cose.Redact(f) }
