@@ -276,3 +276,27 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestDocumentedConfigs loads every block of YAML in the documentation.
+func TestDocumentedConfigs(t *testing.T) {
+	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$")
+	found := 0
+	for _, file := range []string{"../README.md", "../docs/configuration.md"} {
+		text, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range block.FindAllSubmatch(text, -1) {
+			found++
+			if _, err := Parse(file, m[1]); err != nil {
+				t.Errorf("%s:\n%s\n%v", file, m[1], err)
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no blocks found")
+	}
+}
