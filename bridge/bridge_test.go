@@ -134,9 +134,10 @@ func (m *manager) rekey(t testing.TB, b *Bridge) uint64 {
 
 func (m *manager) commit(t testing.TB, s *store.Store, p groupcomm.RekeyPlan, commit func(*store.Tx) error) {
 	t.Helper()
+	// Nobody sees the version before it is committed, nor the event before it.
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.version, m.body = p.Num, p.Message
-	m.mu.Unlock()
 	err := s.Update(t.Context(), func(tx *store.Tx) error {
 		if err := commit(tx); err != nil {
 			return err
@@ -198,6 +199,12 @@ func running(t testing.TB, s *store.Store, m *manager, hub coap.Hub, change func
 	if err := b.Setup(t.Context()); err != nil {
 		t.Fatalf("setup: %v", err)
 	}
+	return b, run(t, b)
+}
+
+// run runs a bridge until stop or the end of the test.
+func run(t testing.TB, b *Bridge) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
@@ -213,7 +220,7 @@ func running(t testing.TB, s *store.Store, m *manager, hub coap.Hub, change func
 		}
 	})
 	t.Cleanup(stop)
-	return b, stop
+	return stop
 }
 
 // eventually polls, for what crosses real sockets.

@@ -67,14 +67,16 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 	if err != nil {
 		return fmt.Errorf("bridge: rekey message of %q: %w", group, err)
 	}
+	if b.publisher != nil {
+		// Also for a version that is known: a repeated event may follow messages
+		// that were not there before.
+		b.publisher.wakeGroup(group)
+	}
 	if body == nil || !b.noteGroup(group, version, e.At) {
 		return nil
 	}
 	b.log.InfoContext(ctx, "delivering rekey", "group", group, "version", version)
 	b.hub.Publish(groupTopic(group), b.notification(ctx, group, version, body))
-	if b.publisher != nil {
-		b.publisher.wakeGroup(group)
-	}
 	return nil
 }
 

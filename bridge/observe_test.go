@@ -1,0 +1,293 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/coaptest"
+	"github.com/seed4911071e/groupgate/coap/serve"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// house is a server core with a bridge behind it and no MQTT, inside a bubble.
+type house struct {
+	t   *testing.T
+	m   *manager
+	s   *store.Store
+	srv *serve.Server
+	b   *Bridge
+
+	mu      sync.Mutex
+	expired map[string]bool // nodes whose token expired
+	links   []*coaptest.Link
+}
+
+func newHouse(t *testing.T) *house {
+	h := &house{t: t, m: newManager(t), s: open(t), expired: map[string]bool{}}
+	h.srv = serve.New(coap.HandlerFunc(func(_ context.Context, req *coap.Request) (*coap.Response, error) {
+		topic := groupTopic(testGroup)
+		if path := req.Path(); len(path) == 4 {
+			topic = nodeTopic(testGroup, path[3])
+		}
+		version, _, _ := h.m.RekeyMessage(t.Context(), testGroup)
+		return &coap.Response{Code: coap.Content, Payload: []byte("full map"),
+			Observe: &coap.Observation{Topic: topic, Version: version}}, nil
+	}), serve.Config{})
+	h.b = New(Config{}, Deps{Store: h.s, Source: h.m, Hub: h.srv, Access: func(_ context.Context, p coap.Peer) error {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.expired[p.Subject.ID] {
+			return coap.Errorf(coap.Unauthorized, "")
+		}
+		return nil
+	}})
+	if err := h.b.Setup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := h.b.Run(ctx); err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+	wg.Go(func() { _ = h.srv.Run(ctx) })
+	t.Cleanup(func() {
+		for _, l := range h.links {
+			l.Close()
+		}
+		cancel()
+		wg.Wait()
+	})
+	return h
+}
+
+// watcher is an observer of one resource.
+type watcher struct {
+	link *coaptest.Link
+	mu   sync.Mutex
+	got  []*coap.Response
+}
+
+func (w *watcher) responses() []*coap.Response {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.got)
+}
+
+func (w *watcher) last() *coap.Response {
+	all := w.responses()
+	return all[len(all)-1]
+}
+
+func (h *house) link(node string) *coaptest.Link {
+	l := coaptest.NewLink(h.srv, coap.Peer{Link: coap.LinkID("link-" + node), Via: coap.DTLSPSK, Subject: subject(node)}, coaptest.Options{})
+	h.links = append(h.links, l)
+	return l
+}
+
+func (h *house) observe(l *coaptest.Link, path string) *watcher {
+	h.t.Helper()
+	w := &watcher{link: l}
+	_, err := l.Observe(h.t.Context(), coaptest.NewRequest(coap.GET, path, nil), func(r *coap.Response) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.got = append(w.got, r)
+	})
+	if err != nil {
+		h.t.Fatalf("observe: %v", err)
+	}
+	return w
+}
+
+func (h *house) entry(node string) LedgerEntry { h.t.Helper(); return entry(h.t, h.b, node) }
+
+// settle lets d pass and everything due in it happen.
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestObserverConfirms(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.join(t, h.b, "n1", nil)
+		w := h.observe(h.link("n1"), "/ace-group/sensors")
+		if e := h.entry("n1"); e.State != StatePending || e.Channel != channelNone {
+			t.Fatalf("before the first rekey: %+v", e)
+		}
+		num := h.m.rekey(t, h.b)
+		settle(time.Second)
+		r := w.last()
+		_, body, _ := h.m.RekeyMessage(t.Context(), testGroup)
+		if r.Code != coap.Content || !bytes.Equal(r.Payload, body) {
+			t.Fatalf("notification %v with %x, want the reduced rekey map", r.Code, r.Payload)
+		}
+		if cf, ok := r.Options.ContentFormat(); !ok || cf != coap.ACEGroupcomm {
+			t.Errorf("Content-Format %d", cf)
+		}
+		if age, ok := r.Options.Uint(coap.MaxAge); !ok || age != 0 {
+			t.Errorf("Max-Age %d, %t; what carries keys is stale at once", age, ok)
+		}
+		if tag, _ := r.Options.Get(coap.ETag); !bytes.Equal(tag, []byte{byte(num)}) {
+			t.Errorf("ETag %x", tag)
+		}
+		if e := h.entry("n1"); e.State != StateCurrent || e.Confirmed != num || e.Channel != channelObserve {
+			t.Fatalf("after the acknowledgement: %+v", e)
+		}
+	})
+}
+
+func TestSleepingObserverStaysPending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.join(t, h.b, "n1", nil)
+		w := h.observe(h.link("n1"), "/ace-group/sensors")
+		w.link.Cut(true, true)
+		num := h.m.rekey(t, h.b)
+		settle(2 * time.Minute)
+		e := h.entry("n1")
+		if e.State != StateAsleep || e.Attempts == 0 || e.LastError == "" {
+			t.Fatalf("a sleeper that did not answer: %+v", e)
+		}
+		settle(8 * 24 * time.Hour)
+		if e := h.entry("n1"); e.State != StateUnreachable {
+			t.Fatalf("after a week: %+v", e)
+		}
+		// It wakes and shows by an authenticated request what it holds.
+		w.link.Cut(false, false)
+		h.b.Held(t.Context(), testGroup, "n1", num)
+		settle(time.Second)
+		if e := h.entry("n1"); e.State != StateCurrent || e.Confirmed != num || e.LastError != "" {
+			t.Fatalf("after it was heard: %+v", e)
+		}
+	})
+}
+
+func TestEvictedObserver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		for _, n := range []string{"out", "left", "stay"} {
+			h.m.join(t, h.b, n, nil)
+		}
+		out, left, stay := h.link("out"), h.link("left"), h.link("stay")
+		outGroup, outNode := h.observe(out, "/ace-group/sensors"), h.observe(out, "/ace-group/sensors/nodes/out")
+		leftGroup, leftNode := h.observe(left, "/ace-group/sensors"), h.observe(left, "/ace-group/sensors/nodes/left")
+		stayGroup := h.observe(stay, "/ace-group/sensors")
+
+		h.m.end(t, h.b, "out", groupcomm.EventEvicted)
+		h.m.end(t, h.b, "left", groupcomm.EventLeft)
+		h.m.rekey(t, h.b)
+		settle(time.Second)
+		// draft-ietf-ace-key-groupcomm-oscore-21, Section 10: the notice goes to
+		// the node resource, exactly once.
+		r := outNode.last()
+		if _, observe := r.Options.Uint(coap.ObserveOption); r.Code != coap.NotFound || observe || !bytes.Equal(r.Payload, evicted().Payload) {
+			t.Errorf("notice of eviction: %v %x", r.Code, r.Payload)
+		}
+		for name, w := range map[string]*watcher{"evicted, group": outGroup, "left, group": leftGroup, "left, node": leftNode} {
+			if n := len(w.responses()); n != 1 {
+				t.Errorf("%s: %d responses, want only the first", name, n)
+			}
+		}
+		if n := len(stayGroup.responses()); n != 2 {
+			t.Errorf("the member that stays got %d responses", n)
+		}
+		if got := h.srv.Observers(groupTopic(testGroup)); len(got) != 1 {
+			t.Errorf("observers left: %v", got)
+		}
+	})
+}
+
+func TestExpiredTokenEndsObservation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.join(t, h.b, "known", nil)
+		h.m.join(t, h.b, "late", nil)
+		known := h.observe(h.link("known"), "/ace-group/sensors")
+		h.m.rekey(t, h.b)
+		settle(time.Second)
+		late := h.observe(h.link("late"), "/ace-group/sensors")
+
+		h.mu.Lock()
+		h.expired["known"], h.expired["late"] = true, true
+		h.mu.Unlock()
+		if err := h.s.Update(t.Context(), func(tx *store.Tx) error {
+			return tx.Emit(groupcomm.EventTokenExpired, "x", groupcomm.Event{Subject: subject("known")}.Encode())
+		}); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		if r := known.last(); r.Code != coap.Unauthorized {
+			t.Errorf("at once after expiry: %v", r.Code)
+		}
+		h.m.rekey(t, h.b)
+		settle(time.Second)
+		if r := late.last(); r.Code != coap.Unauthorized || bytes.Contains(r.Payload, []byte{0xa7}) {
+			t.Errorf("at the next rekey: %v", r.Code)
+		}
+		if e := h.entry("late"); e.State == StateCurrent {
+			t.Errorf("ledger: %+v", e)
+		}
+	})
+}
+
+func TestLapsedMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.join(t, h.b, "n1", nil)
+		w := h.observe(h.link("n1"), "/ace-group/sensors")
+		h.m.mu.Lock()
+		v := h.m.members["n1"]
+		v.Lapsed = true
+		h.m.members["n1"] = v
+		h.m.mu.Unlock()
+		h.m.rekey(t, h.b)
+		settle(time.Second)
+		if r := w.last(); r.Code != coap.Unauthorized {
+			t.Fatalf("a lapsed member got %v", r.Code)
+		}
+		if e := h.entry("n1"); e.State != StateLapsed {
+			t.Fatalf("ledger: %+v", e)
+		}
+	})
+}
+
+// A burst of rekeys, or the same event twice after a crash, is one notification
+// of the newest state.
+func TestNewestStateOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.join(t, h.b, "n1", nil)
+		w := h.observe(h.link("n1"), "/ace-group/sensors")
+		w.link.Cut(true, true)
+		h.m.rekey(t, h.b)
+		h.m.rekey(t, h.b)
+		num := h.m.rekey(t, h.b)
+		if err := h.s.Update(t.Context(), func(tx *store.Tx) error {
+			return tx.Emit(groupcomm.EventRekeyed, testGroup, groupcomm.Event{Group: testGroup, Version: 2}.Encode())
+		}); err != nil {
+			t.Fatal(err)
+		}
+		w.link.Cut(false, false)
+		settle(time.Minute)
+		if e := h.entry("n1"); e.Confirmed != num {
+			t.Fatalf("ledger: %+v", e)
+		}
+		tags := map[string]int{}
+		for _, r := range w.responses()[1:] {
+			tag, _ := r.Options.Get(coap.ETag)
+			tags[string(tag)]++
+		}
+		if tags[string(etag(num))] != 1 {
+			t.Fatalf("notifications by version: %v", tags)
+		}
+	})
+}
