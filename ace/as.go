@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/seed4911071e/groupgate/ace/cwt"
@@ -110,6 +109,7 @@ func oauthFailure(code oauthError, cause string) error {
 type tokenRequest struct {
 	audience string          // "": not given
 	scope    groupcomm.Scope // nil: not given
+	rawScope []byte          // as given
 	renew    []byte          // kid of the key to use again; nil: a new one
 	cnonce   []byte
 	clientID *string
@@ -151,6 +151,7 @@ func decodeTokenRequest(b []byte) (*tokenRequest, error) {
 		if err != nil || len(scope) > maxScopeEntries {
 			return nil, oauthFailure(invalidScope, "scope is not understood")
 		}
+		r.rawScope = m[paramScope]
 		if r.scope = scope; scope == nil {
 			r.scope = groupcomm.Scope{}
 		}
@@ -191,7 +192,7 @@ func (s *Server) issueByPolicy(ctx context.Context, client *PSKPeer, r *tokenReq
 	if err != nil {
 		return nil, false, err
 	}
-	scope, changed := intersect(r.scope, permitted)
+	scope := intersect(r.scope, permitted)
 	if len(scope) == 0 {
 		return nil, false, oauthFailure(invalidScope, "nothing of the scope is permitted")
 	}
@@ -200,6 +201,10 @@ func (s *Server) issueByPolicy(ctx context.Context, client *PSKPeer, r *tokenReq
 	if errors.Is(err, errUnknownKey) {
 		err = oauthFailure(unsupportedPoPKey, "key is not one of the client's")
 	}
+	// RFC 9200, Section 5.8.2: the scope is told where it is not the one that
+	// was asked for.
+	changed = !bytes.Equal(r.rawScope, groupcomm.EncodeTokenScope(scope, false)) &&
+		!bytes.Equal(r.rawScope, groupcomm.EncodeTokenScope(scope, true))
 	return issued, changed, err
 }
 
@@ -246,22 +251,19 @@ func addEntry(scope groupcomm.Scope, e groupcomm.ScopeEntry) groupcomm.Scope {
 }
 
 // intersect keeps what is both wanted and permitted; wanting nothing in
-// particular is wanting all that is permitted. changed says that less, or
-// something not named, is given (RFC 9200, Section 5.8.2: scope is then told).
-func intersect(wanted, permitted groupcomm.Scope) (given groupcomm.Scope, changed bool) {
+// particular is wanting all that is permitted.
+func intersect(wanted, permitted groupcomm.Scope) (given groupcomm.Scope) {
 	if wanted == nil {
-		return permitted, true
+		return permitted
 	}
 	var merged groupcomm.Scope
 	for _, e := range wanted {
 		merged = addEntry(merged, e)
 	}
 	for _, e := range merged {
-		roles := e.Roles & permitted.RolesFor(e.Group)
-		changed = changed || roles != e.Roles
-		if roles != 0 {
-			given = append(given, groupcomm.ScopeEntry{Group: e.Group, Roles: roles})
+		if e.Roles &= permitted.RolesFor(e.Group); e.Roles != 0 {
+			given = append(given, e)
 		}
 	}
-	return slices.Clip(given), changed
+	return given
 }
