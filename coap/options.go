@@ -112,8 +112,9 @@ type Option struct {
 }
 
 // Options are the options of a message, sorted by number; those with the same
-// number keep their order. The methods hold the order. Values are never
-// changed in place, so that copies of the slice may share them.
+// number keep their order. The methods hold the order, and never write into the
+// slice that they are called on: they replace it, so that a copy of a message
+// or response may be changed without harm to the original.
 type Options []Option
 
 // Get returns the value of the first option with the number.
@@ -257,7 +258,11 @@ func (o *Options) Add(id OptionID, value []byte) {
 	for i > 0 && (*o)[i-1].ID > id {
 		i--
 	}
-	*o = slices.Insert(*o, i, Option{id, value})
+	out := make(Options, len(*o)+1)
+	copy(out, (*o)[:i])
+	out[i] = Option{id, value}
+	copy(out[i+1:], (*o)[i:])
+	*o = out
 }
 
 // AddString is [Options.Add] for text.
@@ -276,8 +281,7 @@ func (o *Options) SetUint(id OptionID, v uint32) { o.Set(id, encodeUint(v)) }
 // SetContentFormat sets the Content-Format.
 func (o *Options) SetContentFormat(f Format) { o.SetUint(ContentFormatOption, uint32(f)) }
 
-// Remove takes out all options with the number. The slice given away before
-// keeps its content.
+// Remove takes out all options with the number.
 func (o *Options) Remove(id OptionID) {
 	if !o.Has(id) {
 		return

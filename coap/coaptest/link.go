@@ -25,7 +25,8 @@ type Options struct {
 
 	// Lose is asked for each datagram before Drop: true loses it.
 	Lose func(toServer bool, m *coap.Message) bool
-	// Trace sees each datagram that arrives.
+	// Trace sees each message that arrives. It and Lose are called one at a
+	// time, and must not call the Link.
 	Trace func(toServer bool, m *coap.Message)
 
 	BlockSize int  // of the client, in bytes; 0 means 1024
@@ -49,6 +50,8 @@ type Link struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	work   sync.WaitGroup
+
+	hooks sync.Mutex // held while Lose and Trace run
 
 	mu      sync.Mutex
 	rng     *rand.Rand // guarded by mu
@@ -180,7 +183,9 @@ func (l *Link) float() float64 {
 // carry takes a datagram into the network.
 func (l *Link) carry(toServer bool, b []byte) {
 	m, err := coap.DecodeMessage(b)
+	l.hooks.Lock()
 	lose := err == nil && l.opts.Lose != nil && l.opts.Lose(toServer, m)
+	l.hooks.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	way := 0
@@ -221,7 +226,9 @@ func (l *Link) arrive(toServer bool, b []byte) {
 	b = slices.Clone(b)
 	if l.opts.Trace != nil {
 		if m, err := coap.DecodeMessage(b); err == nil {
+			l.hooks.Lock()
 			l.opts.Trace(toServer, m)
+			l.hooks.Unlock()
 		}
 	}
 	if toServer {

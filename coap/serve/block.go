@@ -40,10 +40,10 @@ func keyOf(code coap.Code, opts coap.Options, payload []byte) cacheKey {
 	return k
 }
 
-// cacheKey is keyOf the request, computed when first needed.
+// cacheKey is keyOf the request as it came, computed when first needed.
 func (x *exchange) cacheKey() cacheKey {
 	if !x.keyed {
-		x.key = keyOf(x.req.Code, x.req.Options, x.req.Payload)
+		x.key = keyOf(x.asked.Code, x.asked.Options, x.asked.Payload)
 		x.keyed = true
 	}
 	return x.key
@@ -74,6 +74,7 @@ func (s *Server) blockwiseIn(x *exchange) (*coap.Response, error) {
 			return r, err
 		}
 	}
+	x.asked = *x.req
 	if x.block2 != nil && x.block2.Num > 0 {
 		return s.continuation(x)
 	}
@@ -140,14 +141,13 @@ func (s *Server) assemble(x *exchange, b coap.Block) (*coap.Response, error) {
 			s.forgetAssemblyLocked(p, a)
 			return nil, s.tooLarge()
 		}
-		plain := x.req.Peer.Via == coap.Plain
-		if s.assemblyBytes+len(payload) > maxAssembly || plain && s.plainBytes+len(payload) > maxPlainAssembly {
+		if s.assemblyBytes+len(payload) > maxAssembly || p.plain && s.plainBytes+len(payload) > maxPlainAssembly {
 			s.forgetAssemblyLocked(p, a)
 			return nil, coap.Respond(busy(coap.ServiceUnavailable), errAssembly)
 		}
 		a.body = append(a.body, payload...)
 		s.assemblyBytes += len(payload)
-		if plain {
+		if p.plain {
 			s.plainBytes += len(payload)
 		}
 	case b.More && end <= len(a.body):
@@ -181,7 +181,7 @@ func (s *Server) forgetAssemblyLocked(p *peer, a *assembly) {
 	}
 	p.assemblies = slices.Delete(slices.Clone(p.assemblies), i, i+1)
 	s.assemblyBytes -= len(a.body)
-	if p.link.Peer().Via == coap.Plain {
+	if p.plain {
 		s.plainBytes -= len(a.body)
 	}
 }

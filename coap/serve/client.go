@@ -24,15 +24,12 @@ func (t *turn) abandon()    { t.gone = true; close(t.ready) }
 // needed. It takes its turn with the notifications to the peer. The error of a
 // peer that cannot be asked is a coap.ErrGone.
 func (s *Server) Do(ctx context.Context, id coap.LinkID, req *coap.Request) (*coap.Response, error) {
-	p := s.lookup(id)
-	if p == nil {
-		return nil, fmt.Errorf("serve: no such link: %w", coap.ErrGone)
-	}
 	t := &turn{ready: make(chan struct{})}
+	p := s.lookup(id)
 	s.mu.Lock()
-	if p.gone {
+	if p == nil || p.gone {
 		s.mu.Unlock()
-		return nil, fmt.Errorf("serve: %w", coap.ErrGone)
+		return nil, fmt.Errorf("serve: no such link: %w", coap.ErrGone)
 	}
 	first := s.enqueueLocked(p, t)
 	link := p.link
@@ -99,11 +96,6 @@ func sendBody(ctx context.Context, r coap.Requester, req *coap.Request, blockSiz
 	for off := 0; ; {
 		end := min(off+b.Size(), len(req.Payload))
 		b.Num, b.More = uint32(off>>(b.SZX+4)), end < len(req.Payload)
-		if off == 0 || !b.More {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-		}
 		opts := slices.Clone(req.Options)
 		opts.SetBlock(coap.Block1, b)
 		if off == 0 {

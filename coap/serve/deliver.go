@@ -202,10 +202,9 @@ func (s *Server) render(o *observation, body *coap.Response, confirm bool) *coap
 	if confirm {
 		m.Type = coap.Confirmable
 	}
-	m.Options = make(coap.Options, 0, len(r.Options)+1)
-	m.Options = append(m.Options, r.Options...)
+	m.Options = r.Options
 	m.Options.Remove(coap.ObserveOption)
-	if r.Code.IsSuccess() {
+	if r.Code.IsSuccess() { // RFC 7641, Section 4.2
 		m.Options.SetUint(coap.ObserveOption, seq)
 	}
 	return m

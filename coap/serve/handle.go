@@ -18,7 +18,8 @@ type exchange struct {
 	link  coap.Link
 	token []byte
 	req   *coap.Request
-	whole bool // the link does blockwise transfer itself
+	asked coap.Request // req when it was whole, before handlers could change it
+	whole bool         // the link does blockwise transfer itself
 
 	block1 *coap.Block // to be echoed in the response
 	block2 *coap.Block // asked for
@@ -87,6 +88,7 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 	if len(req.Payload) > s.cfg.MaxBody {
 		return nil, s.tooLarge()
 	}
+	x.asked = *req
 	if !x.whole {
 		r, err := s.blockwiseIn(x)
 		if r != nil || err != nil {

@@ -13,6 +13,7 @@ type peer struct {
 	id    coap.LinkID
 	link  coap.Link // the newest: a link that slept may come back as another value
 	heard time.Time
+	plain bool // unauthenticated
 	gone  bool // closed or forgotten: nothing may be attached any more
 
 	working int     // requests in handlers
@@ -41,7 +42,8 @@ func (p *peer) idle() bool {
 // the response says so.
 func (s *Server) admit(link coap.Link) (*peer, *coap.Response) {
 	now := time.Now()
-	id := link.Peer().Link
+	from := link.Peer() // not under mu: links have locks of their own
+	id := from.Link
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.peers[id]
@@ -53,6 +55,7 @@ func (s *Server) admit(link coap.Link) (*peer, *coap.Response) {
 		s.peers[id] = p
 	}
 	p.link = link
+	p.plain = from.Via == coap.Plain
 	p.heard = now
 	if d := now.Sub(p.filled); d > 0 {
 		p.budget = min(p.budget+d.Seconds()*s.cfg.PerPeerRPS, float64(s.cfg.PerPeerBurst))
@@ -79,12 +82,13 @@ func (s *Server) lookup(id coap.LinkID) *peer {
 		return nil
 	}
 	now := time.Now()
+	plain := link.Peer().Via == coap.Plain
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p := s.peers[id]; p != nil {
 		return p
 	}
-	p = &peer{id: id, link: link, heard: now, budget: float64(s.cfg.PerPeerBurst), filled: now}
+	p = &peer{id: id, link: link, plain: plain, heard: now, budget: float64(s.cfg.PerPeerBurst), filled: now}
 	s.peers[id] = p
 	return p
 }

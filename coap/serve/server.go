@@ -229,7 +229,7 @@ func (s *Server) sweep(now time.Time) {
 		// Without Config.Link only this entry can find the link, so it stays
 		// until the link is closed; unauthenticated addresses are many and are
 		// never asked anything.
-		if p.idle() && now.Sub(p.heard) >= peerIdle && (s.cfg.Link != nil || p.link.Peer().Via == coap.Plain) {
+		if p.idle() && now.Sub(p.heard) >= peerIdle && (s.cfg.Link != nil || p.plain) {
 			p.gone = true
 			delete(s.peers, id)
 		}
