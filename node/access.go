@@ -36,18 +36,15 @@ type Access struct {
 }
 
 // String tells what may be told.
-func (a *Access) String() string {
-	if a == nil {
-		return "no access token"
-	}
+func (a Access) String() string {
 	return fmt.Sprintf("access token of %d bytes, key %x", len(a.Token), a.KID)
 }
 
-// GoString is String: %#v must not show the token.
-func (a *Access) GoString() string { return a.String() }
+// Format prints [Access.String] under every verb.
+func (a Access) Format(f fmt.State, _ rune) { fmt.Fprint(f, a.String()) }
 
-// LogValue is String for slog.
-func (a *Access) LogValue() slog.Value { return slog.StringValue(a.String()) }
+// LogValue is [Access.String] for slog.
+func (a Access) LogValue() slog.Value { return slog.StringValue(a.String()) }
 
 // Identity is the psk_identity that names the key of a token posted before:
 // {8: {1: {1: 4, 2: kid}}}.
