@@ -190,3 +190,11 @@ func (f *fixture) run() (stop func()) {
 		}
 	}
 }
+
+// credsOf asks for credentials: GET without, FETCH with a filter.
+func (f *fixture) credsOf(j *gmtest.Joiner, q *groupcomm.GetCreds) *coap.Response {
+	if q == nil {
+		return f.do(j, coap.GET, nil, "ace-group", "g1", "creds")
+	}
+	return f.do(j, coap.FETCH, groupcomm.EncodeCredsRequest(q), "ace-group", "g1", "creds")
+}

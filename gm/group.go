@@ -2,6 +2,7 @@ package gm
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"sync"
@@ -77,8 +78,9 @@ type group struct {
 	id   int64
 	cfg  *groupcomm.GroupConfig // not written after Setup
 	sids int64                  // how many Sender IDs there are
-	key  *cose.Key              // the Group Manager's signing key in this group
-	cred []byte                 // and its credential
+	cred []byte                 // the Group Manager's credential in this group
+	// sign makes a raw COSE signature with the key of cred.
+	sign func(message []byte) ([]byte, error)
 
 	cur atomic.Pointer[material]
 
@@ -101,6 +103,16 @@ func newGroup(id int64, cfg groupcomm.GroupConfig) *group {
 		rekeying: make(chan struct{}, 1),
 		changed:  make(chan struct{}),
 	}
+}
+
+// signer makes the signing function of a key. A private Ed25519 key is expanded
+// once: that costs as much as a signature.
+func signer(key *cose.Key) func([]byte) ([]byte, error) {
+	if key.SignAlg() != cose.AlgEdDSA || len(key.D) != ed25519.SeedSize {
+		return key.Sign
+	}
+	priv := ed25519.NewKeyFromSeed(key.D)
+	return func(message []byte) ([]byte, error) { return ed25519.Sign(priv, message), nil }
 }
 
 func (g *group) topic() string { return "gm/" + g.cfg.Name }

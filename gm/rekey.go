@@ -270,7 +270,7 @@ func (m *Manager) prepare(ctx context.Context, g *group, s *snapshot, mat *mater
 		Message: msg,
 		Nodes:   s.nodes,
 		SignAlg: g.cfg.SignAlg,
-		Sign:    g.key.Sign,
+		Sign:    g.sign,
 	})
 }
 

@@ -121,7 +121,7 @@ func policies(g *group) *groupcomm.Policies {
 func (m *Manager) proveKDC(g *group, cnonce []byte, d *groupcomm.KeyDistribution) error {
 	nonce := make([]byte, kdcNonceLen)
 	rand.Read(nonce)
-	sig, err := g.key.Sign(groupcomm.KDCPoPInput(cnonce, nonce))
+	sig, err := g.sign(groupcomm.KDCPoPInput(cnonce, nonce))
 	if err != nil {
 		return fmt.Errorf("gm: sign for %q: %w", g.cfg.Name, err)
 	}
