@@ -119,13 +119,13 @@ func (s *Server) register(x *exchange, r *coap.Response, start uint64) *coap.Res
 			return r
 		}
 	}
-	o := p.tokens[string(x.token)]
+	o, n := p.observation(string(x.token))
 	if o != nil && o.sub.topic != t {
 		s.deregisterLocked(p, string(x.token))
 		o = nil
 	}
 	if o == nil {
-		if s.observations >= s.cfg.MaxObservations || len(p.tokens) >= maxPeerObservations {
+		if s.observations >= s.cfg.MaxObservations || n >= maxPeerObservations {
 			s.tidyLocked(t)
 			s.mu.Unlock()
 			return r
@@ -140,17 +140,10 @@ func (s *Server) register(x *exchange, r *coap.Response, start uint64) *coap.Res
 				t.subs = make(map[coap.LinkID]*subscription, 1)
 			}
 			t.subs[p.id] = sub
-			if p.subs == nil {
-				p.subs = make(map[string]*subscription, 1)
-			}
-			p.subs[t.name] = sub
+			p.subs = append(p.subs, sub)
 		}
 		o = &observation{sub: sub, token: string(x.token)}
 		sub.obs = append(slices.Clone(sub.obs), o)
-		if p.tokens == nil {
-			p.tokens = make(map[string]*observation, 1)
-		}
-		p.tokens[o.token] = o
 		s.observations++
 		s.metrics.observations.Inc()
 	}
@@ -221,7 +214,7 @@ func (s *Server) deregister(p *peer, token []byte) {
 }
 
 func (s *Server) deregisterLocked(p *peer, token string) {
-	o := p.tokens[token]
+	o, _ := p.observation(token)
 	if o == nil {
 		return
 	}
@@ -230,14 +223,13 @@ func (s *Server) deregisterLocked(p *peer, token string) {
 		s.removeLocked(sub)
 		return
 	}
-	s.forgetObservationLocked(p, o)
+	s.forgetObservationLocked(o)
 	i := slices.Index(sub.obs, o)
 	sub.obs = slices.Delete(slices.Clone(sub.obs), i, i+1)
 }
 
-func (s *Server) forgetObservationLocked(p *peer, o *observation) {
+func (s *Server) forgetObservationLocked(o *observation) {
 	o.gone = true
-	delete(p.tokens, o.token)
 	s.observations--
 	s.metrics.observations.Dec()
 }
@@ -251,10 +243,13 @@ func (s *Server) removeLocked(sub *subscription) {
 	sub.gone = true
 	sub.pending, sub.missed = nil, nil
 	for _, o := range sub.obs {
-		s.forgetObservationLocked(sub.peer, o)
+		s.forgetObservationLocked(o)
 	}
 	t := sub.topic
-	delete(sub.peer.subs, t.name)
+	p := sub.peer
+	if i := slices.Index(p.subs, sub); i >= 0 {
+		p.subs = slices.Delete(p.subs, i, i+1)
+	}
 	delete(t.subs, sub.peer.id)
 	if len(t.subs) == 0 {
 		s.retained++

@@ -23,13 +23,26 @@ type peer struct {
 	busy   bool  // a confirmable message or a request is in flight
 	outbox []job // waiting for their turn
 
-	subs       map[string]*subscription // by topic
-	tokens     map[string]*observation
-	assemblies []*assembly // least recently used first
-	snapshots  []*snapshot // least recently used first
+	subs       []*subscription // few: a slice is a quarter of a map of one
+	assemblies []*assembly     // least recently used first
+	snapshots  []*snapshot     // least recently used first
 
 	more   map[uint64]context.CancelFunc
 	moreID uint64
+}
+
+// observation finds the entry with the token among the observations of p; n is
+// how many there are.
+func (p *peer) observation(token string) (o *observation, n int) {
+	for _, sub := range p.subs {
+		n += len(sub.obs)
+		for _, have := range sub.obs {
+			if have.token == token {
+				o = have
+			}
+		}
+	}
+	return o, n
 }
 
 // idle says that nothing would be lost with p.

@@ -189,7 +189,7 @@ func (s *Server) Closed(id coap.LinkID) {
 	}
 	delete(s.peers, id)
 	p.gone = true
-	for _, sub := range slices.Collect(maps.Values(p.subs)) {
+	for _, sub := range slices.Clone(p.subs) {
 		s.removeLocked(sub)
 	}
 	for _, a := range p.assemblies {
