@@ -17,7 +17,7 @@ func emit(n int) func(*Tx) error {
 // follow collects events until n have come, then ends.
 func follow(t *testing.T, s *Store, cursor string, n int) []Event {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // what never comes fails
 	defer cancel()
 	var got []Event
 	err := s.Follow(ctx, cursor, func(_ context.Context, events []Event) error {
