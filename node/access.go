@@ -92,7 +92,7 @@ func RequestToken(ctx context.Context, t Transport, r TokenRequest) (*Access, er
 	sent := time.Now()
 	resp, err := t.Do(ctx, req)
 	if err != nil {
-		return nil, fmt.Errorf("node: %s: %w", op, err)
+		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	if resp.Code != coap.Created {
 		return nil, refused(op, resp)
@@ -170,7 +170,7 @@ func PostToken(ctx context.Context, t Transport, a *Access) (*groupcomm.TokenTra
 	req.Options.SetContentFormat(coap.ACE)
 	resp, err := t.Do(ctx, req)
 	if err != nil {
-		return nil, fmt.Errorf("node: %s: %w", op, err)
+		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	if resp.Code != coap.Created {
 		return nil, refused(op, resp)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // What ends a membership or an exchange. [Error] matches the first four by its
@@ -58,11 +59,26 @@ func (e *Error) Error() string {
 		b.WriteString(" error ")
 		b.WriteString(strconv.Itoa(e.ID))
 	}
+	if title := title(e.Code, e.ID); title != "" {
+		b.WriteString(" (" + title + ")")
+	}
 	if e.Detail != "" {
-		b.WriteString(": ")
-		b.WriteString(e.Detail)
+		b.WriteString(": " + e.Detail)
 	}
 	return b.String()
+}
+
+// title is the meaning of an entry of the ACE Groupcomm Errors registry.
+func title(code coap.Code, id int) string {
+	for _, row := range [...]*coap.Problem{
+		groupcomm.ErrNotMember, groupcomm.ErrRoles, groupcomm.ErrCredential, groupcomm.ErrPoP, groupcomm.ErrNoSenderID,
+		groupcomm.ErrTerminated, groupcomm.ErrGroupDeleted, groupcomm.ErrInactive,
+	} {
+		if row.Code == code && row.ID == id {
+			return row.Title
+		}
+	}
+	return ""
 }
 
 // Is matches the sentinels of this package and the rows of the ACE Groupcomm

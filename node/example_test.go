@@ -103,7 +103,7 @@ func ExampleError() {
 	fmt.Println(err)
 	// Output:
 	// true false
-	// node: join: 4.00 error 3
+	// node: join: 4.00 error 3 (Invalid proof-of-possession evidence)
 }
 
 // The identity that names a token posted before (RFC 9202, Section 3.3.1).

@@ -95,7 +95,7 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 	nodeReq.Options.SetUint(coap.NoResponse, 2)
 	cancelNode, err := t.Observe(ctx, nodeReq, func(r *coap.Response) { m.onNode(r, fail) })
 	if err != nil {
-		return fmt.Errorf("node: observe the node resource: %w", err)
+		return fmt.Errorf("observe the node resource: %w", err)
 	}
 	defer func() { m.deregister(ctx, t, cancelNode) }()
 
@@ -115,7 +115,7 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 			return err
 		default:
 		}
-		return fmt.Errorf("node: observe the group: %w", err)
+		return fmt.Errorf("observe the group: %w", err)
 	}
 	defer func() { m.deregister(ctx, t, cancelGroup) }()
 

@@ -117,7 +117,7 @@ func (m *Member) postJoin(ctx context.Context, body []byte) (*coap.Response, err
 	}
 	resp, err := m.transport().Do(ctx, req)
 	if err != nil {
-		return nil, fmt.Errorf("node: join: %w", err)
+		return nil, fmt.Errorf("join: %w", err)
 	}
 	return resp, nil
 }
@@ -357,7 +357,7 @@ func (m *Member) Leave(ctx context.Context) error {
 	}
 	resp, err := t.Do(ctx, m.groupRequest(coap.DELETE, "nodes", s.Node))
 	if err != nil {
-		return fmt.Errorf("node: leave: %w", err)
+		return fmt.Errorf("leave: %w", err)
 	}
 	if resp.Code != coap.Deleted {
 		return m.concern(refused("leave", resp))

@@ -223,7 +223,7 @@ func (m *Member) poll(ctx context.Context) error {
 	}
 	resp, err := t.Do(ctx, req)
 	if err != nil {
-		return fmt.Errorf("node: poll: %w", err)
+		return fmt.Errorf("poll: %w", err)
 	}
 	switch resp.Code {
 	case coap.Valid:

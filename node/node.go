@@ -277,7 +277,7 @@ func (m *Member) learnLocked(entries []groupcomm.SignInfoEntry) error {
 func (m *Member) emit(e Event) {
 	e.Group = m.cfg.Group
 	if e.Err != nil {
-		m.log.Warn("answer refused or request failed", "kind", e.Kind, "via", e.Via, "err", e.Err)
+		m.log.Info("answer refused or request failed", "kind", e.Kind, "via", e.Via, "err", e.Err)
 	} else {
 		m.log.Info("membership changed", "kind", e.Kind, "via", e.Via, "version", e.Version, "gid", e.Gid.String())
 	}

@@ -68,7 +68,7 @@ func (m *Member) get(ctx context.Context, op string, req *coap.Request) (*coap.R
 	}
 	resp, err := t.Do(ctx, req)
 	if err != nil {
-		return nil, fmt.Errorf("node: %s: %w", op, err)
+		return nil, fmt.Errorf("%s: %w", op, err)
 	}
 	if resp.Code != coap.Content {
 		return nil, m.concern(refused(op, resp))
@@ -84,7 +84,7 @@ func staleSIDs(ctx context.Context, t Transport, m *Member, v groupcomm.Version)
 	req.Payload = groupcomm.EncodeNum(v)
 	resp, err := t.Do(ctx, req)
 	if err != nil {
-		return nil, false, fmt.Errorf("node: %s: %w", op, err)
+		return nil, false, fmt.Errorf("%s: %w", op, err)
 	}
 	if resp.Code != coap.Content {
 		return nil, false, refused(op, resp)

@@ -1,0 +1,284 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/node"
+)
+
+// nodeCmd simulates nodes.
+type nodeCmd struct {
+	Join nodeJoinCmd `cmd:"" help:"Join a group as a node would, then follow its rekeys."`
+}
+
+// Times of the simulated node.
+const (
+	nodeDialTimeout = 8 * time.Second // one step: a token, a handshake, a join
+	nodeAwake       = 2 * time.Second // how long a sleeper listens to MQTT after it wakes
+	nodeLeaveTime   = 5 * time.Second
+)
+
+// nodeJoinCmd plays one node: token, token transfer, DTLS, join, rekeys.
+type nodeJoinCmd struct {
+	Group string `default:"sensors" help:"Group to join."`
+	Roles string `default:"requester,responder" help:"Roles to ask for: requester, responder, or monitor alone."`
+	Name  string `default:"node-1" help:"Name of the node, put into its credential."`
+
+	Gateway   string `placeholder:"HOST" help:"Host of the gateway. Default: where the configuration or the credential says, else 127.0.0.1."`
+	CoAPPort  int    `name:"coap-port" placeholder:"PORT" help:"Port of plain CoAP, for the token transfer. Default: the configuration's, else 5683."`
+	CoAPSPort int    `name:"coaps-port" placeholder:"PORT" help:"Port of CoAP over DTLS. Default: the configuration's, else 5684."`
+	where
+	Client   string `type:"path" placeholder:"FILE" help:"Client credential (JSON). Default: node-client.json in the data folder."`
+	Audience string `help:"Audience of the access token. Default: the credential's."`
+
+	MQTT        bool          `help:"Ask for rekeys over MQTT, too."`
+	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
+	Sleep       time.Duration `placeholder:"DURATION" help:"Sleep this long between short times awake, instead of listening all the time."`
+	Creds       bool          `default:"true" negatable:"" help:"Ask for the credentials of the other members."`
+	Once        bool          `help:"Join, print, leave, exit."`
+	LeaveOnExit bool          `help:"Leave the group on SIGINT; without it the membership stays."`
+	JSON        bool          `help:"Print one JSON object per line."`
+}
+
+// run plays the node until ctx ends or the membership is over.
+func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	roles, err := groupcomm.ParseRoles(c.Roles)
+	if err != nil {
+		return fmt.Errorf("--roles: %w", err)
+	}
+	if c.Sleep < 0 {
+		return errors.New("--sleep: a negative time")
+	}
+	at, client, err := c.locate()
+	if err != nil {
+		return err
+	}
+	story := newNodeStory(out, c.JSON)
+	story.start(c.Name, c.Group, roles)
+
+	access, err := c.token(ctx, at, client, roles)
+	if err != nil {
+		return nodeAdvice("get an access token from", at.coaps, err)
+	}
+	story.token(at.coaps, client.Identity, access)
+
+	transfer, err := c.post(ctx, at, access)
+	if err != nil {
+		return nodeAdvice("post the access token to", at.coap, err)
+	}
+	story.posted(at.coap, transfer)
+
+	dial := func(ctx context.Context) (node.Transport, error) {
+		ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
+		defer cancel()
+		return node.DialDTLS(ctx, at.coaps, access.Identity(), access.Key.Bytes())
+	}
+	t, err := dial(ctx)
+	if err != nil {
+		return nodeAdvice("open a DTLS association with", at.coaps, err)
+	}
+	story.associated(at.coaps, access)
+
+	member, err := node.New(node.Config{
+		Group: c.Group, Roles: roles, Transfer: transfer, Subject: c.Name,
+		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll, Redial: dial, OnEvent: story.event, Log: log,
+	}, t)
+	if err != nil {
+		return errors.Join(err, t.Close())
+	}
+	defer func() {
+		if err := member.Close(); err != nil {
+			log.Debug("closing failed", "err", err)
+		}
+	}()
+	joinCtx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
+	defer cancel()
+	if err := member.Join(joinCtx); err != nil {
+		return nodeAdvice("join over", at.coaps, err)
+	}
+	state, _ := member.State()
+	story.joined(state)
+
+	if c.Once {
+		return c.leave(ctx, member)
+	}
+	story.waiting(c.Sleep, c.MQTT)
+	if err := c.stay(ctx, member); err != nil {
+		return nodeAdvice("follow the group at", at.coaps, err)
+	}
+	if c.LeaveOnExit {
+		return c.leave(ctx, member)
+	}
+	story.stays()
+	return nil
+}
+
+// stay follows the group until ctx ends, which is no error.
+func (c *nodeJoinCmd) stay(ctx context.Context, m *node.Member) error {
+	for {
+		var err error
+		switch {
+		case c.Sleep == 0:
+			err = m.Follow(ctx)
+		case c.MQTT:
+			awake, cancel := context.WithTimeout(ctx, nodeAwake)
+			if err = m.Follow(awake); errors.Is(err, context.DeadlineExceeded) {
+				err = nil // back to sleep
+			}
+			cancel()
+		default:
+			if err = m.Poll(ctx); errors.Is(err, node.ErrLost) && ctx.Err() == nil {
+				if err = m.Reconnect(ctx); err == nil {
+					continue
+				}
+			}
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil || c.Sleep == 0 {
+			return err
+		}
+		nap := time.NewTimer(c.Sleep)
+		select {
+		case <-ctx.Done():
+			nap.Stop()
+			return nil
+		case <-nap.C:
+		}
+	}
+}
+
+// leave works after ctx ended as well.
+func (c *nodeJoinCmd) leave(ctx context.Context, m *node.Member) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), nodeLeaveTime)
+	defer cancel()
+	return m.Leave(ctx)
+}
+
+func (c *nodeJoinCmd) token(ctx context.Context, at nodeAddrs, client node.Client, roles groupcomm.Roles) (*node.Access, error) {
+	ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
+	defer cancel()
+	t, err := node.DialDTLS(ctx, at.coaps, []byte(client.Identity), client.Key.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	audience := c.Audience
+	if audience == "" {
+		audience = client.Audience
+	}
+	access, err := node.RequestToken(ctx, t, node.TokenRequest{
+		Audience: audience,
+		Scope:    groupcomm.Scope{{Group: c.Group, Roles: roles}},
+	})
+	return access, errors.Join(err, t.Close())
+}
+
+func (c *nodeJoinCmd) post(ctx context.Context, at nodeAddrs, access *node.Access) (*groupcomm.TokenTransferResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
+	defer cancel()
+	t, err := node.DialUDP(ctx, at.coap)
+	if err != nil {
+		return nil, err
+	}
+	transfer, err := node.PostToken(ctx, t, access)
+	return transfer, errors.Join(err, t.Close())
+}
+
+// nodeAddrs are the listeners of the gateway, "host:port".
+type nodeAddrs struct{ coap, coaps string }
+
+// locate finds the gateway and the credential: flags first, then the
+// configuration, then what the credential says, then the standard ports.
+func (c *nodeJoinCmd) locate() (nodeAddrs, node.Client, error) {
+	cfg, err := c.load()
+	if err != nil {
+		return nodeAddrs{}, node.Client{}, err
+	}
+	file := c.Client
+	if file == "" {
+		file = cfg.Path(node.ClientFile)
+	}
+	client, err := node.LoadClient(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nodeAddrs{}, node.Client{}, withHint(err, "a first `gateway run` without a configuration creates this credential in its data folder: "+
+			"start the gateway, name its data folder by --data-dir, or another credential by --client")
+	}
+	if err != nil {
+		return nodeAddrs{}, node.Client{}, err
+	}
+
+	host, coapPort, coapsPort := "127.0.0.1", "5683", "5684"
+	switch {
+	case c.Config != "":
+		takeAddr(cfg.Listen.CoAP, &host, &coapPort)
+		takeAddr(cfg.Listen.CoAPS, &host, &coapsPort)
+	case client.AS != "":
+		if u, err := url.Parse(client.AS); err == nil {
+			takeAddr(u.Host, &host, &coapsPort)
+		}
+	}
+	if c.Gateway != "" {
+		host = c.Gateway
+	}
+	if c.CoAPPort != 0 {
+		coapPort = strconv.Itoa(c.CoAPPort)
+	}
+	if c.CoAPSPort != 0 {
+		coapsPort = strconv.Itoa(c.CoAPSPort)
+	}
+	return nodeAddrs{coap: net.JoinHostPort(host, coapPort), coaps: net.JoinHostPort(host, coapsPort)}, client, nil
+}
+
+// takeAddr takes host and port out of a listen address. An address that means
+// all interfaces leaves the host alone.
+func takeAddr(addr string, host, port *string) {
+	h, p, err := net.SplitHostPort(addr)
+	if err != nil {
+		return
+	}
+	*port = p
+	if ip := net.ParseIP(h); h != "" && (ip == nil || !ip.IsUnspecified()) {
+		*host = h
+	}
+}
+
+// nodeAdvice says what was tried, where, what went wrong, and what to do next.
+func nodeAdvice(what, addr string, err error) error {
+	advice := ""
+	var e *node.Error
+	switch {
+	case errors.Is(err, node.ErrUnauthorized):
+		advice = "the access token is unknown there or expired: run the command again for a new one"
+	case errors.Is(err, node.ErrEvicted), errors.Is(err, node.ErrNotMember):
+		advice = "the membership is over: run the command again to join anew"
+	case errors.Is(err, groupcomm.ErrInactive):
+		advice = "the group is not active yet: ask its operator, then try again"
+	case errors.As(err, &e):
+		advice = "the gateway answered and refused: its policies (authorization_server.policies) say which groups and roles this client may have, `gateway group list` which groups exist"
+	case errors.Is(err, node.ErrLost), errors.Is(err, context.DeadlineExceeded):
+		advice = "nobody answers there: is `gateway run` running, on this address (--gateway, --coap-port, --coaps-port), with the data folder that this credential is from (--data-dir)?"
+	default:
+		var op *net.OpError
+		if errors.As(err, &op) {
+			advice = "is `gateway run` running on this address (--gateway, --coap-port, --coaps-port)?"
+		} else if what != "join over" && what != "follow the group at" {
+			advice = "is the credential from this gateway's data folder (--data-dir, --client)?"
+		}
+	}
+	err = fmt.Errorf("cannot %s %s: %w", what, addr, err)
+	if advice == "" {
+		return err
+	}
+	return withHint(err, advice)
+}
