@@ -323,18 +323,18 @@ func (m *Manager) writeMember(tx *store.Tx, j *joinCall, p sidPlace) error {
 	// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3: the old Sender ID
 	// goes to the stale set of the current version. The condition on sid makes
 	// the release exact when two requests of one member race.
-	if err := j.g.release(tx, j.row.num, mb.sid); err != nil {
-		return err
-	}
 	n, err := tx.Exec(`UPDATE gm_members SET sid = ?, roles = ?, cred = ?, scope = ?, cnonce = ?, control_uri = ?,
 		birth_gid = ?, joined_num = ?, expires = ?, lapsed = 0
 		WHERE group_id = ? AND node = ? AND COALESCE(sid, -1) = ?`,
 		sid, int64(j.entry.Roles), nullable(j.cred), j.msg.Scope, j.msg.CNonce, j.msg.ControlURI,
 		[]byte(j.mat.gid), j.row.num, millis(j.grant.Expires), j.g.id, mb.node, mb.sid)
-	if err == nil && n == 0 {
-		err = errMoved
+	if err != nil {
+		return err
 	}
-	return err
+	if n == 0 {
+		return errMoved
+	}
+	return j.g.release(tx, j.row.num, mb.sid)
 }
 
 // enroll asks the delivery for what the member's channel needs.
