@@ -52,7 +52,7 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	if err != nil {
 		return nil, err
 	}
-	s.log.InfoContext(ctx, "token accepted", "kid", logKID(subject), "issuer", v.entry.Issuer, "inside", h.peer == subject)
+	s.log.DebugContext(ctx, "token accepted", "kid", logKID(subject), "issuer", v.entry.Issuer, "inside", h.peer == subject)
 
 	answer, err := s.transferResponse(ctx, transfer, v, h.challenge)
 	if err != nil {

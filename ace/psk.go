@@ -219,7 +219,7 @@ func (s *Server) Conveyed(ctx context.Context, token []byte, exporter func(label
 	if err != nil {
 		return coap.Subject{}, err
 	}
-	s.log.InfoContext(ctx, "token conveyed", "kid", logKID(subject), "issuer", v.entry.Issuer)
+	s.log.DebugContext(ctx, "token conveyed", "kid", logKID(subject), "issuer", v.entry.Issuer)
 	return subject, nil
 }
 
