@@ -67,6 +67,7 @@ type Bridge struct {
 	broker    *broker    // nil without the embedded broker
 	publisher *publisher // nil without MQTT
 	acks      chan ack
+	later     *backlog
 
 	mu        sync.Mutex
 	publicURI string
@@ -96,6 +97,7 @@ func New(cfg Config, d Deps) *Bridge {
 		log:      d.Log,
 		activity: newActivity(),
 		acks:     make(chan ack, ackQueue),
+		later:    newBacklog(),
 		groups:   map[string]groupState{},
 	}
 	b.met = newMetrics(d.Registerer, b)
@@ -141,10 +143,14 @@ func (b *Bridge) Setup(ctx context.Context) error {
 	b.mu.Lock()
 	b.publicURI = uri
 	b.mu.Unlock()
-	if b.publisher != nil {
-		return b.publisher.setup(ctx)
+	if b.publisher == nil {
+		return nil
 	}
-	return nil
+	err = b.publisher.setup(ctx)
+	if err != nil && b.broker != nil {
+		b.broker.unlisten()
+	}
+	return err
 }
 
 // BrokerURI returns what members are told to connect to; "" before Setup and
@@ -161,6 +167,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	g.Go(func() error { return b.follow(ctx) })
 	g.Go(func() error { return b.confirms.run(ctx) })
 	g.Go(func() error { return b.verifyAcks(ctx) })
+	g.Go(func() error { return b.catchUp(ctx) })
 	if b.broker != nil {
 		g.Go(func() error { return b.broker.run(ctx) })
 	}
@@ -206,6 +213,7 @@ func (b *Bridge) Held(_ context.Context, group, node string, version uint64) {
 // confirm notes that m holds version. done, when not nil, is called after that
 // is on disk.
 func (b *Bridge) confirm(m member, version uint64, channel string, done func()) {
+	b.knowGroup(m.group)
 	b.activity.heard(m, channel, time.Now())
 	b.confirms.add(m, version, channel, done)
 }
@@ -220,6 +228,15 @@ func (b *Bridge) noteGroup(group string, version uint64, at time.Time) bool {
 	}
 	b.groups[group] = groupState{version: version, since: at}
 	return true
+}
+
+// knowGroup makes the metrics show a group that was not rekeyed yet.
+func (b *Bridge) knowGroup(group string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.groups[group]; !ok {
+		b.groups[group] = groupState{since: time.Now()}
+	}
 }
 
 func (b *Bridge) knownGroups(ctx context.Context) (groups []string, err error) {

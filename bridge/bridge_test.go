@@ -29,6 +29,7 @@ type manager struct {
 	version uint64
 	body    []byte
 	members map[string]groupcomm.Member
+	broken  bool // it cannot tell its version
 }
 
 func newManager(t testing.TB) *manager {
@@ -45,6 +46,9 @@ func (m *manager) RekeyMessage(_ context.Context, group string) (uint64, []byte,
 	defer m.mu.Unlock()
 	if group != testGroup {
 		return 0, nil, store.ErrNotFound
+	}
+	if m.broken {
+		return 0, nil, errors.New("the disk is full")
 	}
 	return m.version, m.body, nil
 }

@@ -55,8 +55,8 @@ type broker struct {
 
 func newBroker(cfg Config, log *slog.Logger, hooks brokerHooks) *broker {
 	caps := mqtt.NewDefaultServerCapabilities()
-	caps.MaximumClients = int64(cfg.MaxClients)
-	caps.MaximumMessageExpiryInterval = 0 // else retained messages go after a day
+	caps.MaximumClients = int64(cfg.MaxClients) + 16 // members are counted in track; this one must not shut the gateway out
+	caps.MaximumMessageExpiryInterval = 0            // else retained messages go after a day
 	caps.MaximumClientWritesPending = writesPending
 	caps.MaximumSessionExpiryInterval = 0 // the newest retained message is all a sleeper needs
 	caps.MaximumPacketSize = maxPacket
@@ -117,6 +117,13 @@ func (b *broker) listen(ctx context.Context) error {
 	}))
 	b.advertise = "mqtts://" + l.Addr().String()
 	return nil
+}
+
+// unlisten closes what listen bound, when run will not.
+func (b *broker) unlisten() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closeListenersLocked()
 }
 
 func (b *broker) closeListenersLocked() {
@@ -181,7 +188,7 @@ func (b *broker) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	far, ok := b.track(far)
+	far, ok := b.track(far, true)
 	if !ok {
 		_ = near.Close()
 		return nil, net.ErrClosed
@@ -229,11 +236,12 @@ func (b *broker) disconnect(user string) {
 	}
 }
 
-// track registers a connection, so that it can be closed at the end.
-func (b *broker) track(c net.Conn) (net.Conn, bool) {
+// track registers a connection, so that it can be closed at the end. Members
+// are limited, the gateway's own client is not.
+func (b *broker) track(c net.Conn, own bool) (net.Conn, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed || len(b.conns) > b.cfg.MaxClients {
+	if b.closed || !own && len(b.conns) >= b.cfg.MaxClients {
 		_ = c.Close()
 		return nil, false
 	}
@@ -263,7 +271,7 @@ func (l *guarded) Accept() (net.Conn, error) {
 			time.Sleep(backoffMin)
 			continue
 		}
-		if t, ok := l.b.track(c); ok {
+		if t, ok := l.b.track(c, false); ok {
 			return t, nil
 		}
 	}

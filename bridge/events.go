@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -16,11 +17,7 @@ import (
 // Only the newest state matters (RFC 7641, Section 4.4), so several rekeys of
 // one group in a run are one notification.
 func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
-	type due struct {
-		at store.Event
-		ev groupcomm.Event
-	}
-	rekeyed := map[string]due{}
+	rekeyed := map[string]store.Event{}
 	var order []string
 	for _, e := range events {
 		switch e.Kind {
@@ -40,27 +37,85 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 			if _, ok := rekeyed[group]; !ok {
 				order = append(order, group)
 			}
-			rekeyed[group] = due{e, *ev}
+			rekeyed[group] = e
 		case groupcomm.EventEvicted:
-			b.gone(e.Key, ev.Node, evicted())
+			b.ended(e.Key, ev.Node, evicted())
 		case groupcomm.EventLeft:
-			b.gone(e.Key, ev.Node, nil)
+			b.ended(e.Key, ev.Node, nil)
 		case groupcomm.EventTokenExpired:
 			b.expired(ev.Subject)
 		}
 	}
 	for _, group := range order {
-		if err := b.rekeyed(ctx, group, rekeyed[group].at); err != nil {
-			return err
+		if err := b.rekeyed(ctx, group, rekeyed[group]); err != nil {
+			// One group in trouble must not hold up the others.
+			b.log.ErrorContext(ctx, "cannot deliver a rekey, trying again", "group", group, "err", err)
+			b.later.add(group, rekeyed[group])
 		}
 	}
-	return nil
+	return ctx.Err()
+}
+
+// backlog holds rekeys whose delivery failed and is tried again. A crash
+// forgets it, and with it the observations that it is for; messages over MQTT
+// do not depend on it. The zero value is not ready: use newBacklog.
+type backlog struct {
+	wake chan struct{} // one slot
+
+	mu     sync.Mutex
+	groups map[string]store.Event
+}
+
+func newBacklog() *backlog {
+	return &backlog{wake: make(chan struct{}, 1), groups: map[string]store.Event{}}
+}
+
+func (l *backlog) add(group string, e store.Event) {
+	l.mu.Lock()
+	l.groups[group] = e
+	l.mu.Unlock()
+	signal(l.wake)
+}
+
+func (l *backlog) take() map[string]store.Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := l.groups
+	l.groups = map[string]store.Event{}
+	return out
+}
+
+// catchUp tries the backlog until ctx ends, a group at most maxRetries times:
+// one that the Group Manager no longer knows never succeeds.
+func (b *Bridge) catchUp(ctx context.Context) error {
+	tries := map[string]int{}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-b.later.wake:
+		}
+		pause(ctx, retryDelay)
+		for group, e := range b.later.take() {
+			err := b.rekeyed(ctx, group, e)
+			tries[group]++
+			switch {
+			case err == nil:
+				delete(tries, group)
+			case tries[group] < maxRetries:
+				b.later.add(group, e)
+			default:
+				b.log.ErrorContext(ctx, "giving up the delivery of a rekey to observers", "group", group, "err", err)
+				delete(tries, group)
+			}
+		}
+	}
 }
 
 // rekeyed hands the newest rekey of a group to the hub and to MQTT.
 func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error {
 	version, body, err := b.source.RekeyMessage(ctx, group)
-	if errors.Is(err, store.ErrNotFound) {
+	if gone(err) {
 		b.log.DebugContext(ctx, "group is gone before its rekey was delivered", "group", group)
 		return nil
 	}
@@ -78,6 +133,13 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 	b.log.InfoContext(ctx, "delivering rekey", "group", group, "version", version)
 	b.hub.Publish(groupTopic(group), b.notification(ctx, group, version, body))
 	return nil
+}
+
+// gone says that a group is not there, for good: to try again would hold up all
+// events after this one.
+func gone(err error) bool {
+	var problem *coap.Problem
+	return errors.Is(err, store.ErrNotFound) || errors.As(err, &problem)
 }
 
 // evicted is what a node resource tells its observers last: "Group membership

@@ -22,7 +22,7 @@ const (
 type LedgerEntry struct {
 	Node      string
 	Channel   string // observe, mqtt, poll or none
-	Confirmed uint64 // newest version that the member is known to hold; 0: none
+	Confirmed uint64 // newest version that the member is known to hold; 0 also when none is
 	State     string
 	LastHeard time.Time // zero: never
 	Attempts  int       // since the member was last heard
@@ -46,7 +46,7 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 		return nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
 	for node, c := range b.confirms.waiting(group) {
-		if c.version > confirmed[node].version {
+		if old, ok := confirmed[node]; !ok || c.version > old.version {
 			confirmed[node] = c
 		}
 	}
@@ -57,7 +57,7 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 
 	entries := make([]LedgerEntry, 0, len(members))
 	for _, m := range members {
-		c := confirmed[m.Node]
+		c, shown := confirmed[m.Node] // the first version is 0
 		a := b.activity.of(member{group, m.Node})
 		e := LedgerEntry{
 			Node:      m.Node,
@@ -81,7 +81,7 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 		switch {
 		case m.Lapsed:
 			e.State = StateLapsed
-		case c.version >= version:
+		case shown && c.version >= version:
 			e.State = StateCurrent
 		case !since.IsZero() && now.Sub(later(since, e.LastHeard)) > b.cfg.UnreachableAfter:
 			e.State = StateUnreachable

@@ -70,6 +70,11 @@ const (
 	// descriptors, which they share with the rest of the gateway.
 	defaultMaxClients = 10000
 
+	// retryDelay and maxRetries are for rekeys whose message the Group Manager
+	// could not give: about five minutes.
+	retryDelay = 2 * time.Second
+	maxRetries = 150
+
 	// lookupTimeout bounds reads of the store made for a peer that waits.
 	lookupTimeout = 5 * time.Second
 	// goodbye is how long the last flush of confirmations may take.

@@ -34,6 +34,7 @@ func (b *Bridge) notification(ctx context.Context, group string, version uint64,
 	resp.Options.SetUint(coap.MaxAge, 0)
 
 	topic := groupTopic(group)
+	b.observers.begin(topic)
 	return coap.Notification{
 		Version: version,
 		Body:    resp,
@@ -94,9 +95,9 @@ func (b *Bridge) allow(ctx context.Context, group string, p coap.Peer) (last *co
 
 func unauthorized() *coap.Response { return &coap.Response{Code: coap.Unauthorized} }
 
-// gone ends the observations of a member that left (last is nil) or was
+// ended ends the observations of a member that left (last is nil) or was
 // evicted.
-func (b *Bridge) gone(group, node string, last *coap.Response) {
+func (b *Bridge) ended(group, node string, last *coap.Response) {
 	if node == "" {
 		return
 	}
@@ -123,9 +124,14 @@ func (b *Bridge) expired(s coap.Subject) {
 
 // observers remembers which member is behind a link, as learned when the hub
 // asked whether it may be notified. The zero value is ready.
+//
+// A link may vanish without a word to this room. What was not seen in the last
+// two rekeys of a topic is forgotten: the one before the newest may still be
+// under way.
 type observers struct {
 	mu    sync.Mutex
 	known map[observation]observer
+	round map[string]uint64 // by topic: counts rekeys
 }
 
 type observation struct {
@@ -137,16 +143,30 @@ type observer struct {
 	observation
 	member  member
 	subject coap.Subject
+	round   uint64
 }
 
-func (o *observers) add(topic string, link coap.LinkID, m member, s coap.Subject) {
+// begin starts the next round of a topic.
+func (o *observers) begin(topic string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.known == nil {
-		o.known = map[observation]observer{}
+		o.known, o.round = map[observation]observer{}, map[string]uint64{}
 	}
+	o.round[topic]++
+	for k, v := range o.known {
+		if k.topic == topic && v.round+1 < o.round[topic] {
+			delete(o.known, k)
+		}
+	}
+}
+
+// add is called from Allow, so a round has begun.
+func (o *observers) add(topic string, link coap.LinkID, m member, s coap.Subject) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	k := observation{topic, link}
-	o.known[k] = observer{k, m, s}
+	o.known[k] = observer{k, m, s, o.round[topic]}
 }
 
 func (o *observers) remove(topic string, link coap.LinkID) {

@@ -291,3 +291,47 @@ func TestNewestStateOnly(t *testing.T) {
 		}
 	})
 }
+
+// A Group Manager that cannot answer for a moment delays a rekey, it loses none.
+func TestDeliveryIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.join(t, h.b, "n1", nil)
+		w := h.observe(h.link("n1"), "/ace-group/sensors")
+		h.m.mu.Lock()
+		h.m.broken = true
+		h.m.mu.Unlock()
+		num := h.m.rekey(t, h.b)
+		settle(10 * time.Second)
+		if n := len(w.responses()); n != 1 {
+			t.Fatalf("%d responses from a broken source", n)
+		}
+		h.m.mu.Lock()
+		h.m.broken = false
+		h.m.mu.Unlock()
+		settle(10 * time.Second)
+		if e := h.entry("n1"); e.State != StateCurrent || e.Confirmed != num {
+			t.Fatalf("ledger: %+v", e)
+		}
+	})
+}
+
+// The first version of a group is 0: nobody holds it before it is shown.
+func TestFirstVersionIsZero(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.version = 0
+		h.m.join(t, h.b, "n1", nil)
+		if e := h.entry("n1"); e.State != StatePending {
+			t.Fatalf("before: %+v", e)
+		}
+		h.b.Held(t.Context(), testGroup, "n1", 0)
+		if e := h.entry("n1"); e.State != StateCurrent {
+			t.Fatalf("shown, not yet written: %+v", e)
+		}
+		settle(time.Second)
+		if e := h.entry("n1"); e.State != StateCurrent || e.Channel != channelPoll {
+			t.Fatalf("shown: %+v", e)
+		}
+	})
+}
