@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/seed4911071e/groupgate/ace/cwt"
 	"github.com/seed4911071e/groupgate/coap"
@@ -62,5 +63,46 @@ func TestConcurrentCollision(t *testing.T) {
 	}
 	if n := b.stored.Load(); n != 1 {
 		t.Errorf("%d keys counted", n)
+	}
+}
+
+// A reader whose read overlapped a commit does not fill the cache.
+func TestCacheRefusesOldReads(t *testing.T) {
+	c := newGrantCache()
+	s := coap.Subject{Kind: coap.SubjectPoP, ID: "x"}
+	e := cachedGrant{grant: &groupcomm.Grant{}}
+	before := c.generation()
+	c.forget(s) // the commit
+	c.put(s, e, before)
+	if c.get(s, time.Now()) != nil {
+		t.Error("an old read was kept")
+	}
+	c.put(s, e, c.generation())
+	if c.get(s, time.Now()) == nil {
+		t.Error("a new read was not kept")
+	}
+}
+
+func TestKIDIdentityPrefixes(t *testing.T) {
+	id := KIDIdentity(popKID)
+	for i := range id {
+		if _, ok := kidIdentity(id[:i]); ok {
+			t.Fatalf("prefix of %d bytes reads as a kid", i)
+		}
+	}
+	for name, h := range map[string]string{
+		"further claim":         "a208a101a201040241010100",
+		"further cnf member":    "a108a201a20104024101034101",
+		"further key member":    "a108a101a30104024101030a",
+		"text key outside":      "a208a101a20104024101616100",
+		"key value":             "a108a101a30104024101204101",
+		"asymmetric":            "a108a101a20102024101",
+		"empty kid":             "a108a101a201040240",
+		"kid is text":           "a108a101a20104026161",
+		"long form of the head": "b80108a101a20104024101",
+	} {
+		if _, ok := kidIdentity(unhex(t, h)); ok {
+			t.Errorf("%s reads as a kid", name)
+		}
 	}
 }
