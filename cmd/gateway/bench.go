@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"text/tabwriter"
+
+	"github.com/seed4911071e/groupgate/bench"
+)
+
+// benchCmd measures the gateway.
+type benchCmd struct {
+	Join benchJoinCmd `cmd:"" help:"Joins over DTLS, durable, 64 at once; beside the floor of one verification and one signature on one core."`
+}
+
+type benchJoinCmd struct {
+	N    int  `default:"4000" help:"Joins."`
+	JSON bool `help:"Print JSON."`
+}
+
+// Run measures joins in a gateway of its own, in a temporary folder.
+func (c *benchJoinCmd) Run(e *env) error {
+	dir, err := os.MkdirTemp("", "groupgate-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	progress := func(what string) { _, _ = fmt.Fprintf(e.stderr, "%s …\n", what) }
+	results, err := bench.Join(e.ctx, dir, c.N, progress)
+	if err != nil {
+		return err
+	}
+	return printResults(e, results, c.JSON)
+}
+
+// printResults prints figures as a table or as JSON.
+func printResults(e *env, results []bench.Result, asJSON bool) error {
+	if asJSON {
+		return printJSON(e.stdout, results)
+	}
+	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "BENCH\tMETRIC\tN\tOURS\tPEER\tRATIO")
+	for _, r := range results {
+		peer, ratio := "-", "-"
+		if r.Peer != nil {
+			peer, ratio = fmt.Sprintf("%.1f %s (%s)", *r.Peer, r.Unit, r.PeerName), fmt.Sprintf("%.2f", *r.Ratio)
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%.1f %s\t%s\t%s\n", r.Bench, r.Metric, r.N, r.Ours, r.Unit, peer, ratio)
+	}
+	return t.Flush()
+}
