@@ -85,8 +85,11 @@ type Notification struct {
 	Allow func(Peer) (*Response, bool)
 	// Confirm asks for confirmable messages.
 	Confirm bool
-	// Done reports each observer's outcome, once per link: nil when the peer
-	// itself acknowledged (or, without Confirm, when the message was sent).
+	// Done reports the outcome of each send: nil when the peer itself
+	// acknowledged (or, without Confirm, when the message was handed to the
+	// network). A peer that slept through it is reported as ErrTimeout, and
+	// again when the notification went out at its next sign of life. Versions
+	// that a newer one replaced before they were sent are not reported.
 	Done func(link LinkID, version uint64, err error)
 }
 

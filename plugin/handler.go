@@ -104,7 +104,7 @@ func (g *Gateway) link(ctx context.Context, conn mux.Conn) (*hostLink, error) {
 	if l, ok := g.links.Load(key); ok {
 		return l.(*hostLink), nil
 	}
-	l := newHostLink(conn, !g.ownBlockwise)
+	l := newHostLink(conn, !g.ownBlockwise, g.server.Cancel)
 	err := l.secure(func(identity []byte, exporter func(string, []byte, int) ([]byte, error)) (coap.Subject, error) {
 		r := g.rooms.Load()
 		if r == nil {

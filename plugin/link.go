@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,8 +39,8 @@ const (
 	// acknowledgement; the Reset itself reaches the handler a moment later.
 	// Only hosts without [Gateway.Monitor] need the wait.
 	resetGrace = 250 * time.Millisecond
-	// keptResets bounds the message IDs remembered per link.
-	keptResets = 8
+	// keptIDs bounds the message IDs remembered per link, of either kind.
+	keptIDs = 8
 )
 
 // hostLink is a [coap.Link] over a connection of a host's go-coap server.
@@ -53,8 +54,17 @@ type hostLink struct {
 
 	monitored atomic.Bool // the host passes incoming messages to Gateway.Monitor
 
+	cancel func(id coap.LinkID, token []byte) // a Reset answered a NON notification
+
 	mu     sync.Mutex
-	resets []int32 // message IDs that the peer rejected; guarded by mu
+	resets []int32     // message IDs of CONs that the peer rejected; guarded by mu
+	nons   []sentToken // the last NONs sent; guarded by mu
+}
+
+// sentToken remembers whose notification a message ID was.
+type sentToken struct {
+	mid   int32
+	token []byte
 }
 
 var _ coap.Link = (*hostLink)(nil)
@@ -65,13 +75,11 @@ type dtlsConn interface {
 	ConnectionState() (dtls.State, bool)
 }
 
-// newHostLink describes the peer at the other end of conn. identify tells whom
-// a PSK identity stands for; it is nil-safe against connections that have none.
-func newHostLink(conn mux.Conn, blockwise bool) *hostLink {
+// newHostLink names the link over conn; secure tells who is at its other end.
+func newHostLink(conn mux.Conn, blockwise bool, cancel func(coap.LinkID, []byte)) *hostLink {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
-	l := &hostLink{conn: conn, id: coap.LinkID(hex.EncodeToString(id[:])), blockwise: blockwise}
-	return l
+	return &hostLink{conn: conn, id: coap.LinkID(hex.EncodeToString(id[:])), blockwise: blockwise, cancel: cancel}
 }
 
 // state returns the DTLS state of the connection, false for plain transports.
@@ -153,6 +161,11 @@ func (l *hostLink) write(m *coap.Message) error {
 	out.SetType(message.Type(m.Type))
 	mid := message.GetMID()
 	out.SetMessageID(mid)
+	if m.Type == coap.NonConfirmable {
+		l.mu.Lock()
+		l.nons = lastOf(append(l.nons, sentToken{mid, m.Token}))
+		l.mu.Unlock()
+	}
 	err := l.conn.WriteMessage(out)
 	switch {
 	case err == nil && m.Type == coap.Confirmable:
@@ -177,28 +190,36 @@ func (l *hostLink) acknowledged(mid int32) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, r := range l.resets {
-		if r == mid {
-			l.resets = append(l.resets[:i], l.resets[i+1:]...)
-			return coap.ErrReset
-		}
+	if i := slices.Index(l.resets, mid); i >= 0 {
+		l.resets = append(l.resets[:i], l.resets[i+1:]...)
+		return coap.ErrReset
 	}
 	return nil
 }
 
-// reset notes that the peer rejected the message with this ID.
+// reset notes that the peer rejected the message with this ID. It may be told
+// twice, by the monitor and by the handler.
 func (l *hostLink) reset(mid int32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, r := range l.resets {
-		if r == mid {
+	for i, n := range l.nons {
+		if n.mid == mid {
+			l.nons = append(l.nons[:i], l.nons[i+1:]...)
+			go l.cancel(l.id, n.token) // not under the lock, nor in go-coap's reader
 			return
 		}
 	}
-	l.resets = append(l.resets, mid)
-	if len(l.resets) > keptResets {
-		l.resets = l.resets[1:]
+	if !slices.Contains(l.resets, mid) {
+		l.resets = lastOf(append(l.resets, mid))
 	}
+}
+
+// lastOf keeps the newest keptIDs entries.
+func lastOf[T any](s []T) []T {
+	if len(s) > keptIDs {
+		return append(s[:0], s[len(s)-keptIDs:]...)
+	}
+	return s
 }
 
 // Do sends a request to the peer and waits for its response.
