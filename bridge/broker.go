@@ -44,7 +44,8 @@ type broker struct {
 	log    *slog.Logger
 	server *mqtt.Server
 	hook   *gate
-	ready  chan struct{} // closed when serving
+	ready  chan struct{}  // closed when serving
+	own    sync.WaitGroup // connections of the gateway's own client
 
 	mu        sync.Mutex
 	listeners []net.Listener
@@ -142,6 +143,7 @@ func (b *broker) uri() string {
 
 // run serves until ctx ends and closes every connection.
 func (b *broker) run(ctx context.Context) error {
+	defer b.unlisten() // again after the server did: harmless
 	b.hook.start(ctx)
 	if err := b.server.AddHook(b.hook, nil); err != nil {
 		return fmt.Errorf("bridge: embedded broker: %w", err)
@@ -169,6 +171,7 @@ func (b *broker) run(ctx context.Context) error {
 		// which would wait for it.
 		_ = c.Close()
 	}
+	b.own.Wait()
 	if err := b.server.Close(); err != nil {
 		return fmt.Errorf("bridge: embedded broker: %w", err)
 	}
@@ -193,11 +196,11 @@ func (b *broker) dial(ctx context.Context) (net.Conn, error) {
 		_ = near.Close()
 		return nil, net.ErrClosed
 	}
-	go func() {
+	b.own.Go(func() {
 		if err := b.server.EstablishConnection(internalListener, far); err != nil {
 			b.log.Debug("internal connection ended", "err", err)
 		}
-	}()
+	})
 	return near, nil
 }
 

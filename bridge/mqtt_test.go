@@ -145,7 +145,7 @@ func TestEviction(t *testing.T) {
 
 	// With its old key and everything that passes the broker the former member
 	// opens nothing newer.
-	tap := b.tap(t)
+	tap := b.tap(t, out.mgt.Topic, stay.mgt.Topic)
 	num := m.rekey(t, b)
 	msg := stay.next()
 	stay.open(m.key.Public(), msg)
@@ -297,7 +297,7 @@ func TestRenderedOnce(t *testing.T) {
 	s := open(t)
 	b, stop := running(t, s, m, nil, nil)
 	d := connect(t, m.join(t, b, "n1", wantMQTT))
-	tap := b.tap(t)
+	tap := b.tap(t, d.mgt.Topic)
 
 	plan := m.plan()
 	first, err := b.Prepare(t.Context(), plan)
@@ -332,7 +332,7 @@ func TestRenderedOnce(t *testing.T) {
 	m.commit(t, crashed, plan, second)
 	d.mgt.Broker = b.BrokerURI()
 	d = connect(t, d.mgt)
-	tap2 := b.tap(t)
+	tap2 := b.tap(t, d.mgt.Topic)
 	again := d.next()
 	seen := append(append(tap.all(), tap2.all()...), wire, again)
 	for _, p := range seen {
