@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -23,8 +24,8 @@ func (g *Gateway) Handler(host mux.Handler) mux.Handler {
 		if isReset(r.Message) {
 			// go-coap passes a Reset to the handler after it told the writer
 			// that the notification was acknowledged (see hostLink.acknowledged).
-			if l, ok := g.links.Load(connKey(w.Conn())); ok {
-				l.(*hostLink).reset(r.MessageID())
+			if l, ok := g.known(w.Conn()); ok {
+				l.reset(r.MessageID())
 			}
 			return
 		}
@@ -49,8 +50,7 @@ func (g *Gateway) Handler(host mux.Handler) mux.Handler {
 // acknowledged, so that a confirmation needs no wait. A host without it works
 // too.
 func (g *Gateway) Monitor(conn *udpclient.Conn, m *pool.Message) (drop bool, err error) {
-	if v, ok := g.links.Load(connKey(conn)); ok {
-		l := v.(*hostLink)
+	if l, ok := g.known(conn); ok {
 		l.monitored.Store(true)
 		if m.Type() == message.Reset {
 			l.reset(m.MessageID())
@@ -93,17 +93,48 @@ func fillError(w mux.ResponseWriter, resp *coap.Response) {
 	fill(w.Message(), &coap.Message{Code: resp.Code, Options: resp.Options, Payload: resp.Payload})
 }
 
-// link returns the one link of a connection, made at its first request.
+// linkEntry is the place of a connection's link, which its first request makes.
+type linkEntry struct {
+	once sync.Once
+	err  error                    // set by once
+	link atomic.Pointer[hostLink] // set by once
+}
+
+// known returns the link of a connection that was heard before. It never
+// waits: go-coap's reader calls it.
+func (g *Gateway) known(conn mux.Conn) (*hostLink, bool) {
+	v, ok := g.links.Load(connKey(conn))
+	if !ok {
+		return nil, false
+	}
+	l := v.(*linkEntry).link.Load()
+	return l, l != nil
+}
+
+// link returns the one link of a connection, made at its first request. Each
+// connection waits for itself only: a token that came in psk_identity is
+// committed here.
 func (g *Gateway) link(ctx context.Context, conn mux.Conn) (*hostLink, error) {
 	key := connKey(conn)
-	if l, ok := g.links.Load(key); ok {
-		return l.(*hostLink), nil
+	v, ok := g.links.Load(key)
+	if !ok {
+		v, _ = g.links.LoadOrStore(key, &linkEntry{})
 	}
-	g.linking.Lock()
-	defer g.linking.Unlock()
-	if l, ok := g.links.Load(key); ok {
-		return l.(*hostLink), nil
+	e := v.(*linkEntry)
+	e.once.Do(func() {
+		var l *hostLink
+		if l, e.err = g.newLink(ctx, conn); e.err == nil {
+			e.link.Store(l)
+		}
+	})
+	if e.err != nil {
+		g.links.CompareAndDelete(key, e) // the next request tries again
+		return nil, e.err
 	}
+	return e.link.Load(), nil
+}
+
+func (g *Gateway) newLink(ctx context.Context, conn mux.Conn) (*hostLink, error) {
 	l := newHostLink(conn, !g.ownBlockwise, g.server.Cancel)
 	err := l.secure(func(identity []byte, exporter func(string, []byte, int) ([]byte, error)) (coap.Subject, error) {
 		r := g.rooms.Load()
@@ -121,9 +152,8 @@ func (g *Gateway) link(ctx context.Context, conn mux.Conn) (*hostLink, error) {
 	if err != nil {
 		return nil, err
 	}
-	g.links.Store(key, l)
 	conn.AddOnClose(func() {
-		g.links.Delete(key)
+		g.links.Delete(connKey(conn))
 		g.server.Closed(l.id)
 	})
 	return l, nil

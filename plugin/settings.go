@@ -33,7 +33,7 @@ func (g *Gateway) aceConfig() (ace.Config, error) {
 		out.AS = as
 		out.ASURI = tokenURI(c.Listen.CoAPS)
 	}
-	return out, nil
+	return out, out.Validate()
 }
 
 func tokenEntry(t *config.Token) ace.TokenEntry {
