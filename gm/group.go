@@ -233,6 +233,13 @@ func (m *Manager) current(ctx context.Context, g *group) (*material, error) {
 	return mat, nil
 }
 
+// settle waits until the transactions that overtook this one are on disk. The
+// store commits many together: one that met errMoved knows of changes that a
+// View does not see before their commit.
+func (m *Manager) settle(ctx context.Context) error {
+	return m.st.Update(ctx, func(*store.Tx) error { return nil })
+}
+
 func materialContext(groupID int64, num uint64, column string) string {
 	return fmt.Sprintf("gm_material/%d/%d/%s", groupID, num, column)
 }

@@ -144,6 +144,9 @@ func (m *Manager) admit(ctx context.Context, j *joinCall) (*coap.Response, error
 
 // lookAgain reads anew what the gate saw.
 func (m *Manager) lookAgain(ctx context.Context, j *joinCall) error {
+	if err := m.settle(ctx); err != nil {
+		return err
+	}
 	return m.st.View(ctx, func(tx *store.Tx) (err error) {
 		if j.row, err = j.g.look(tx, subjectOf(j.grant.Subject)); err != nil {
 			return err
@@ -320,21 +323,27 @@ func (m *Manager) writeMember(tx *store.Tx, j *joinCall, p sidPlace) error {
 		}
 		return err
 	}
-	// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3: the old Sender ID
-	// goes to the stale set of the current version. The condition on sid makes
-	// the release exact when two requests of one member race.
-	n, err := tx.Exec(`UPDATE gm_members SET sid = ?, roles = ?, cred = ?, scope = ?, cnonce = ?, control_uri = ?,
-		birth_gid = ?, joined_num = ?, expires = ?, lapsed = 0
-		WHERE group_id = ? AND node = ? AND COALESCE(sid, -1) = ?`,
-		sid, int64(j.entry.Roles), nullable(j.cred), j.msg.Scope, j.msg.CNonce, j.msg.ControlURI,
-		[]byte(j.mat.gid), j.row.num, millis(j.grant.Expires), j.g.id, mb.node, mb.sid)
+	// Another request of the same node may have been written meanwhile: its
+	// Sender ID is the old one now, and its credential the stored one.
+	var old sidPlace
+	var stored []byte
+	err := tx.QueryRow(`SELECT COALESCE(sid, -1), cred FROM gm_members WHERE group_id = ? AND node = ?`,
+		j.g.id, mb.node).Scan(&old, &stored)
+	if isNotFound(err) || err == nil && j.ns == nil && !bytes.Equal(stored, mb.cred) {
+		return errMoved
+	}
 	if err != nil {
 		return err
 	}
-	if n == 0 {
-		return errMoved
+	if _, err := tx.Exec(`UPDATE gm_members SET sid = ?, roles = ?, cred = ?, scope = ?, cnonce = ?, control_uri = ?,
+		birth_gid = ?, joined_num = ?, expires = ?, lapsed = 0 WHERE group_id = ? AND node = ?`,
+		sid, int64(j.entry.Roles), nullable(j.cred), j.msg.Scope, j.msg.CNonce, j.msg.ControlURI,
+		[]byte(j.mat.gid), j.row.num, millis(j.grant.Expires), j.g.id, mb.node); err != nil {
+		return err
 	}
-	return j.g.release(tx, j.row.num, mb.sid)
+	// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3: the old Sender ID
+	// goes to the stale set of the current version.
+	return j.g.release(tx, j.row.num, old)
 }
 
 // enroll asks the delivery for what the member's channel needs.

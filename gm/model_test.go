@@ -261,6 +261,7 @@ func runModel(t *testing.T, seed uint64, steps int) {
 			t.Fatalf("step %d, op %d: %+v; model: version %d, due %v, %d members", step, op, s, mod.num, mod.due, len(mod.members))
 		}
 	}
+	f.checkState()
 	// All that is left is what the model says, and every member reads it.
 	members, err := f.m.Members(t.Context(), "g1")
 	if err != nil {

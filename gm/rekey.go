@@ -85,6 +85,9 @@ func (m *Manager) rekey(ctx context.Context, g *group, why reasons, detail strin
 		switch {
 		case errors.Is(err, errMoved):
 			m.met.overtaken.Inc()
+			if err := m.settle(ctx); err != nil {
+				return 0, err
+			}
 			continue
 		case errors.Is(err, ErrGidExhausted):
 			return 0, errors.Join(fmt.Errorf("gm: rekey %q: %w", g.cfg.Name, err), m.move(ctx, g.cfg.Name, exhaust))

@@ -381,6 +381,7 @@ func TestConcurrentJoins(t *testing.T) {
 	if len(sids) != n {
 		t.Errorf("%d Sender IDs for %d members", len(sids), n)
 	}
+	f.checkState()
 }
 
 // The same node on two requests at once is one member.
