@@ -73,7 +73,7 @@ type Member struct {
 type TokenRequest struct {
 	Audience string
 	Scope    groupcomm.Scope
-	Lifetime time.Duration // 0: the issuer's choice
+	Lifetime time.Duration
 }
 
 // Token is an issued access token. Key is the node's secret.

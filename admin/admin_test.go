@@ -271,7 +271,7 @@ func TestOpenResources(t *testing.T) {
 		t.Errorf("readyz of a gateway that is down: %d", resp.StatusCode)
 	}
 	// An error of the house is 500, its text told to the operator.
-	resp := do(t, "POST", base+"/v1/tokens", `{"audience":"a","scope":[{"group":"g","roles":["monitor"]}]}`, nil)
+	resp := do(t, "POST", base+"/v1/tokens", `{"audience":"a","scope":[{"group":"g","roles":["monitor"]}],"lifetime":"1h"}`, nil)
 	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 500 || !strings.Contains(string(body), "disk on fire") {
 		t.Errorf("got %d %s", resp.StatusCode, body)
 	}

@@ -256,7 +256,7 @@ func (s *Server) evict(r *http.Request) (any, error) {
 type TokenAsk struct {
 	Audience string       `json:"audience"`
 	Scope    []ScopeEntry `json:"scope"`
-	Lifetime string       `json:"lifetime,omitempty"` // Go duration; "": the issuer's choice
+	Lifetime string       `json:"lifetime"` // Go duration, a second at least
 }
 
 // ScopeEntry is one group and the roles in it.
@@ -292,12 +292,9 @@ func (s *Server) issueToken(r *http.Request) (any, error) {
 	if len(req.Scope) == 0 {
 		return nil, badRequest("scope is empty")
 	}
-	if ask.Lifetime != "" {
-		d, err := time.ParseDuration(ask.Lifetime)
-		if err != nil || d <= 0 {
-			return nil, badRequest("lifetime must be a duration such as 24h")
-		}
-		req.Lifetime = d
+	var err error
+	if req.Lifetime, err = time.ParseDuration(ask.Lifetime); err != nil || req.Lifetime < time.Second {
+		return nil, badRequest("lifetime must be a duration such as 24h")
 	}
 	if s.deps.Tokens == nil {
 		return nil, errNotServed

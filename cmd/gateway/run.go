@@ -57,6 +57,9 @@ func runGateway(ctx context.Context, cfg *config.Config, log *slog.Logger, out i
 	if err := cfg.Bootstrap(); err != nil {
 		return err
 	}
+	if portZero(cfg) {
+		defer func() { _ = os.Remove(cfg.Path(adminAddrFile)) }() // gone already is as good
+	}
 	return host.Serve(ctx, cfg, log, func(_ *plugin.Gateway, at host.Addrs) {
 		if err := writeAdminAddr(cfg, at.HTTP); err != nil {
 			log.WarnContext(ctx, "address of the admin API not written", "err", err)
@@ -106,10 +109,16 @@ func invocation() string {
 // writeAdminAddr tells the command line where the admin API is when the system
 // chose the port.
 func writeAdminAddr(cfg *config.Config, addr string) error {
-	if _, port, err := net.SplitHostPort(cfg.Listen.HTTP); err != nil || port != "0" {
+	if !portZero(cfg) {
 		return nil
 	}
 	return os.WriteFile(cfg.Path(adminAddrFile), []byte(addr+"\n"), 0o600)
+}
+
+// portZero says whether the system chooses the port of the admin API.
+func portZero(cfg *config.Config) bool {
+	_, port, err := net.SplitHostPort(cfg.Listen.HTTP)
+	return err == nil && port == "0"
 }
 
 // newLogger logs to w as the configuration says, which is valid.

@@ -17,7 +17,7 @@ type tokenIssueCmd struct {
 	where
 	Scope    []string      `required:"" sep:"none" placeholder:"GROUP=ROLE,ROLE" help:"What the token allows; may be repeated. Roles: requester, responder, monitor, verifier."`
 	Audience string        `help:"Audience. Default: that of the only entry in tokens to issue with."`
-	Lifetime time.Duration `help:"How long it is valid. Default: the gateway's choice."`
+	Lifetime time.Duration `default:"24h" help:"How long it is valid."`
 	JSON     bool          `help:"Print JSON."`
 }
 
@@ -34,10 +34,7 @@ func (c *tokenIssueCmd) Validate() error {
 
 // Run issues a token. Its key is printed: it has to reach the node somehow.
 func (c *tokenIssueCmd) Run(e *env) error {
-	ask := admin.TokenAsk{Audience: c.Audience}
-	if c.Lifetime != 0 {
-		ask.Lifetime = c.Lifetime.String()
-	}
+	ask := admin.TokenAsk{Audience: c.Audience, Lifetime: c.Lifetime.String()}
 	for _, s := range c.Scope {
 		group, roles, _ := strings.Cut(s, "=")
 		ask.Scope = append(ask.Scope, admin.ScopeEntry{Group: group, Roles: strings.Split(roles, ",")})

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,10 +61,13 @@ func (w *where) client() (*admin.Client, error) {
 	if addr == "" {
 		return nil, withHint(errors.New("the gateway has no admin API: listen.http is empty"), "set listen.http to 127.0.0.1:8080")
 	}
-	if _, port, err := net.SplitHostPort(addr); err == nil && port == "0" {
+	if portZero(c) {
 		b, err := os.ReadFile(c.Path(adminAddrFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %s does not exist", admin.ErrNotRunning, c.Path(adminAddrFile))
+		}
 		if err != nil {
-			return nil, fmt.Errorf("listen.http has port 0: %w", err)
+			return nil, err
 		}
 		addr = strings.TrimSpace(string(b))
 	}
