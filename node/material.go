@@ -167,6 +167,7 @@ func (m *Member) catchUp(ctx context.Context) error {
 		m.missed = nil
 		m.mu.Unlock()
 		m.emit(Event{Kind: Rekeyed, Version: next.Version, Gid: next.Gid, Via: target.via})
+		m.signalAck()
 		if newer != nil {
 			m.take(newer) // ignored unless it came meanwhile
 		}

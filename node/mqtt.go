@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
@@ -96,27 +97,35 @@ func (m *Member) openMQTT(payload []byte) error {
 	}
 	m.mu.Unlock()
 	m.take(o)
-	m.signal() // for the acknowledgement
+	m.signalAck()
 	return nil
 }
 
 // dueAck gives the acknowledgement that should be published now, nil when none
 // is. It gives each version once: the message shows that the version is
 // installed, so it waits for that.
-func (m *Member) dueAck() (topic string, msg []byte) {
+func (m *Member) dueAck(mgt *groupcomm.MgtKeyMaterial) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	a := &m.acked
-	if m.mgt == nil || m.state == nil || !m.state.Installed || !a.any || a.seen != m.state.Version || a.done && a.sent >= a.seen {
-		return "", nil
+	if m.mgt != mgt || m.state == nil || !m.state.Installed || !a.any || a.seen != m.state.Version || a.done && a.sent >= a.seen {
+		return nil
 	}
-	msg, err := cose.SealAck(m.mgt.Key, a.seen)
+	msg, err := cose.SealAck(mgt.Key, a.seen)
 	if err != nil {
 		m.log.Error("acknowledgement cannot be made", "err", err)
-		return "", nil
+		return nil
 	}
 	a.sent, a.done = a.seen, true
-	return m.mgt.AckTopic, msg
+	return msg
+}
+
+// signalAck says that an acknowledgement may be due.
+func (m *Member) signalAck() {
+	select {
+	case m.ackWake <- struct{}{}:
+	default:
+	}
 }
 
 // subscription is the connection to the broker of one mgt_key_material. The
@@ -125,24 +134,20 @@ type subscription struct {
 	mgt    *groupcomm.MgtKeyMaterial
 	client mqtt.Client
 	cancel context.CancelFunc
+	wg     sync.WaitGroup
 }
 
-// follow makes the subscription that of the membership now, and publishes the
-// acknowledgement that is due.
+// follow makes the subscription that of the membership now.
 func (s *subscription) follow(m *Member) {
 	m.mu.Lock()
 	mgt := m.mgt
 	m.mu.Unlock()
-	if mgt != s.mgt {
-		s.stop()
-		if mgt != nil {
-			s.start(m, mgt)
-		}
+	if mgt == s.mgt {
+		return
 	}
-	if topic, msg := m.dueAck(); msg != nil && s.client != nil {
-		// Never waited for: with QoS 1 paho keeps it until the broker has it, and
-		// the Group Manager learns the version from the next poll otherwise.
-		s.client.Publish(topic, 1, false, msg)
+	s.stop()
+	if mgt != nil {
+		s.start(m, mgt)
 	}
 }
 
@@ -188,14 +193,30 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 	s.mgt, s.cancel = mgt, cancel
 	s.client = mqtt.NewClient(o)
 	s.client.Connect() // goes on by itself until Disconnect
+	client := s.client
+	s.wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-m.ackWake:
+			}
+			if msg := m.dueAck(mgt); msg != nil {
+				// Not waited for: with QoS 1 paho keeps it until the broker has it,
+				// and the Group Manager learns the version from the next poll, too.
+				client.Publish(mgt.AckTopic, 1, false, msg)
+			}
+		}
+	})
 }
 
-// stop disconnects.
+// stop disconnects and waits for what it started.
 func (s *subscription) stop() {
 	if s.client == nil {
 		return
 	}
 	s.cancel()
 	s.client.Disconnect(mqttDisconnect)
+	s.wg.Wait()
 	s.mgt, s.client, s.cancel = nil, nil, nil
 }

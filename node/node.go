@@ -165,8 +165,10 @@ type Member struct {
 	missed *offer                   // newest material that cannot be installed yet
 	mgt    *groupcomm.MgtKeyMaterial
 	acked  ackState
-	ended  error // why the membership is over
-	wake   chan struct{}
+	ended  error         // why the membership is over
+	wake   chan struct{} // for Follow
+
+	ackWake chan struct{} // for the MQTT channel
 }
 
 // New makes a member that speaks over t, which it closes in [Member.Close].
@@ -197,6 +199,8 @@ func New(cfg Config, t Transport) (*Member, error) {
 		key:    cfg.Key,
 		pinned: cfg.KDCCred,
 		wake:   make(chan struct{}, 1),
+
+		ackWake: make(chan struct{}, 1),
 	}
 	if tr := cfg.Transfer; tr != nil {
 		m.ns = tr.KDCChallenge
