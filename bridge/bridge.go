@@ -210,6 +210,16 @@ func (b *Bridge) Held(_ context.Context, group, node string, version uint64) {
 	b.confirm(member{group, node}, version, channelPoll, nil)
 }
 
+// Seen records that node asked for keying material, and whether it observes it
+// from now on. That shows life and the channel, not what it holds.
+func (b *Bridge) Seen(_ context.Context, group, node string, observing bool) {
+	channel := channelPoll
+	if observing {
+		channel = channelObserve
+	}
+	b.activity.heard(member{group, node}, channel, time.Now())
+}
+
 // confirm notes that m holds version. done, when not nil, is called after that
 // is on disk.
 func (b *Bridge) confirm(m member, version uint64, channel string, done func()) {

@@ -169,11 +169,26 @@ func (a *activity) forget(m member) {
 	delete(a.traces, m)
 }
 
-// heard notes a sign of life, which ends what was tried before.
+// heard notes a sign of life, which ends what was tried before. A member that
+// observes may ask now and then as well: that does not make it a poller.
 func (a *activity) heard(m member, channel string, at time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if channel == channelPoll && a.traces[m].channel == channelObserve {
+		channel = channelObserve
+	}
 	a.traces[m] = trace{channel: channel, heard: at}
+}
+
+// unobserved notes that an observation ended.
+func (a *activity) unobserved(m member) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t := a.traces[m]
+	if t.channel == channelObserve {
+		t.channel = ""
+		a.traces[m] = t
+	}
 }
 
 // attempted notes a failed attempt.

@@ -66,6 +66,7 @@ func (b *Bridge) notification(ctx context.Context, group string, version uint64,
 			b.activity.attempted(m, channelObserve, err)
 			if errors.Is(err, coap.ErrGone) || errors.Is(err, coap.ErrReset) {
 				b.observers.remove(topic, link)
+				b.activity.unobserved(m)
 			}
 		},
 	}

@@ -47,9 +47,8 @@ type Authority interface {
 	UsedChallenge(tx *store.Tx, s coap.Subject, ns []byte) error
 }
 
-// Delivery brings rekeys to members. A Delivery that also has the method
-// Held(ctx, group, node string, version uint64) is told of every version that a
-// member has shown to hold.
+// Delivery brings rekeys to members. A Delivery that is also a
+// [holder] is told what members' requests show.
 type Delivery interface {
 	// Enroll prepares what a member needs for the channel that it asked for at
 	// join: mgt goes into label 27, commit runs in the join's transaction, and
@@ -62,9 +61,12 @@ type Delivery interface {
 	Remove(tx *store.Tx, group, node string) error
 }
 
-// holder is the optional part of a Delivery.
+// holder is the optional part of a Delivery: it hears what requests show.
 type holder interface {
+	// Held: the member showed that it holds this version.
 	Held(ctx context.Context, group, node string, version uint64)
+	// Seen: the member asked for keying material, observing or once.
+	Seen(ctx context.Context, group, node string, observing bool)
 }
 
 // Deps are the rooms and services that a Manager works with.
@@ -155,8 +157,8 @@ func (m *Manager) GroupConfigs(_ context.Context, names []string) ([]groupcomm.G
 }
 
 // RekeyMessage returns the version of a group's current keying material and
-// the rekey message that announces it, byte for byte as it was first encoded.
-// It is a secret. The error for a group that does not exist is [ErrNoGroup].
+// the rekey message that announces it, byte for byte as it was first encoded;
+// nil when the group was never rekeyed. It is a secret. The error for a group that does not exist is [ErrNoGroup].
 func (m *Manager) RekeyMessage(ctx context.Context, name string) (uint64, []byte, error) {
 	g, ok := m.group(name)
 	if !ok {
@@ -165,6 +167,9 @@ func (m *Manager) RekeyMessage(ctx context.Context, name string) (uint64, []byte
 	mat, err := m.current(ctx, g)
 	if err != nil {
 		return 0, nil, err
+	}
+	if mat.num == 0 {
+		return 0, nil, nil // members have it from their Join Response
 	}
 	return mat.num, mat.message.Bytes(), nil
 }

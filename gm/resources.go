@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -92,27 +93,26 @@ func (c *call) versioned(r *coap.Response, topic string) *coap.Response {
 }
 
 // held answers 2.03 when a plain GET carries the ETag of the current version
-// (RFC 7252, Section 5.10.6.2). The member has thereby shown that it holds that
-// version. A registration always gets the full map: a member that starts to
-// observe has perhaps lost what it knew.
+// (RFC 7252, Section 5.10.6.2). A member that sends that ETag has thereby shown
+// that it holds the version. A registration always gets the full map: a member
+// that starts to observe has perhaps lost what it knew.
 func (m *Manager) held(ctx context.Context, c *call) *coap.Response {
-	if _, observe := c.req.Observe(); observe {
-		return nil
-	}
 	tag := versionTag(c.row.num)
-	for _, t := range c.req.Options.Values(coap.ETag) {
-		if !bytes.Equal(t, tag) {
-			continue
-		}
-		if h, ok := m.deliver.(holder); ok {
+	current := slices.ContainsFunc(c.req.Options.Values(coap.ETag), func(t []byte) bool { return bytes.Equal(t, tag) })
+	register, observe := c.req.Observe()
+	if h, ok := m.deliver.(holder); ok {
+		h.Seen(ctx, c.g.cfg.Name, c.row.member.node, register)
+		if current {
 			h.Held(ctx, c.g.cfg.Name, c.row.member.node, c.row.num)
 		}
-		r := &coap.Response{Code: coap.Valid}
-		r.Options.Set(coap.ETag, tag)
-		r.Options.SetUint(coap.MaxAge, 0)
-		return r
 	}
-	return nil
+	if !current || observe {
+		return nil
+	}
+	r := &coap.Response{Code: coap.Valid}
+	r.Options.Set(coap.ETag, tag)
+	r.Options.SetUint(coap.MaxAge, 0)
+	return r
 }
 
 // getPolicies answers GET policies (RFC 9594, Section 4.6.1).

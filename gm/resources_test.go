@@ -62,7 +62,10 @@ func TestGetKeys(t *testing.T) {
 }
 
 // held records what a Delivery is told; it delivers nothing.
-type held struct{ got []string }
+type held struct {
+	got       []string
+	observing bool
+}
 
 func (*held) Enroll(context.Context, string, string, *groupcomm.Delivery) ([]byte, func(*store.Tx) error, error) {
 	return nil, nil, nil
@@ -74,6 +77,7 @@ func (*held) Remove(*store.Tx, string, string) error { return nil }
 func (h *held) Held(_ context.Context, group, node string, version uint64) {
 	h.got = append(h.got, group+"/"+node+"/"+string(rune('0'+version)))
 }
+func (h *held) Seen(_ context.Context, _, _ string, observing bool) { h.observing = observing }
 
 // RFC 7252, Section 5.10.6.2: a GET with the ETag of the current version is
 // answered with 2.03 and shows that the member has it.
@@ -97,10 +101,14 @@ func TestHeldVersion(t *testing.T) {
 		if !slices.Equal(h.got, []string{"g1/" + j.Path[3] + "/1"}) {
 			t.Errorf("GET %v: held %q", path, h.got)
 		}
-		// A registration always gets the full map.
+		// A registration always gets the full map, and shows the version too.
+		h.got, h.observing = nil, false
 		req.Options.SetUint(coap.ObserveOption, 0)
 		if r, err := f.m.ServeCoAP(t.Context(), req); err != nil || r.Code != coap.Content {
 			t.Errorf("registration on %v: %v %v", path, r, err)
+		}
+		if !slices.Equal(h.got, []string{"g1/" + j.Path[3] + "/1"}) || !h.observing {
+			t.Errorf("registration on %v: held %q, observing %v", path, h.got, h.observing)
 		}
 	}
 }

@@ -104,8 +104,8 @@ func printGroup(w io.Writer, g *admin.GroupInfo) error {
 				id = `""` // zero bytes are a Sender ID, too
 			}
 		}
-		version := "-"
-		if m.Version > 0 {
+		version := "-" // the first version is 0: only the state tells it from none
+		if m.Version > 0 || m.State == "current" {
 			version = fmt.Sprint(m.Version)
 		}
 		row(t, m.Node, id, strings.Join(m.Roles, ","), version, m.State, m.Channel, ago(m.LastHeard), ahead(m.Expires))
