@@ -1,9 +1,9 @@
 //go:build ignore
 
 // Command readme runs the commands of a README as a reader would. Each block
-// marked sh is one terminal, from top to bottom. A block that does not end, but
-// falls silent after it said something, keeps running while the next ones do;
-// at the end such blocks get Ctrl-C. Every block must end with status 0.
+// marked sh is one terminal, from top to bottom. A block that starts a gateway
+// or a node stays: once it said something and fell silent the next block's turn
+// comes, and at the end it gets Ctrl-C. Every block must end with status 0.
 package main
 
 import (
@@ -25,6 +25,12 @@ const (
 	goodbye  = 20 * time.Second // from Ctrl-C to the end
 	poll     = 50 * time.Millisecond
 )
+
+// stays matches blocks that do not end by themselves.
+var stays = regexp.MustCompile(`gateway (run|node join)\b`)
+
+// elsewhere matches blocks that .ci/run does in a step of its own.
+var elsewhere = regexp.MustCompile(`\Ago test \./\.\.\.\n\z`)
 
 var block = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 
@@ -52,11 +58,15 @@ func runAll(blocks [][][]byte) (err error) {
 	}()
 	for _, b := range blocks {
 		fmt.Printf("--- %s", b[1])
+		if elsewhere.Match(b[1]) {
+			fmt.Println("(a step of its own)")
+			continue
+		}
 		t, err := open(string(b[1]))
 		if err != nil {
 			return err
 		}
-		waiting, err := t.settle()
+		waiting, err := t.settle(stays.Match(b[1]))
 		if waiting {
 			running = append(running, t)
 		}
@@ -86,8 +96,8 @@ func open(script string) (*terminal, error) {
 	return t, nil
 }
 
-// settle waits until the block ended, or waits for something itself.
-func (t *terminal) settle() (waiting bool, err error) {
+// settle waits until the block ended or, if it stays, waits for something itself.
+func (t *terminal) settle(stays bool) (waiting bool, err error) {
 	limit := time.Now().Add(patience)
 	for {
 		select {
@@ -95,11 +105,11 @@ func (t *terminal) settle() (waiting bool, err error) {
 			return false, t.failed(err)
 		case <-time.After(poll):
 		}
-		if last, ok := t.out.last(); ok && time.Since(last) > silence {
+		if last, ok := t.out.last(); ok && stays && time.Since(last) > silence {
 			return true, nil
 		}
 		if time.Now().After(limit) {
-			return true, fmt.Errorf("no word for %v", patience)
+			return true, fmt.Errorf("not done after %v", patience)
 		}
 	}
 }
