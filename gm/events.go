@@ -13,7 +13,7 @@ import (
 // A member whose access token expired is lapsed: it stays a member, keeps its
 // Sender ID, and gets no newer key (protocol.md, Section 2). A new token for the
 // same key and roles restores it as it was. After the grace it is evicted;
-// without a grace at once.
+// without a grace at once. A token that was revoked gives no grace.
 
 // cursor is the name under which the Group Manager follows the event log.
 const cursor = "gm"
@@ -89,37 +89,46 @@ func (m *Manager) byID() map[int64]*group {
 	return out
 }
 
-// tokenExpired lapses the memberships that stand on an expired token. An event
-// that a newer token has overtaken changes nothing; neither does one that comes
-// again.
+// tokenExpired ends the memberships that stand on a token: by expiry, or for the
+// reason that the event names, which is a revocation. An event that a newer
+// token has overtaken changes nothing; neither does one that comes again.
 func (m *Manager) tokenExpired(ctx context.Context, e *groupcomm.Event) error {
-	return m.lapse(ctx, e.Subject, func(_ *group, mb *member) bool {
+	why := byExpiry
+	if e.Reason != "" {
+		why = byRevocation
+	}
+	return m.lapse(ctx, e.Subject, why, func(_ *group, mb *member) bool {
 		return e.Expires == 0 || !mb.expires.After(time.Unix(e.Expires, 0).Add(time.Second-1))
 	})
 }
 
-// lapse marks those memberships of a subject for which gone says so.
-func (m *Manager) lapse(ctx context.Context, s coap.Subject, gone func(*group, *member) bool) error {
+// lapse ends those memberships of a subject for which gone says so: with
+// byExpiry they lapse, if their group has a grace; else they are evicted.
+func (m *Manager) lapse(ctx context.Context, s coap.Subject, why reasons, gone func(*group, *member) bool) error {
 	groups := m.byID()
-	lapsed := 0
+	lapsed, evicted := 0, 0
 	err := m.st.Update(ctx, func(tx *store.Tx) error {
-		lapsed = 0
+		lapsed, evicted = 0, 0
 		found, err := memberships(tx, subjectOf(s))
 		if err != nil {
 			return err
 		}
 		for id, mb := range found {
 			g, ok := groups[id]
-			if !ok || mb.lapsed || !gone(g, mb) {
+			if !ok || !gone(g, mb) {
+				continue
+			}
+			if why != byExpiry || g.cfg.ExpiryGrace == 0 {
+				if err := m.evictTokenless(tx, g, mb, why, g.cfg.BatchWindow); err != nil {
+					return err
+				}
+				evicted++
+				continue
+			}
+			if mb.lapsed {
 				continue
 			}
 			lapsed++
-			if g.cfg.ExpiryGrace == 0 {
-				if err := m.evictExpired(tx, g, mb, g.cfg.BatchWindow); err != nil {
-					return err
-				}
-				continue
-			}
 			if _, err := tx.Exec(`UPDATE gm_members SET lapsed = 1, expires = ?,
 				lapsed_num = (SELECT num FROM gm_groups WHERE id = ?) WHERE group_id = ? AND node = ?`,
 				lapseTime(mb), id, id, mb.node); err != nil {
@@ -131,12 +140,13 @@ func (m *Manager) lapse(ctx context.Context, s coap.Subject, gone func(*group, *
 		}
 		return nil
 	})
-	if err != nil || lapsed == 0 {
+	if err != nil || lapsed+evicted == 0 {
 		return err
 	}
 	m.poke()
 	m.met.lapses.Add(float64(lapsed))
-	m.log.InfoContext(ctx, "token expired, memberships lapsed", "memberships", lapsed)
+	m.met.removals.WithLabelValues("evicted").Add(float64(evicted))
+	m.log.InfoContext(ctx, "token ended", "reason", why.String(), "lapsed", lapsed, "evicted", evicted)
 	return nil
 }
 
@@ -150,19 +160,19 @@ func lapseTime(mb *member) int64 {
 	return mb.expires.UnixMilli()
 }
 
-// evictExpired removes a member for its token's expiry.
-func (m *Manager) evictExpired(tx *store.Tx, g *group, mb *member, window time.Duration) error {
+// evictTokenless removes a member that has no token any more.
+func (m *Manager) evictTokenless(tx *store.Tx, g *group, mb *member, why reasons, window time.Duration) error {
 	var num uint64
 	if err := tx.QueryRow(`SELECT num FROM gm_groups WHERE id = ?`, g.id).Scan(&num); err != nil {
 		return err
 	}
-	return m.remove(tx, g, num, mb, groupcomm.EventEvicted, byEviction|byExpiry, window)
+	return m.remove(tx, g, num, mb, groupcomm.EventEvicted, why|byEviction, window)
 }
 
 // tokenStored restores the lapsed memberships that a new token covers, and
 // notes its expiry. Memberships whose roles it does not grant any more lapse.
 func (m *Manager) tokenStored(ctx context.Context, e *groupcomm.Event) error {
-	grant, err := m.auth.Grant(ctx, coap.Peer{Subject: e.Subject})
+	grant, err := m.auth.Grant(ctx, coap.Peer{Via: coap.Internal, Subject: e.Subject})
 	if err != nil {
 		if coap.Deliberate(err) {
 			return nil // it is gone again; its expiry is a later event
@@ -204,5 +214,5 @@ func (m *Manager) tokenStored(ctx context.Context, e *groupcomm.Event) error {
 	if restored > 0 {
 		m.log.InfoContext(ctx, "token renewed, memberships restored", "memberships", restored)
 	}
-	return m.lapse(ctx, e.Subject, func(g *group, mb *member) bool { return !covers(g, mb) })
+	return m.lapse(ctx, e.Subject, byExpiry, func(g *group, mb *member) bool { return !covers(g, mb) })
 }

@@ -158,7 +158,8 @@ func (m *Manager) GroupConfigs(_ context.Context, names []string) ([]groupcomm.G
 
 // RekeyMessage returns the version of a group's current keying material and
 // the rekey message that announces it, byte for byte as it was first encoded;
-// nil when the group was never rekeyed. It is a secret. The error for a group that does not exist is [ErrNoGroup].
+// nil when the group was never rekeyed. It is a secret. The error for a group
+// that does not exist is [ErrNoGroup].
 func (m *Manager) RekeyMessage(ctx context.Context, name string) (uint64, []byte, error) {
 	g, ok := m.group(name)
 	if !ok {

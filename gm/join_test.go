@@ -150,7 +150,6 @@ func TestJoinDecisions(t *testing.T) {
 		newcomer *gmtest.Joiner // token for requester, responder, monitor
 		member   *gmtest.Joiner // member with requester and responder
 		monitor  *gmtest.Joiner // member, monitor only
-		msg      *groupcomm.JoinRequest
 	}
 	edit := func(fn func(*env, *groupcomm.JoinRequest)) func(*env) *coap.Request {
 		return func(e *env) *coap.Request {

@@ -24,18 +24,19 @@ const (
 	byLifetime // the keying material is about to expire
 	byOperator
 	bySenderIDs // all Sender IDs are used up, a rekey frees some
+	byRevocation
 )
 
 // forward are the reasons for which somebody who is no member holds the current
 // material: no newcomer gets it.
-const forward = byLeave | byEviction
+const forward = byLeave | byEviction | byRevocation
 
 var reasonNames = []struct {
 	bit  reasons
 	name string
 }{
 	{byLeave, "leave"}, {byEviction, "eviction"}, {byExpiry, "token expiry"}, {byJoin, "join"},
-	{byLifetime, "key lifetime"}, {byOperator, "operator"}, {bySenderIDs, "sender ids"},
+	{byLifetime, "key lifetime"}, {byOperator, "operator"}, {bySenderIDs, "sender ids"}, {byRevocation, "token revocation"},
 }
 
 func (r reasons) String() string {

@@ -162,7 +162,7 @@ func (m *Manager) evictGroupAfterGrace(ctx context.Context, g *group) (next time
 				return err
 			}
 			for _, mb := range over {
-				if err := m.evictExpired(tx, g, mb, g.cfg.ExpiryBatch); err != nil {
+				if err := m.evictTokenless(tx, g, mb, byExpiry, g.cfg.ExpiryBatch); err != nil {
 					return err
 				}
 				evicted++

@@ -281,6 +281,28 @@ func TestTokenExpiryWithoutGrace(t *testing.T) {
 	})
 }
 
+// Revocation ignores grace and batch of expiries.
+func TestTokenRevoked(t *testing.T) {
+	bubble(t, groupConfig("g1"), func(f *fixture) {
+		f.member("stay", "g1")
+		expires := time.Now().Add(time.Hour)
+		a := f.expiring("a", time.Hour)
+		f.auth.Revoke(a.Peer.Subject)
+		e := groupcomm.Event{Subject: a.Peer.Subject, Expires: expires.Unix(), Reason: "revoked"}
+		if err := f.st.Update(f.t.Context(), func(tx *store.Tx) error {
+			return tx.Emit(groupcomm.EventTokenExpired, "subject", e.Encode())
+		}); err != nil {
+			f.t.Fatal(err)
+		}
+		synctest.Wait()
+		if _, err := f.m.MemberOf(f.t.Context(), "g1", a.Peer.Subject); err != groupcomm.ErrNotMember {
+			f.t.Errorf("still a member: %v", err)
+		}
+		after(3 * time.Second)
+		f.wantVersion(1)
+	})
+}
+
 // A token that takes roles away ends the membership as an expiry does.
 func TestTokenWithFewerRoles(t *testing.T) {
 	bubble(t, groupConfig("g1"), func(f *fixture) {

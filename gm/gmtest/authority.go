@@ -89,7 +89,11 @@ func (a *Authority) findLocked(s coap.Subject) (*token, error) {
 func (a *Authority) Grant(_ context.Context, p coap.Peer) (*groupcomm.Grant, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	t, err := a.findLocked(p.Subject)
+	s := p.Subject
+	if p.Via == coap.Plain { // nobody proved anything
+		s = coap.Subject{}
+	}
+	t, err := a.findLocked(s)
 	if err != nil {
 		return nil, err
 	}
