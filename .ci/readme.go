@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -126,11 +127,21 @@ func (t *terminal) interrupt() error {
 	}
 	select {
 	case err := <-t.done:
-		return t.failed(err)
+		return t.failed(t.interrupted(err))
 	case <-time.After(goodbye):
 		_ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL)
 		return t.failed(fmt.Errorf("did not end %v after Ctrl-C", goodbye))
 	}
+}
+
+// interrupted forgives the status of `go run`: after Ctrl-C it is 1 however the
+// program ended, but when the program failed go run says so.
+func (t *terminal) interrupted(err error) error {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if ok && exit.ExitCode() == 1 && strings.Contains(t.cmd.Args[len(t.cmd.Args)-1], "go run ") && !strings.Contains(t.out.text(), "exit status") {
+		return nil
+	}
+	return err
 }
 
 func (t *terminal) failed(err error) error {
