@@ -61,3 +61,25 @@ func cpuTime(tb testing.TB) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkFloor is the cryptography that no join can do without: one signature
+// verified, one made.
+func BenchmarkFloor(b *testing.B) {
+	key, err := cose.GenerateKey(cose.AlgEdDSA)
+	if err != nil {
+		b.Fatal(err)
+	}
+	sign, msg := signer(key), make([]byte, 32)
+	sig, err := sign(msg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if key.Verify(msg, sig) != nil {
+			b.Fatal("wrong signature")
+		}
+		if _, err := sign(msg); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -232,7 +232,7 @@ func (m *Manager) beforeJoin(ctx context.Context, j *joinCall) (moved bool, err 
 	case r.exp <= time.Now().Unix():
 		// Nobody gets material that has expired.
 		_, err = m.rekey(ctx, j.g, byLifetime, "", r.num)
-		return true, err
+		return true, toPeer(err)
 	case !j.admission().newcomer:
 		// RFC 9594, Section 6: a member that joins again knows the keys.
 		return false, nil
@@ -240,7 +240,7 @@ func (m *Manager) beforeJoin(ctx context.Context, j *joinCall) (moved bool, err 
 		// protocol.md, Section 3: a newcomer never gets material that somebody
 		// who left holds.
 		_, err = m.rekey(ctx, j.g, r.dueReasons, "", r.num)
-		return true, err
+		return true, toPeer(err)
 	case j.g.cfg.RekeyOnJoin && r.handed && r.num <= j.arrived:
 		return true, m.awaitJoinRekey(ctx, j.g, j.arrived)
 	}

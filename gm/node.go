@@ -56,7 +56,7 @@ func (m *Manager) renew(ctx context.Context, c *call) (*coap.Response, error) {
 	}
 	if due := c.row.dueAt; due != 0 && due <= time.Now().Add(renewalWindow).UnixMilli() {
 		if _, err := m.rekey(ctx, c.g, c.row.dueReasons, "", c.row.num); err != nil {
-			return nil, err
+			return nil, toPeer(err)
 		}
 		mat, err := m.current(ctx, c.g)
 		if err != nil {

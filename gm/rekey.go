@@ -100,7 +100,20 @@ func (m *Manager) rekey(ctx context.Context, g *group, why reasons, detail strin
 		}
 		return mat.num, nil
 	}
-	return 0, fmt.Errorf("gm: rekey %q: overtaken %d times", g.cfg.Name, maxRekeyTries)
+	return 0, fmt.Errorf("gm: rekey %q: %w", g.cfg.Name, errOvertaken)
+}
+
+var errOvertaken = errors.New("overtaken too often")
+
+// toPeer makes the failure of a rekey that a request needed an answer to it.
+func toPeer(err error) error {
+	switch {
+	case errors.Is(err, ErrGidExhausted):
+		return fmt.Errorf("%w: %w", groupcomm.ErrInactive, err)
+	case errors.Is(err, errOvertaken):
+		return unavailable(err.Error())
+	}
+	return err
 }
 
 // snapshot is what a rekey is decided on.
@@ -341,7 +354,7 @@ func (m *Manager) awaitJoinRekey(ctx context.Context, g *group, arrived uint64) 
 		return nil
 	case <-t.C:
 		_, err := m.rekey(ctx, g, byJoin, "", arrived)
-		return err
+		return toPeer(err)
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -166,6 +166,16 @@ func TestGidExhausted(t *testing.T) {
 		}
 		seen[gid] = true
 	}
+	// The join that finds this out is told what later ones are told.
+	f.leave(f.member("leaver", "g1"))
+	newcomer := f.joiner("newcomer", "g1", both)
+	for range 2 {
+		msg, err := newcomer.JoinMessage("g1", both)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkRefusal(t, newcomer.Send(t.Context(), f.m, "g1", msg), 9, false)
+	}
 	if _, err := f.m.Rekey(t.Context(), "g1", ""); !errors.Is(err, ErrGidExhausted) {
 		t.Fatalf("rekey 256: %v", err)
 	}
