@@ -132,7 +132,7 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 			options.WithInactivityMonitor(sessionIdle, closeIdle),
 		)
 		l := &dtlsListener{listener: s.coaps, admission: admission}
-		serveUntil(ctx, g, "coaps", srv.Stop, func() error { return srv.Serve(l) })
+		serveUntil(ctx, g, "coaps", func() { srv.Stop(); _ = s.coaps.Close() }, func() error { return srv.Serve(l) })
 	}
 	if s.coap != nil {
 		srv := udp.NewServer(
@@ -142,12 +142,14 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 			options.WithRequestMonitor(gg.Monitor),
 			options.WithInactivityMonitor(plainIdle, closeIdle),
 		)
-		serveUntil(ctx, g, "coap", srv.Stop, func() error { return srv.Serve(s.coap) })
+		serveUntil(ctx, g, "coap", func() { srv.Stop(); _ = s.coap.Close() }, func() error { return srv.Serve(s.coap) })
 	}
 	return g.Wait()
 }
 
-// serveUntil runs one go-coap server until ctx ends.
+// serveUntil runs one go-coap server until ctx ends. stop closes its socket as
+// well: a server that is stopped before it began to serve does not, and would
+// then wait for peers for ever.
 func serveUntil(ctx context.Context, g *errgroup.Group, name string, stop func(), serve func() error) {
 	unhook := context.AfterFunc(ctx, stop)
 	g.Go(func() error {
