@@ -147,7 +147,14 @@ func (g *Gateway) newLink(ctx context.Context, conn mux.Conn) (*hostLink, error)
 		}
 		// The first application record shows that the client's Finished was
 		// verified: only now is the token committed (RFC 9202, Section 3.3.2).
-		return r.access.Conveyed(ctx, identity, exporter)
+		subject, err := r.access.Conveyed(ctx, identity, exporter)
+		if err != nil && coap.Deliberate(err) && coap.ErrorResponse(err).Code < coap.InternalServerError {
+			// No token, or none that is accepted: the handshake was with the
+			// host's own key. Such a peer has no rights here, and is told where
+			// to get some.
+			return coap.Subject{}, nil
+		}
+		return subject, err
 	})
 	if err != nil {
 		return nil, err
