@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"flag"
 	"fmt"
 	"log"
@@ -14,18 +15,25 @@ import (
 
 	piondtls "github.com/pion/dtls/v3"
 	"github.com/plgd-dev/go-coap/v3/dtls"
+	"github.com/plgd-dev/go-coap/v3/dtls/server"
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/plgd-dev/go-coap/v3/mux"
 	"github.com/plgd-dev/go-coap/v3/net"
 	"github.com/plgd-dev/go-coap/v3/options"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/plugin"
 )
 
-// hostPSK is the key look-up that the host had before.
-func hostPSK(identity []byte) ([]byte, error) {
+// peers are the pre-shared keys that the host had before, by psk_identity.
+type peers map[string][]byte
+
+func (p peers) psk(identity []byte) ([]byte, error) {
+	if key, ok := p[string(identity)]; ok {
+		return key, nil
+	}
 	return nil, fmt.Errorf("no peer %q", identity)
 }
 
@@ -35,33 +43,59 @@ func hostRouter() *mux.Router {
 	_ = r.Handle("/temperature", mux.HandlerFunc(func(w mux.ResponseWriter, _ *mux.Message) {
 		_ = w.SetResponse(codes.Content, message.TextPlain, bytes.NewReader([]byte("21.5")))
 	}))
+	_ = r.Handle("/.well-known/core", mux.HandlerFunc(func(w mux.ResponseWriter, _ *mux.Message) {
+		_ = w.SetResponse(codes.Content, message.AppLinkFormat, bytes.NewReader([]byte(`</temperature>;rt="temperature-c"`)))
+	}))
 	return r
 }
 
 func main() {
 	addr := flag.String("listen", "127.0.0.1:5684", "where to serve CoAP over DTLS")
 	dir := flag.String("data-dir", "groupgate-data", "the gateway's data folder")
+	psk := flag.String("psk", "", "hexadecimal key of the host's own peer \"operator\"")
 	flag.Parse()
+	own := peers{}
+	if *psk != "" {
+		key, err := hex.DecodeString(*psk)
+		if err != nil {
+			log.Fatalf("-psk: %v", err)
+		}
+		own["operator"] = key
+	}
+	listen := config.Embedded().Listen
+	listen.CoAPS = *addr
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *addr, *dir); err != nil {
+	if err := run(ctx, listen, *dir, own.psk, func(string) {}); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(ctx context.Context, addr, dir string) error {
+// run serves until ctx ends or the gateway fails. ready is told the address as
+// soon as it is bound.
+func run(ctx context.Context, listen config.Listen, dir string, hostPSK func([]byte) ([]byte, error), ready func(addr string)) error {
+	g, ctx := errgroup.WithContext(ctx)
+
 	// -- groupgate begins --
 	cfg := config.Embedded() // or config.Load("gateway.yaml")
 	cfg.DataDir = dir
+	cfg.Listen = listen // coaps: what nodes are told; http, mqtt: served by the gateway
 	gg, err := plugin.New(cfg, slog.Default())
 	if err != nil {
 		return err
 	}
-	done := make(chan error, 1)
-	go func() { done <- gg.Run(ctx) }()
+	g.Go(func() error { return gg.Run(ctx) })
 	handler, psk := gg.Handler(hostRouter()), gg.PSK(hostPSK)
 	// -- groupgate ends --
 
+	g.Go(func() error {
+		return serve(ctx, listen.CoAPS, psk, ready, options.WithMux(handler), options.WithRequestMonitor(gg.Monitor))
+	})
+	return g.Wait()
+}
+
+// serve is how the host served before: go-coap with its defaults.
+func serve(ctx context.Context, addr string, psk piondtls.PSKCallback, ready func(string), opts ...server.Option) error {
 	l, err := net.NewDTLSListener("udp", addr, net.NewDTLSServerOptions(
 		piondtls.WithPSK(psk),
 		piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_CCM_8),
@@ -69,10 +103,11 @@ func run(ctx context.Context, addr, dir string) error {
 	if err != nil {
 		return err
 	}
-	srv := dtls.NewServer(options.WithMux(handler), options.WithContext(ctx), options.WithRequestMonitor(gg.Monitor))
-	context.AfterFunc(ctx, srv.Stop)
-	if err := srv.Serve(l); err != nil && ctx.Err() == nil {
-		return err
-	}
-	return <-done
+	srv := dtls.NewServer(append(opts, options.WithContext(ctx))...)
+	defer context.AfterFunc(ctx, func() {
+		srv.Stop()
+		_ = l.Close() // Stop does not while Serve has not begun
+	})()
+	ready(l.Addr().String())
+	return srv.Serve(l)
 }
