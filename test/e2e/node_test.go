@@ -136,6 +136,13 @@ func (w *wire) Do(ctx context.Context, req *coap.Request) (*coap.Response, error
 // Done keeps the transport's own notice of its end.
 func (w *wire) Done() <-chan struct{} { return w.Transport.(node.Doner).Done() }
 
+// ExportEmptyContext keeps the transport's exporter.
+func (w *wire) ExportEmptyContext(label string, n int) ([]byte, error) {
+	return w.Transport.(interface {
+		ExportEmptyContext(string, int) ([]byte, error)
+	}).ExportEmptyContext(label, n)
+}
+
 // config is what a node of this process joins with.
 func (d *door) config(a *node.Access) node.Config {
 	return node.Config{
