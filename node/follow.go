@@ -22,8 +22,8 @@ const (
 var errEnded = errors.New("node: the observation ended")
 
 // Follow keeps the keying material current until ctx or the membership ends: it
-// observes the group and the node resource, listens to MQTT when the Group
-// Manager gave coordinates, polls now and then, catches up after missed rekeys
+// observes the node resource, listens to MQTT when the Group Manager gave
+// coordinates, observes the group while no broker has it, polls now and then, catches up after missed rekeys
 // and dials again when the association is lost.
 //
 // It returns ctx's error, nil after [Member.Leave], [ErrEvicted],
@@ -38,11 +38,11 @@ func (m *Member) Follow(ctx context.Context) error {
 	if _, _, err := m.joined(); err != nil {
 		return err
 	}
-	var broker subscription
+	broker := newSubscription()
 	defer broker.stop()
 	var b backoff
 	for {
-		err := m.session(ctx, &b, &broker)
+		err := m.session(ctx, &b, broker)
 		m.mu.Lock()
 		ended := m.ended
 		m.mu.Unlock()
@@ -99,25 +99,21 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 	}
 	defer func() { m.deregister(ctx, t, cancelNode) }()
 
-	groupReq := m.groupRequest(coap.GET)
-	groupReq.Options.SetUint(coap.ObserveOption, 0)
-	if s.Installed {
-		groupReq.Options.Set(coap.ETag, etag(s.Version))
-	}
-	first := true
-	cancelGroup, err := t.Observe(ctx, groupReq, func(r *coap.Response) {
-		m.onGroup(r, first, fail)
-		first = false
-	})
-	if err != nil {
+	w := &groupWatch{m: m, t: t, fail: fail}
+	defer func() { w.stop(ctx) }()
+	broker.awaitUp(ctx)
+	watch := func() error {
+		err := w.set(ctx, !broker.isUp())
 		select {
-		case err := <-over:
+		case err := <-over: // says more than that the registration failed
 			return err
 		default:
+			return err
 		}
-		return fmt.Errorf("observe the group: %w", err)
 	}
-	defer func() { m.deregister(ctx, t, cancelGroup) }()
+	if err := watch(); err != nil {
+		return err
+	}
 
 	var done <-chan struct{}
 	if d, ok := t.(Doner); ok {
@@ -137,6 +133,10 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 			return ErrLost
 		case err := <-over:
 			return err
+		case <-broker.changed:
+			if err := watch(); err != nil {
+				return err
+			}
 		case <-m.wake:
 			if _, _, err := m.joined(); err != nil {
 				return err
@@ -147,6 +147,59 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 			}
 			b.reset()
 		}
+	}
+}
+
+// groupWatch is how the Group Manager tells of rekeys: over MQTT while the
+// broker has us, so that the group need not be observed, else by observation.
+type groupWatch struct {
+	m      *Member
+	t      Transport
+	fail   func(error)
+	cancel func(context.Context) error // nil: not observing
+	began  bool
+}
+
+// set changes to observing or back. Whichever it becomes, what was missed
+// meanwhile is caught up with, and the Group Manager learns what is held.
+func (w *groupWatch) set(ctx context.Context, observe bool) error {
+	if w.began && observe == (w.cancel != nil) {
+		return nil
+	}
+	w.began = true
+	if !observe {
+		w.stop(ctx)
+		if err := w.m.poll(ctx); err != nil {
+			return fmt.Errorf("ask for the version: %w", err)
+		}
+		return nil
+	}
+	s, _, err := w.m.joined()
+	if err != nil {
+		return err
+	}
+	req := w.m.groupRequest(coap.GET)
+	req.Options.SetUint(coap.ObserveOption, 0)
+	if s.Installed {
+		req.Options.Set(coap.ETag, etag(s.Version))
+	}
+	first := true
+	cancel, err := w.t.Observe(ctx, req, func(r *coap.Response) {
+		w.m.onGroup(r, first, w.fail)
+		first = false
+	})
+	if err != nil {
+		return fmt.Errorf("observe the group: %w", err)
+	}
+	w.cancel = cancel
+	return nil
+}
+
+// stop ends the observation, if there is one.
+func (w *groupWatch) stop(ctx context.Context) {
+	if w.cancel != nil {
+		w.m.deregister(ctx, w.t, w.cancel)
+		w.cancel = nil
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
@@ -22,6 +23,7 @@ const (
 	mqttTimeout    = 10 * time.Second
 	mqttRetry      = 2 * time.Second
 	mqttDisconnect = 250 // milliseconds for what is under way
+	mqttPatience   = 2 * time.Second
 )
 
 // ackState says which versions were seen over MQTT and acknowledged there.
@@ -128,13 +130,45 @@ func (m *Member) signalAck() {
 	}
 }
 
-// subscription is the connection to the broker of one mgt_key_material. The
-// zero value has none.
+// subscription is the connection to the broker of one mgt_key_material.
 type subscription struct {
+	up      atomic.Bool   // the broker has our subscription
+	changed chan struct{} // one slot: up changed
+
 	mgt    *groupcomm.MgtKeyMaterial
 	client mqtt.Client
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+}
+
+// newSubscription has no broker yet.
+func newSubscription() *subscription { return &subscription{changed: make(chan struct{}, 1)} }
+
+// isUp says whether rekeys arrive over MQTT now.
+func (s *subscription) isUp() bool { return s.up.Load() }
+
+func (s *subscription) set(up bool) {
+	if s.up.Swap(up) != up {
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// awaitUp gives the broker a moment, so that a member on MQTT does not observe
+// first and stop again.
+func (s *subscription) awaitUp(ctx context.Context) {
+	if s.client == nil || s.isUp() {
+		return
+	}
+	patience := time.NewTimer(mqttPatience)
+	defer patience.Stop()
+	select {
+	case <-ctx.Done():
+	case <-s.changed:
+	case <-patience.C:
+	}
 }
 
 // follow makes the subscription that of the membership now.
@@ -175,7 +209,12 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 		SetMaxReconnectInterval(backoffMost).
 		SetConnectRetry(true).
 		SetConnectRetryInterval(mqttRetry).
-		SetConnectionLostHandler(func(_ mqtt.Client, err error) { log.Info("broker lost", "err", err) }).
+		SetConnectionLostHandler(func(_ mqtt.Client, err error) {
+			log.Info("broker lost", "err", err)
+			if ctx.Err() == nil {
+				s.set(false)
+			}
+		}).
 		SetOnConnectHandler(func(c mqtt.Client) {
 			t := c.Subscribe(mgt.Topic, 1, func(_ mqtt.Client, msg mqtt.Message) {
 				if ctx.Err() == nil && msg.Topic() == mgt.Topic {
@@ -187,6 +226,8 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 			case <-t.Done():
 				if err := t.Error(); err != nil {
 					log.Warn("subscription refused", "err", err)
+				} else if ctx.Err() == nil {
+					s.set(true)
 				}
 			}
 		})
@@ -218,5 +259,6 @@ func (s *subscription) stop() {
 	s.cancel()
 	s.client.Disconnect(mqttDisconnect)
 	s.wg.Wait()
+	s.set(false)
 	s.mgt, s.client, s.cancel = nil, nil, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/dtls/v3"
@@ -52,6 +53,9 @@ const (
 	// tick is how often go-coap looks at what to retransmit; its own 4 s
 	// would double the first retransmission.
 	tick = 200 * time.Millisecond
+	// idleTick is how often it looks while nothing is under way: only old
+	// state is dropped then. A program with thousands of nodes notices.
+	idleTick = 5 * time.Second
 	// blockTimeout bounds one blockwise transfer.
 	blockTimeout = 10 * time.Second
 	// maxBody bounds a response of a Group Manager: a Join Response with the
@@ -67,6 +71,13 @@ type conn struct {
 	wg   sync.WaitGroup
 	once sync.Once
 	err  error
+
+	active atomic.Int32  // requests and registrations under way
+	busy   chan struct{} // one slot: active rose
+}
+
+func newConn(d *dtls.Conn) *conn {
+	return &conn{dtls: d, stop: make(chan struct{}), busy: make(chan struct{}, 1)}
 }
 
 // DialUDP opens plain CoAP to addr, "host:port". Only a token post and
@@ -76,7 +87,7 @@ func DialUDP(ctx context.Context, addr string) (Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{stop: make(chan struct{})}
+	c := newConn(nil)
 	c.cc = udp.Client(raw, c.options()...)
 	return c, nil
 }
@@ -120,7 +131,7 @@ func DialDTLS(ctx context.Context, addr string, identity, psk []byte) (Transport
 		}
 		return nil, fmt.Errorf("node: dial %s: %w", addr, err)
 	}
-	c := &conn{dtls: d, stop: make(chan struct{})}
+	c := newConn(d)
 	c.cc = coapdtls.Client(d, c.options()...)
 	return c, nil
 }
@@ -148,22 +159,40 @@ func (c *conn) options() []udp.Option {
 	}
 }
 
-// runPeriodic retransmits until the connection ends.
+// runPeriodic retransmits while something is under way, until the connection
+// ends.
 func (c *conn) runPeriodic(f func(time.Time) bool) {
 	c.wg.Go(func() {
-		t := time.NewTicker(tick)
+		t := time.NewTimer(tick)
 		defer t.Stop()
 		for f(time.Now()) {
+			if c.active.Load() > 0 {
+				t.Reset(tick)
+			} else {
+				t.Reset(idleTick)
+			}
 			select {
 			case <-t.C:
+			case <-c.busy:
 			case <-c.stop:
 			}
 		}
 	})
 }
 
+// working says that something is under way until done is called.
+func (c *conn) working() (done func()) {
+	c.active.Add(1)
+	select {
+	case c.busy <- struct{}{}:
+	default:
+	}
+	return func() { c.active.Add(-1) }
+}
+
 // Do sends one request and waits for its response.
 func (c *conn) Do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	defer c.working()()
 	ctx, cancel := withDeadline(ctx, requestTimeout)
 	defer cancel()
 	m, err := c.message(ctx, req)
@@ -204,6 +233,7 @@ func (c *conn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Res
 	var obsErr error
 	c.wg.Go(func() {
 		defer close(done)
+		defer c.working()()
 		defer c.cc.ReleaseMessage(m)
 		obs, obsErr = c.cc.DoObserve(m, func(p *pool.Message) {
 			if r, err := response(p); err == nil {
@@ -218,6 +248,7 @@ func (c *conn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Res
 		if obsErr != nil || obs.Canceled() {
 			return nil
 		}
+		defer c.working()()
 		ctx, free := withDeadline(ctx, requestTimeout)
 		defer free()
 		if err := obs.Cancel(ctx); err != nil {

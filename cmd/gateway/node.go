@@ -41,7 +41,7 @@ type nodeJoinCmd struct {
 	Client   string `type:"path" placeholder:"FILE" help:"Client credential (JSON). Default: node-client.json in the data folder."`
 	Audience string `help:"Audience of the access token. Default: the credential's."`
 
-	MQTT        bool          `help:"Ask for rekeys over MQTT, too."`
+	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
 	Sleep       time.Duration `placeholder:"DURATION" help:"Sleep this long between short times awake, instead of listening all the time."`
 	Creds       bool          `default:"true" negatable:"" help:"Ask for the credentials of the other members."`

@@ -124,7 +124,7 @@ func shown(id groupcomm.SenderID) string {
 func (s *nodeStory) waiting(sleep time.Duration, mqtt bool) {
 	how := "observes the group"
 	if mqtt {
-		how += " and listens to MQTT"
+		how = "listens to MQTT"
 	}
 	if sleep > 0 {
 		how = fmt.Sprintf("sleeps %v at a time and asks when it wakes", sleep)
