@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
@@ -97,13 +99,33 @@ type demo struct {
 type demoNode struct {
 	name   string
 	member *node.Member
-	stop   context.CancelFunc // ends Follow; nil while it sleeps
-	done   chan struct{}
+	dial   func(context.Context) (node.Transport, error)
+
+	mu  sync.Mutex
+	via map[groupcomm.Version]string // how each version came; guarded by mu
+
+	stop context.CancelFunc // ends Follow; nil while it sleeps
+	done chan struct{}
 }
 
 func (n *demoNode) state() node.State {
 	st, _ := n.member.State()
 	return st
+}
+
+// heard notes how a version came.
+func (n *demoNode) heard(e node.Event) {
+	if e.Kind == node.Rekeyed {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.via[e.Version] = e.Via
+	}
+}
+
+func (n *demoNode) came(v groupcomm.Version) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.via[v]
 }
 
 // tell plays every step; the first that does not hold ends the story.
@@ -184,9 +206,11 @@ func (d *demo) rekey(ctx context.Context) error {
 	case o.MasterSecret.Equal(old.MasterSecret):
 		return errors.New("the rekey did not change the Master Secret")
 	case !o.MasterSecret.Equal(m.MasterSecret) || o.Gid.String() != m.Gid.String():
-		return errors.New("Olga and Mike hold different keys")
+		return errors.New("the observing node and the one on MQTT hold different keys")
 	case o.SenderID.String() != old.SenderID.String():
-		return errors.New("the rekey changed Olga's Sender ID")
+		return errors.New("the rekey changed Sender IDs")
+	case d.olga.came(r.Version) != node.ViaObserve || d.mike.came(r.Version) != node.ViaMQTT:
+		return fmt.Errorf("the rekey came by %s and by %s", d.olga.came(r.Version), d.mike.came(r.Version))
 	}
 	d.say("The operator rekeys: after %d ms Olga (by Observe) and Mike (by MQTT) hold version %d, Gid %s. Sam sleeps through it.",
 		time.Since(begin).Milliseconds(), r.Version, o.Gid)
@@ -198,7 +222,7 @@ func (d *demo) leave(ctx context.Context) error {
 	d.lenaKey = d.lena.state()
 	before := d.olga.state().Version
 	if err := d.lena.member.Leave(ctx); err != nil {
-		return fmt.Errorf("Lena leaves: %w", err)
+		return fmt.Errorf("a node leaves: %w", err)
 	}
 	if err := d.reach(ctx, before+1, d.olga, d.mike); err != nil {
 		return err
@@ -207,16 +231,30 @@ func (d *demo) leave(ctx context.Context) error {
 	return nil
 }
 
-// outsider shows that Lena is out.
+// outsider shows that Lena is out: she holds old keys, and her token, which is
+// still good, opens an association but nothing in the group.
 func (d *demo) outsider(ctx context.Context) error {
 	if d.lenaKey.MasterSecret.Equal(d.olga.state().MasterSecret) {
-		return errors.New("Lena holds the new key")
+		return errors.New("the leaver holds the new key")
 	}
-	_, err := d.lena.member.Num(ctx)
-	if err == nil {
-		return errors.New("Lena can still ask for the group's state")
+	t, err := d.lena.dial(ctx)
+	if err != nil {
+		return fmt.Errorf("the leaver asks: %w", err)
 	}
-	d.say("Lena holds old keys only, and the Group Manager refuses her now (%v).", err)
+	req := &coap.Request{Code: coap.GET}
+	req.Options.SetPath("ace-group", d.group())
+	resp, err := t.Do(ctx, req)
+	if err = errors.Join(err, t.Close()); err != nil {
+		return fmt.Errorf("the leaver asks: %w", err)
+	}
+	if resp.Code != coap.Forbidden {
+		return fmt.Errorf("the leaver asks for the keys and gets %s", resp.Code)
+	}
+	why := ""
+	if p, err := coap.DecodeProblem(resp.Payload); err == nil {
+		why = fmt.Sprintf(", error %d", p.ID)
+	}
+	d.say("Lena holds old keys only; she asks for the new ones and is refused (%s%s).", resp.Code, why)
 	return nil
 }
 
@@ -224,18 +262,18 @@ func (d *demo) outsider(ctx context.Context) error {
 func (d *demo) wake(ctx context.Context) error {
 	before, want := d.sam.state().Version, d.olga.state().Version
 	if before >= want {
-		return errors.New("Sam was told while asleep")
+		return errors.New("the sleeper was told while asleep")
 	}
 	if err := d.sam.member.Poll(ctx); err != nil {
-		return fmt.Errorf("Sam wakes: %w", err)
+		return fmt.Errorf("the sleeper wakes: %w", err)
 	}
 	s := d.sam.state()
 	if s.Version != want || !s.MasterSecret.Equal(d.olga.state().MasterSecret) {
-		return fmt.Errorf("Sam holds version %d after waking, the group is at %d", s.Version, want)
+		return fmt.Errorf("the sleeper holds version %d after waking, the group is at %d", s.Version, want)
 	}
 	for _, p := range s.Peers {
 		if p.SenderID.String() == d.lenaKey.SenderID.String() {
-			return errors.New("Sam still trusts Lena's credential")
+			return errors.New("the sleeper still trusts the credential of who left")
 		}
 	}
 	d.say("Sam wakes: he held version %d, asks, learns the stale Sender IDs (Lena's among them) and holds version %d.", before, s.Version)
@@ -287,13 +325,15 @@ func (d *demo) newNode(ctx context.Context, name string, mqtt bool) (*demoNode, 
 	if err != nil {
 		return nil, err
 	}
+	n := &demoNode{name: name, dial: dial, via: map[groupcomm.Version]string{}}
 	m, err := node.New(node.Config{
 		Group: d.group(), Roles: roles, Transfer: transfer, Subject: name, WantCreds: true, MQTT: mqtt, Redial: dial,
+		OnEvent: n.heard,
 	}, t)
 	if err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
-	n := &demoNode{name: name, member: m}
+	n.member = m
 	if err := m.Join(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
