@@ -76,7 +76,7 @@ func (g *Gateway) serve(w mux.ResponseWriter, r *mux.Message) {
 	link, err := g.link(ctx, w.Conn())
 	if err != nil {
 		g.log.WarnContext(ctx, "association refused", "peer", w.Conn().RemoteAddr(), "err", err)
-		fillError(w, coap.ErrorResponse(err))
+		fillError(w, coap.ErrorResponse(g.diskFull(ctx, err)))
 		return
 	}
 	m, err := fromPool(r.Message)

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/store"
 )
 
 // The first path segments that are ours; every other path is the host's.
@@ -38,9 +39,30 @@ func discovery(path []string) bool {
 	return len(path) == 2 && path[0] == pathWellKnown && path[1] == pathCore
 }
 
-// ServeCoAP routes a request to the room that owns its path. It is the handler
-// under the server core; hosts mount [Gateway.Handler].
+// ServeCoAP serves one request. It is the handler under the server core; hosts
+// mount [Gateway.Handler].
 func (g *Gateway) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	resp, err := g.route(ctx, req)
+	return resp, g.diskFull(ctx, err)
+}
+
+// fullRetry is how long peers are asked to wait for a disk that takes no data.
+const fullRetry = 10 // seconds
+
+// diskFull answers 5.03 where the disk takes no data: nothing has changed, and
+// the peer may come again. Other errors stay as they are.
+func (g *Gateway) diskFull(ctx context.Context, err error) error {
+	if !errors.Is(err, store.ErrFull) {
+		return err
+	}
+	g.log.ErrorContext(ctx, "the disk takes no data, requests are refused", "err", err)
+	r := &coap.Response{Code: coap.ServiceUnavailable}
+	r.Options.SetUint(coap.MaxAge, fullRetry)
+	return coap.Respond(r, err)
+}
+
+// route hands a request to the room that owns its path.
+func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 	r := g.rooms.Load()
 	if r == nil {
 		return nil, errStarting
