@@ -125,7 +125,7 @@ func (w *wire) Do(ctx context.Context, req *coap.Request) (*coap.Response, error
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.tries++
-	if err == nil && resp.Code == coap.Created {
+	if err == nil && resp.Code.IsSuccess() {
 		if k, err := groupcomm.DecodeKeyDistribution(resp.Payload); err == nil {
 			w.joins = append(w.joins, k)
 		}
