@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -163,6 +164,12 @@ func joiner(ctx context.Context, api *admin.Client, cfg *config.Config, coaps st
 	t, err := node.DialDTLS(ctx, coaps, conveyed, psk)
 	if err != nil {
 		return nil, err
+	}
+	// The first request commits the token: it belongs before the clock.
+	first := &coap.Request{Code: coap.GET}
+	first.Options.SetPath("ace-group", group, "num")
+	if resp, err := t.Do(ctx, first); err != nil || resp.Code != coap.Forbidden {
+		return nil, errors.Join(fmt.Errorf("bench: a stranger's first request: %v, %w", resp, err), t.Close())
 	}
 	m, err := newJoiner(t, group, roles, i)
 	if err != nil {
