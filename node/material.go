@@ -103,6 +103,11 @@ func (m *Member) take(o *offer) verdict {
 	}
 	next := s.with(o, o.stale)
 	m.state = next
+	if m.missed != nil && m.missed.num <= next.Version {
+		// The same version was announced before, on another way, by a map that
+		// could not be installed: it is not missed any more.
+		m.missed = nil
+	}
 	m.mu.Unlock()
 	m.emit(Event{Kind: Rekeyed, Version: next.Version, Gid: next.Gid, Via: o.via})
 	return installed

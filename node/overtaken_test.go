@@ -1,0 +1,59 @@
+package node
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// A version that two ways bring, first as a map that does not say what became
+// stale, then as the rekey message: once the message is installed nothing is
+// missed, and the material stays.
+func TestMissedAndInstalled(t *testing.T) {
+	t.Parallel()
+	g := newFakeGM(t)
+	m, _ := joinedMember(t, g, nil)
+	g.num = 6
+	full, err := offerFull(g.full(6).Encode(), ViaPoll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := offerRekey(rekeyOf(6), ViaMQTT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := m.take(full); v != waiting {
+		t.Fatalf("verdict %d about a map", v)
+	}
+	if v := m.take(whole); v != installed {
+		t.Fatalf("verdict %d about the rekey message", v)
+	}
+	if err := m.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := state(t, m); s.Version != 6 || !s.Installed {
+		t.Errorf("version %d, installed %v", s.Version, s.Installed)
+	}
+	if slices.ContainsFunc(g.requests, func(r *coap.Request) bool { return r.Code == coap.FETCH }) {
+		t.Error("asked what became stale since the current version")
+	}
+	// A newer one stays missed.
+	later, err := offerFull(g.full(8).Encode(), ViaPoll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := offerRekey(rekeyOf(7), ViaMQTT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.num = 8
+	m.take(later)
+	m.take(next)
+	if err := m.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := state(t, m); s.Version != 8 || !s.Installed {
+		t.Errorf("version %d, installed %v", s.Version, s.Installed)
+	}
+}
