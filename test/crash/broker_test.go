@@ -1,0 +1,83 @@
+package crash
+
+import (
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/listeners"
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// topicPrefix is the first part of the topics that the gateway publishes to.
+const topicPrefix = "crash"
+
+// tappedBroker is the operator's broker. It outlives the gateway, admits
+// everybody and shows the ledger every rekey message that passes.
+type tappedBroker struct {
+	mqtt.HookBase
+	addr   string
+	ledger *ledger
+
+	mu       sync.Mutex
+	retained map[string]bool // rekey topics that have a retained message
+}
+
+func startBroker(t testing.TB, l *ledger) *tappedBroker {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &tappedBroker{addr: listener.Addr().String(), ledger: l, retained: map[string]bool{}}
+	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.DiscardHandler)})
+	if err := s.AddHook(b, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.AddListener(listeners.NewNet("tcp", listener)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Serve(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return b
+}
+
+func (*tappedBroker) ID() string { return "tap" }
+
+func (*tappedBroker) Provides(b byte) bool {
+	return b == mqtt.OnConnectAuthenticate || b == mqtt.OnACLCheck || b == mqtt.OnPublish
+}
+
+func (*tappedBroker) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
+
+func (*tappedBroker) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
+
+// OnPublish sees a message before anybody gets it.
+func (b *tappedBroker) OnPublish(_ *mqtt.Client, p packets.Packet) (packets.Packet, error) {
+	if !strings.HasPrefix(p.TopicName, topicPrefix+"/") || !strings.HasSuffix(p.TopicName, "/rekey") {
+		return p, nil
+	}
+	if len(p.Payload) > 0 { // an empty one deletes what is retained
+		b.ledger.published(p.Payload)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(p.Payload) == 0 {
+		delete(b.retained, p.TopicName)
+	} else if p.FixedHeader.Retain {
+		b.retained[p.TopicName] = true
+	}
+	return p, nil
+}
+
+// retainedTopics counts the members for whom a message waits.
+func (b *tappedBroker) retainedTopics() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.retained)
+}

@@ -1,0 +1,8 @@
+//go:build !race
+
+package crash
+
+const (
+	raceDetector  = false
+	defaultRounds = 200
+)
