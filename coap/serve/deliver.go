@@ -217,7 +217,7 @@ func (s *Server) cut(p *peer, o *observation, body *coap.Response) *coap.Respons
 	if o.whole || len(body.Payload) <= b.Size() {
 		return body
 	}
-	r, err := s.slice(s.keep(p, o.key, body), b)
+	r, err := s.slice(s.keep(p, o.key, []byte(o.token), body), b)
 	if err != nil {
 		panic("serve: internal error: " + err.Error()) // block 0 of a body that is not empty
 	}

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bytes"
 	"container/list"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -14,11 +15,12 @@ import (
 // blocks are of one state, whatever happens to the resource meanwhile (RFC 7959,
 // Section 2.4).
 type snapshot struct {
-	peer *peer
-	key  cacheKey
-	r    *coap.Response
-	used time.Time
-	elem *list.Element
+	peer  *peer
+	key   cacheKey
+	token []byte // of the request that it answered
+	r     *coap.Response
+	used  time.Time
+	elem  *list.Element
 }
 
 // snapshotLRU orders the snapshots of all peers; guarded by Server.mu.
@@ -46,7 +48,7 @@ func (l *snapshotLRU) remove(snap *snapshot) {
 func (s *Server) continuation(x *exchange) (*coap.Response, error) {
 	key := x.cacheKey()
 	s.mu.Lock()
-	snap := findSnapshot(x.peer, key, len(x.req.Payload) > 0)
+	snap := findSnapshot(x.peer, key, x.token, len(x.req.Payload) > 0)
 	if snap != nil {
 		s.touchLocked(snap)
 	}
@@ -62,23 +64,31 @@ func (s *Server) continuation(x *exchange) (*coap.Response, error) {
 
 // findSnapshot looks for the request with its payload, then for the only one
 // without regard to it: RFC 7959, Section 2.7, has requests for later blocks
-// that do not repeat the payload.
-func findSnapshot(p *peer, key cacheKey, payload bool) *snapshot {
-	var found *snapshot
+// that do not repeat the payload. Of several, the newest with the token is meant:
+// clients that keep the token for all blocks (go-coap does) can so have FETCHes
+// beside each other that differ in the payload only.
+func findSnapshot(p *peer, key cacheKey, token []byte, payload bool) *snapshot {
+	var only, same *snapshot
 	n := 0
 	for _, snap := range p.snapshots {
 		if snap.key.full == key.full {
 			return snap
 		}
 		if snap.key.base == key.base {
-			found = snap
+			only = snap
 			n++
+			if bytes.Equal(snap.token, token) {
+				same = snap
+			}
 		}
 	}
-	if payload || n != 1 {
+	switch {
+	case payload:
 		return nil
+	case n == 1:
+		return only
 	}
-	return found
+	return same
 }
 
 // blockwiseOut cuts a response that is larger than a block and keeps the rest.
@@ -97,12 +107,12 @@ func (s *Server) blockwiseOut(x *exchange, r *coap.Response) (*coap.Response, er
 		s.forgetKey(x.peer, x.cacheKey())
 		return withBlock(r, b, len(r.Payload), false), nil
 	}
-	return s.slice(s.keep(x.peer, x.cacheKey(), r), b)
+	return s.slice(s.keep(x.peer, x.cacheKey(), x.token, r), b)
 }
 
 // keep stores r for later blocks and gives it an entity tag when the handler
 // gave none.
-func (s *Server) keep(p *peer, key cacheKey, r *coap.Response) *coap.Response {
+func (s *Server) keep(p *peer, key cacheKey, token []byte, r *coap.Response) *coap.Response {
 	kept := &coap.Response{Code: r.Code, Options: slices.Clone(r.Options), Payload: r.Payload}
 	kept.Options.Remove(coap.ObserveOption)
 	if r.Code == coap.Content && !kept.Options.Has(coap.ETag) {
@@ -111,7 +121,7 @@ func (s *Server) keep(p *peer, key cacheKey, r *coap.Response) *coap.Response {
 		mac.Write(r.Payload)
 		kept.Options.Add(coap.ETag, mac.Sum(nil)[:8])
 	}
-	snap := &snapshot{peer: p, key: key, r: kept, used: time.Now()}
+	snap := &snapshot{peer: p, key: key, token: bytes.Clone(token), r: kept, used: time.Now()}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
