@@ -159,7 +159,7 @@ func (l *hostLink) write(m *coap.Message) error {
 	fill(out, m)
 	out.SetToken(m.Token)
 	out.SetType(message.Type(m.Type))
-	mid := message.GetMID()
+	mid := l.nextID()
 	out.SetMessageID(mid)
 	if m.Type == coap.NonConfirmable {
 		l.mu.Lock()
@@ -178,6 +178,22 @@ func (l *hostLink) write(m *coap.Message) error {
 		return coap.ErrTimeout
 	}
 	return fmt.Errorf("%w: %w", coap.ErrGone, err)
+}
+
+// nextID returns the message ID that the next message will have. go-coap's
+// blockwise transfer throws ours away and takes the next of the connection's
+// counter. Should another message of this connection come between, a Reset is
+// not recognised, and the next notification is rejected again.
+func (l *hostLink) nextID() int32 {
+	c, ok := l.conn.(interface{ GetMessageID() int32 })
+	if !ok {
+		return message.GetMID()
+	}
+	mid := c.GetMessageID()
+	if l.blockwise {
+		mid = int32(uint16(mid + 1))
+	}
+	return mid
 }
 
 // acknowledged tells an acknowledgement of mid from a Reset.
