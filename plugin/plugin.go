@@ -104,13 +104,7 @@ func (g *Gateway) Ready() <-chan struct{} { return g.ready }
 // ours is asked of host, when that is not nil.
 func (g *Gateway) PSK(host func(identity []byte) ([]byte, error)) func(identity []byte) ([]byte, error) {
 	return func(identity []byte) ([]byte, error) {
-		r := g.rooms.Load()
-		if r == nil {
-			return nil, errors.New("plugin: the gateway is starting")
-		}
-		ctx, cancel := context.WithTimeout(g.stopped, goodbye)
-		defer cancel()
-		key, err := r.access.PSK(ctx, identity)
+		key, err := g.psk(identity)
 		if err == nil {
 			return key, nil
 		}
@@ -121,6 +115,18 @@ func (g *Gateway) PSK(host func(identity []byte) ([]byte, error)) func(identity 
 		}
 		return nil, fmt.Errorf("plugin: psk identity: %w", err)
 	}
+}
+
+// psk finds a key that the gateway knows; none while it starts, when the host's
+// own peers are served already.
+func (g *Gateway) psk(identity []byte) ([]byte, error) {
+	r := g.rooms.Load()
+	if r == nil {
+		return nil, errStarting
+	}
+	ctx, cancel := context.WithTimeout(g.stopped, goodbye)
+	defer cancel()
+	return r.access.PSK(ctx, identity)
 }
 
 // requestContext ends with the connection and with Run.
