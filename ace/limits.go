@@ -5,7 +5,7 @@ import "time"
 // From the specifications.
 const (
 	challengeSize   = 8  // bytes of an N_S that is sent (RFC 9594, Section 3.3)
-	exporterSize    = 32 // bytes of an N_S from the exporter (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3)
+	exporterSize    = 32 // bytes of an N_S from the exporter (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1.1)
 	derivedKeySize  = 16 // bytes of a derived PSK (RFC 9202, Section 3.3.1)
 	challengeWindow = 10 * time.Minute
 	challengeSlots  = 4

@@ -14,7 +14,7 @@ import (
 	"github.com/seed4911071e/groupgate/store"
 )
 
-// exporterLabel: draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3.
+// exporterLabel: draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1.1.
 const exporterLabel = "EXPORTER-ACE-Pop-Input-coap-group-oscore-app"
 
 // ErrIdentity is a psk_identity for which there is no key: an unknown name or a

@@ -155,7 +155,7 @@ func usable(e groupcomm.ScopeEntry) bool { return e.Roles&1 == 0 && e.Roles&know
 var errScope = errors.New("no usable entry")
 
 // usableScope reads a scope claim and keeps the entries that say something
-// here. RFC 9594, Section 3.2; an unknown tag is no scope of ours.
+// here. RFC 9594, Section 7: an unknown tag is no scope of ours.
 func usableScope(claim []byte) ([]byte, error) {
 	if claim == nil {
 		return nil, errScope

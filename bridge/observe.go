@@ -24,7 +24,7 @@ func etag(version uint64) []byte {
 }
 
 // notification is the rekey as observers of the group resource get it: the
-// reduced rekey map (RFC 9594, Section 6; protocol.md, Section 4), confirmable,
+// reduced rekey map (RFC 9594, Section 6.1; protocol.md, Section 4), confirmable,
 // so that the acknowledgement shows who has it.
 func (b *Bridge) notification(ctx context.Context, group string, version uint64, body []byte) coap.Notification {
 	resp := &coap.Response{Code: coap.Content, Payload: body}
@@ -73,7 +73,7 @@ func (b *Bridge) notification(ctx context.Context, group string, version uint64,
 }
 
 // allow repeats, before each notification, what a plain GET would be asked
-// (RFC 9594, Section 4.3.1: a current member, with a valid token).
+// (RFC 9594, Section 4.3.2: a current member, with a valid token).
 func (b *Bridge) allow(ctx context.Context, group string, p coap.Peer) (last *coap.Response, node string, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()

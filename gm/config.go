@@ -24,7 +24,7 @@ type Config struct {
 // Defaults of policies that a declared group leaves at zero.
 const (
 	defaultKeyLifetime = 720 * time.Hour
-	defaultKeyCheck    = 3600 // seconds: draft-ietf-ace-key-groupcomm-oscore-21, Section 14
+	defaultKeyCheck    = 3600 // seconds: draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3
 	defaultRenewal     = time.Second
 )
 

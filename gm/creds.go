@@ -115,7 +115,7 @@ func (m *Manager) selectCreds(ctx context.Context, g *group, match func(*member)
 }
 
 // getKDCCred answers GET kdc-cred (draft-ietf-ace-key-groupcomm-oscore-21,
-// Section 9.4): the proof is over the nonce of the member's latest Join Request
+// Section 9.5.1): the proof is over the nonce of the member's latest Join Request
 // and a new one of ours.
 func (m *Manager) getKDCCred(c *call) (*coap.Response, error) {
 	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {

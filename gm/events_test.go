@@ -77,7 +77,7 @@ func TestEvents(t *testing.T) {
 }
 
 // No secret is written to a log or, but for its seal, to the disk
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 12: what must not be
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 15.1: what must not be
 // logged).
 func TestSecretsStayInside(t *testing.T) {
 	var log bytes.Buffer

@@ -10,8 +10,8 @@ import (
 )
 
 // The gate is asked before any handler: who may use which method on which
-// resource (RFC 9594, Section 3.3.2;
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 5.4, Table 3). Order:
+// resource (RFC 9594, Section 4.1.2;
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 8.5). Order:
 // a valid token (4.01), the group in its scope (4.03, whether or not the group
 // exists), the group and the resource exist (4.04), some type of client may
 // use the method there (4.05), this client may (4.03 or the row's error).
@@ -131,7 +131,7 @@ var (
 )
 
 // joinRoles are the roles with which a node can join: a signature verifier is
-// no member (draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3).
+// no member (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.5.1).
 const joinRoles = groupcomm.Requester | groupcomm.Responder | groupcomm.Monitor
 
 type methodRow [clientTypes]verdict
@@ -256,22 +256,27 @@ func (m *Manager) gate(ctx context.Context, req *coap.Request) (*call, error) {
 	if err != nil {
 		return nil, err
 	}
-	kind := clientTypeOf(c.row.member, c.roles)
-	if err := row[kind].err(); err != nil {
+	// RFC 9594, Section 4.8: a node sub-resource is for its own node only,
+	// whatever the roles.
+	if mb := c.row.member; mb != nil && t.node != "" && mb.node != t.node {
+		return nil, errForbidden
+	}
+	v := row[clientTypeOf(c.row.member, c.roles)]
+	if v == wrongRole && !c.row.active() {
+		// draft-ietf-ace-key-groupcomm-oscore-21, Sections 9.2 and 9.4: that the
+		// group is inactive is said before anything about roles.
+		return nil, groupcomm.ErrInactive
+	}
+	if err := v.err(); err != nil {
 		return nil, err
 	}
 	if t.res == resGroup && req.Code == coap.POST && c.roles&joinRoles == 0 {
 		return nil, errForbidden
 	}
-	// RFC 9594, Section 3.3.2: the rights are those of the token of now. A
+	// RFC 9594, Section 4.1.2: the rights are those of the token of now. A
 	// member whose new token takes a role away can join anew or leave.
 	if mb := c.row.member; mb != nil && mb.roles&^c.roles != 0 &&
 		req.Code != coap.DELETE && (t.res != resGroup || req.Code != coap.POST) {
-		return nil, errForbidden
-	}
-	// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.10: a node
-	// sub-resource is for its own node only.
-	if t.node != "" && c.row.member.node != t.node {
 		return nil, errForbidden
 	}
 	return c, nil

@@ -12,7 +12,7 @@ import (
 )
 
 // TestPermittedMethods asks for every method on every resource as every type of
-// client (draft-ietf-ace-key-groupcomm-oscore-21, Table 3; protocol.md, Section
+// client (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.5; protocol.md, Section
 // 3). The table here is written from the specification, not from the code: for
 // each client G(ET), P(OST), F(ETCH), D(ELETE) where the method is permitted.
 // Where a type may not what another may, the answer is 4.03; where none may,
@@ -125,6 +125,10 @@ func TestPermittedMethodsPerClient(t *testing.T) {
 		{monitor, coap.POST, nil, monitor.Path, coap.BadRequest, 1},
 		{monitor, coap.POST, nil, cred(monitor), coap.BadRequest, 1},
 		{member, coap.POST, nil, cred(member), coap.NotImplemented, 0},
+		// RFC 9594, Section 4.8: whose resource it is goes before roles.
+		{monitor, coap.POST, nil, member.Path, coap.Forbidden, -1},
+		{monitor, coap.POST, nil, cred(member), coap.Forbidden, -1},
+		{member, coap.POST, nil, cred(monitor), coap.Forbidden, -1},
 		{other, coap.POST, nil, cred(member), coap.Forbidden, 0},
 		{member, coap.PUT, nil, member.Path, coap.MethodNotAllowed, 0},
 		{member, coap.GET, nil, cred(member), coap.MethodNotAllowed, 0},
@@ -145,6 +149,24 @@ func TestPermittedMethodsPerClient(t *testing.T) {
 		}
 		if f.dump() != before {
 			t.Errorf("%v %v by %s changed the state", tc.code, tc.path, tc.who.Peer.Subject.ID)
+		}
+	}
+}
+
+// draft-ietf-ace-key-groupcomm-oscore-21, Sections 9.2 and 9.4: in an inactive
+// group error 9 goes before error 1.
+func TestInactiveBeforeRoles(t *testing.T) {
+	f := newFixture(t, groupConfig("g1"))
+	monitor := f.joiner("monitor", "g1", groupcomm.Monitor)
+	f.join(monitor, "g1", groupcomm.Monitor)
+	if err := f.m.SetActive(t.Context(), "g1", false); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range [][]string{monitor.Path, append(append([]string{}, monitor.Path...), "cred")} {
+		if r := f.do(monitor, coap.POST, nil, path...); r.Code != coap.ServiceUnavailable {
+			t.Errorf("POST %v: %v, want 5.03", path, r.Code)
+		} else {
+			checkRefusal(t, r, 9, false)
 		}
 	}
 }
@@ -174,7 +196,7 @@ func TestScopeBeforeExistence(t *testing.T) {
 	}
 }
 
-// RFC 9594, Section 3.3.2: the rights are those of the token of now.
+// RFC 9594, Section 4.1.2: the rights are those of the token of now.
 func TestNarrowerToken(t *testing.T) {
 	f := newFixture(t, groupConfig("g1"))
 	j := f.member("n", "g1")

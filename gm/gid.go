@@ -16,7 +16,7 @@ import (
 
 // ErrGidExhausted says that the epochs of a group's Gid are used up: the group
 // is stopped and cannot be rekeyed (draft-ietf-ace-key-groupcomm-oscore-21,
-// Section 3.2.1.1: no reuse unless configured).
+// Section 11: no reuse unless configured).
 var ErrGidExhausted = errors.New("gm: the group's Gid space is used up")
 
 // makeGid composes prefix and epoch, or fails when size bytes cannot hold it.

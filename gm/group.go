@@ -23,10 +23,11 @@ import (
 //	         deactivate      inactive ────────────────┘
 //
 // A group is created active. Rekeying is not a state: the version number moves
-// in one transaction. Inactive (RFC 9594, Section 5.1: error 9): no joins, no
-// key renewals; members may read and leave, and rekeys happen. Stopped: the
-// Gid space is used up, so no rekey is possible and nobody may be admitted any
-// more; members read that the group is not active, and may leave.
+// in one transaction. Inactive (draft-ietf-ace-key-groupcomm-oscore-21, Section
+// 13: error 9): no joins, no key renewals; members may read and leave, and
+// rekeys happen. Stopped: the Gid space is used up, so no rekey is possible and
+// nobody may be admitted any more; members read that the group is not active,
+// and may leave.
 type state int64
 
 const (
@@ -244,8 +245,8 @@ func materialContext(groupID int64, num uint64, column string) string {
 	return fmt.Sprintf("gm_material/%d/%d/%s", groupID, num, column)
 }
 
-// SetActive activates or deactivates a group (RFC 9594, Section 5.1: error 9;
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 4.1.2).
+// SetActive activates or deactivates a group
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.2).
 func (m *Manager) SetActive(ctx context.Context, name string, active bool) error {
 	t := deactivate
 	if active {

@@ -234,7 +234,8 @@ func (m *Manager) beforeJoin(ctx context.Context, j *joinCall) (moved bool, err 
 		_, err = m.rekey(ctx, j.g, byLifetime, "", r.num)
 		return true, toPeer(err)
 	case !j.admission().newcomer:
-		// RFC 9594, Section 6: a member that joins again knows the keys.
+		// draft-ietf-ace-key-groupcomm-oscore-21, Section 7: new members cause a
+		// rekey; one that joins again knows the keys.
 		return false, nil
 	case r.dueReasons&forward != 0:
 		// protocol.md, Section 3: a newcomer never gets material that somebody

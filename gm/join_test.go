@@ -342,7 +342,7 @@ func checkRefusal(t *testing.T, r *coap.Response, id int, ns bool) {
 	}
 }
 
-// Row 5: RFC 9594, Section 5.1, error 9.
+// Row 5: draft-ietf-ace-key-groupcomm-oscore-21, Section 13, error 9.
 func TestJoinInactive(t *testing.T) {
 	f := newFixture(t, groupConfig("g1"))
 	member, j := f.member("member", "g1"), f.joiner("n", "g1", both)

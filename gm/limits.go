@@ -14,7 +14,7 @@ const (
 	maxSenderID  = 7  // nonce of 13 bytes minus 6: RFC 8613, Section 5.2
 	controlURI   = 255
 	kdcNonceLen  = 8  // RFC 9594, Section 4.3.1: at least 8 random bytes
-	masterSecret = 16 // draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1: at least 16 bytes
+	masterSecret = 16 // RFC 8613, Section 12.3: of high entropy; the length is ours
 	masterSalt   = 8  // RFC 8613, Section 3.1: default length of the examples
 )
 
@@ -29,7 +29,7 @@ const (
 
 	minKeyLifetime = time.Minute
 	joinWindow     = 2 * time.Second  // longest wait of a join for its rekey: protocol.md, Section 3
-	renewalWindow  = 10 * time.Second // a rekey due within it answers a key renewal
+	renewalWindow  = 10 * time.Second // a rekey for expiries due within it answers a key renewal
 	nodeNameBytes  = 8                // random; 16 hex digits in the path
 
 	maxJoinTries  = 8 // a join meets a rekey that often before it gives up with 5.03

@@ -154,7 +154,7 @@ func eachMember(tx *store.Tx, where string, args []any, fn func(*member) error) 
 }
 
 // release puts a Sender ID into the stale set of the current version
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 7.10). It stays
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 7.1). It stays
 // unassignable until the next rekey.
 func (g *group) release(tx *store.Tx, num uint64, p sidPlace) error {
 	if p == noSID {

@@ -16,7 +16,7 @@ import (
 
 // model is a group as the specification describes it, in the simplest form: the
 // set of Sender IDs that may not be given out is kept as a set
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 9).
+// (draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.3 and 7.1).
 type model struct {
 	num     uint64
 	members map[string]string          // node → Sender ID in hex; "-" for a monitor

@@ -54,7 +54,7 @@ func (m *Manager) renew(ctx context.Context, c *call) (*coap.Response, error) {
 	if !m.renewals.allow(c.g.cfg.Name + "/" + c.row.member.node) {
 		return nil, errTooMany
 	}
-	if due := c.row.dueAt; due != 0 && due <= time.Now().Add(renewalWindow).UnixMilli() {
+	if c.row.dueSoon(time.Now()) {
 		if _, err := m.rekey(ctx, c.g, c.row.dueReasons, "", c.row.num); err != nil {
 			return nil, toPeer(err)
 		}
@@ -76,6 +76,16 @@ func (m *Manager) renew(ctx context.Context, c *call) (*coap.Response, error) {
 		}
 	}
 	return nil, unavailable("the group changes too fast")
+}
+
+// dueSoon says whether the rekey that is due is also the answer to a key
+// renewal: whatever made it due (protocol.md, Section 3), but expiries, of which
+// one batch causes one rekey (Section 2), only when their batch is about to end.
+func (r *row) dueSoon(now time.Time) bool {
+	if r.dueAt == 0 {
+		return false
+	}
+	return r.dueReasons != byExpiry || r.dueAt <= now.Add(renewalWindow).UnixMilli()
 }
 
 // newSenderID gives the member another Sender ID; the old one goes to the stale

@@ -304,7 +304,7 @@ func (m *Manager) seal(groupID int64, mat *material) sealedMaterial {
 
 // writeRekey brings mat into force if the group is still what s says.
 func writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material, sealed sealedMaterial) error {
-	// draft-ietf-ace-key-groupcomm-oscore-21, Section 7.10: with the new version
+	// draft-ietf-ace-key-groupcomm-oscore-21, Section 7.1: with the new version
 	// there are at most N stale sets.
 	staleFrom := s.staleFrom
 	if n := uint64(g.cfg.MaxStaleSets); mat.num-staleFrom+1 > n {
@@ -325,7 +325,7 @@ func writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material, sealed seale
 		mat.num, sealed.secret, sealed.salt, sealed.message, g.id); err != nil {
 		return err
 	}
-	// Section 9: under the new Gid the released Sender IDs are assignable again.
+	// Section 10: under the new Gid the released Sender IDs are assignable again.
 	if _, err := tx.Exec(`INSERT INTO gm_free (group_id, sid) SELECT group_id, sid FROM gm_stale WHERE group_id = ? AND num = ?`,
 		g.id, s.num); err != nil {
 		return err

@@ -20,7 +20,7 @@ import (
 
 // The worked example of stale Sender IDs: three sets, of versions 3, 4 and 5,
 // with [01], [02, 03] and nothing (draft-ietf-ace-key-groupcomm-oscore-21,
-// Sections 7.10 and 9.6).
+// Sections 7.1 and 11.3.1).
 func TestStaleSIDs(t *testing.T) {
 	f := newFixture(t, groupConfig("g1"))
 	reader := f.member("reader", "g1") // Sender ID: empty

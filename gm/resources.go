@@ -124,7 +124,7 @@ func (m *Manager) getPolicies(c *call) (*coap.Response, error) {
 }
 
 // getActive answers GET active (draft-ietf-ace-key-groupcomm-oscore-21, Section
-// 9.8).
+// 9.9).
 func (m *Manager) getActive(c *call) (*coap.Response, error) {
 	if err := checkAccept(c.req, coap.CBOR); err != nil {
 		return nil, err

@@ -228,7 +228,7 @@ func TestCreds(t *testing.T) {
 	}
 }
 
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.4: the proof covers the
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.5.1: the proof covers the
 // nonce of the latest Join Request.
 func TestKDCCred(t *testing.T) {
 	f := newFixture(t, groupConfig("g1"))

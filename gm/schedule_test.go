@@ -89,6 +89,32 @@ func TestDueRekeySurvivesCrash(t *testing.T) {
 	})
 }
 
+// protocol.md, Section 3: key renewal while a rekey is due answers with the rekey
+// message, however long the batch window still is; an expiry waits for its batch
+// (Section 2), and the renewal gives a Sender ID.
+func TestRenewalWhileDue(t *testing.T) {
+	c := groupConfig("g1")
+	c.BatchWindow = time.Minute
+	bubble(t, c, func(f *fixture) {
+		a, b, d := f.member("a", "g1"), f.member("b", "g1"), f.member("d", "g1")
+		f.leave(b)
+		r := f.do(a, coap.POST, nil, a.Path...)
+		if msg, err := groupcomm.DecodeRekeyMessage(r.Payload); err != nil || msg.Num != 1 {
+			f.t.Fatalf("%v, %v: want the rekey message of version 1", r.Code, err)
+		}
+		f.tokenEvent(groupcomm.EventTokenExpired, d, time.Now())
+		synctest.Wait()
+		if !f.status().Due {
+			f.t.Fatal("no rekey is due for the expiry")
+		}
+		r = f.do(a, coap.POST, nil, a.Path...)
+		if _, err := groupcomm.DecodeKeyRenewal(r.Payload); err != nil {
+			f.t.Errorf("%v, %v: want a Sender ID", r.Code, err)
+		}
+		f.wantVersion(1)
+	})
+}
+
 // Material is renewed before it expires.
 func TestKeyLifetime(t *testing.T) {
 	c := groupConfig("g1")

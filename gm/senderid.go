@@ -12,7 +12,7 @@ import (
 // shortest first, then by value. 0 is the empty ID, 1 to 256 those of one byte,
 // and so on. A place fits 64 bits because no ID is longer than maxSenderID.
 //
-// RFC 9594 and draft-ietf-ace-key-groupcomm-oscore-21, Section 9: an ID that
+// draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.3 and 9.2: an ID that
 // somebody held when the current Gid came into force, or that was given out
 // since, is not given out again under that Gid. The group row therefore has a
 // cursor sid_next, and gm_free lists places below it. Under one Gid at all

@@ -192,7 +192,7 @@ func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group
 
 // adopt writes declared policies over those of an existing group. It sees to
 // it that no more stale sets are kept than declared, the newest
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 7.10).
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 7.1).
 func (m *Manager) adopt(ctx context.Context, g *group, want groupcomm.GroupConfig) error {
 	config, err := json.Marshal(want)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // Stale Sender IDs are kept in one set for each of the newest versions
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 7.10). gm_groups.stale_from
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 7.1). gm_groups.stale_from
 // is the oldest version that has a set: sets may be empty and have no rows.
 
 // staleOf returns the union of the stale sets of versions from to to, in the
@@ -34,7 +34,7 @@ func staleOf(tx *store.Tx, groupID int64, from, to uint64) ([]groupcomm.SenderID
 }
 
 // staleSIDs answers FETCH stale-sids (draft-ietf-ace-key-groupcomm-oscore-21,
-// Section 9.6): the member tells the version V that it has, the answer is what
+// Sections 8.4.1 and 11.3.1): the member tells the version V that it has, the answer is what
 // became stale from V on; or nothing, when so many versions were missed that
 // the member must drop all it knows of others.
 func (m *Manager) staleSIDs(ctx context.Context, c *call) (*coap.Response, error) {

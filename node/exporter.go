@@ -17,7 +17,7 @@ import (
 // ExporterLabel names the keying material that stands for N_S when the access
 // token was conveyed in psk_identity.
 //
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3: with (D)TLS 1.2 the
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1.1: with (D)TLS 1.2 the
 // context is present and has length zero, the length is 32 bytes.
 const ExporterLabel = "EXPORTER-ACE-Pop-Input-coap-group-oscore-app"
 

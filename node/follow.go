@@ -88,8 +88,8 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 	}
 
 	// The node resource first: an eviction must not fall between the two.
-	// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.8: with No-Response, so
-	// that only the notice of an eviction travels.
+	// RFC 9594, Section 4.8.1: with No-Response, so that only the notice of an
+	// eviction travels.
 	nodeReq := m.groupRequest(coap.GET, "nodes", s.Node)
 	nodeReq.Options.SetUint(coap.ObserveOption, 0)
 	nodeReq.Options.SetUint(coap.NoResponse, 2)
@@ -221,18 +221,13 @@ func (m *Member) deregister(ctx context.Context, t Transport, cancel func(contex
 
 // onGroup takes a response of the observed group resource.
 //
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1: the first is the Key
-// Distribution map, the later ones are rekey messages. A bad one is dropped and
-// the registration made anew, which brings the current material.
+// A bad one is dropped and the registration made anew, which brings the current
+// material.
 func (m *Member) onGroup(r *coap.Response, first bool, fail func(error)) {
 	switch r.Code {
 	case coap.Valid:
 	case coap.Content:
-		decode := offerRekey
-		if first {
-			decode = offerFull
-		}
-		o, err := decode(r.Payload, ViaObserve)
+		o, err := offerObserved(r.Payload)
 		if err != nil {
 			fail(err)
 			return

@@ -72,6 +72,20 @@ func offerFull(body []byte, via string) (*offer, error) {
 	return o, o.check("get the keying material")
 }
 
+// offerObserved makes an offer of a response of the observed group resource: a
+// rekey message, or the Key Distribution map that answers a registration. A
+// notification may overtake that answer, so what it is tells its content and
+// not its place.
+//
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1; RFC 7641, Section 3.4
+// for the order.
+func offerObserved(body []byte) (*offer, error) {
+	if o, err := offerRekey(body, ViaObserve); err == nil {
+		return o, nil
+	}
+	return offerFull(body, ViaObserve)
+}
+
 func (o *offer) check(op string) error {
 	if err := new(State).setMaterial(o.secret, o.salt, o.gid, o.num, o.exi, o.at); err != nil {
 		return badAnswer(op, "%v", err)
@@ -188,7 +202,7 @@ func (m *Member) catchUp(ctx context.Context) error {
 // all is true when the Group Manager does not remember that far: then nothing
 // known about other members may be kept.
 //
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.3: FETCH on stale-sids.
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 11.3.1: FETCH on stale-sids.
 func (m *Member) StaleSIDs(ctx context.Context) (ids []groupcomm.SenderID, all bool, err error) {
 	s, t, err := m.joined()
 	if err != nil {

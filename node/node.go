@@ -37,7 +37,7 @@ const (
 	maxNonce  = 64
 	ownNonce  = 8
 	maxName   = 255 // bytes of a URI path segment (RFC 7252, Section 5.10)
-	minSecret = 16  // draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3: Master Secret
+	minSecret = 16  // Master Secret; ours
 	maxSecret = 64
 )
 

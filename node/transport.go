@@ -317,7 +317,7 @@ func (c *conn) ExportEmptyContext(label string, n int) ([]byte, error) {
 // Challenge gives N_S of an association whose psk_identity was the access
 // token itself.
 //
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3.
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1.1.
 func Challenge(t Transport) ([]byte, error) {
 	x, ok := t.(interface {
 		ExportEmptyContext(label string, n int) ([]byte, error)

@@ -90,9 +90,9 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 	return nil, coap.Errorf(coap.NotFound, "no such resource")
 }
 
-// wellKnown lists what can be discovered (RFC 6690; digest of the group links
-// in draft-ietf-ace-key-groupcomm-oscore-21, Section 2.1). The answer is never
-// empty of meaning: no match is 2.05 without payload.
+// wellKnown lists what can be discovered (RFC 6690;
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 8, for the resource type).
+// The answer is never empty of meaning: no match is 2.05 without payload.
 func (g *Gateway) wellKnown(ctx context.Context, r *rooms, req *coap.Request) (*coap.Response, error) {
 	if req.Code != coap.GET {
 		return nil, coap.Errorf(coap.MethodNotAllowed, "only GET")

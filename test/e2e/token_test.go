@@ -182,7 +182,7 @@ func TestReposted(t *testing.T) {
 }
 
 // TestTokenInIdentity: the token goes in psk_identity, and N_S comes from the
-// exporter (draft-ietf-ace-key-groupcomm-oscore-21, Section 5.3).
+// exporter (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1.1).
 func TestTokenInIdentity(t *testing.T) {
 	t.Parallel()
 	g := serve(t)
