@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // Times of following.
@@ -221,13 +222,18 @@ func (m *Member) deregister(ctx context.Context, t Transport, cancel func(contex
 
 // onGroup takes a response of the observed group resource.
 //
-// A bad one is dropped and the registration made anew, which brings the current
-// material.
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1: the first is the Key
+// Distribution map, the later ones are rekey messages. A bad one is dropped and
+// the registration made anew, which brings the current material.
 func (m *Member) onGroup(r *coap.Response, first bool, fail func(error)) {
 	switch r.Code {
 	case coap.Valid:
 	case coap.Content:
-		o, err := offerObserved(r.Payload)
+		held := groupcomm.Version(0)
+		if s, ok := m.State(); ok {
+			held = s.Version
+		}
+		o, err := offerObserved(r.Payload, first, held)
 		if err != nil {
 			fail(err)
 			return

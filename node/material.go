@@ -72,18 +72,23 @@ func offerFull(body []byte, via string) (*offer, error) {
 	return o, o.check("get the keying material")
 }
 
-// offerObserved makes an offer of a response of the observed group resource: a
-// rekey message, or the Key Distribution map that answers a registration. A
-// notification may overtake that answer, so what it is tells its content and
-// not its place.
+// offerObserved makes an offer of a response of the observed group resource:
+// the Key Distribution map that answers the registration, then rekey messages.
+// A notification may overtake that answer, which is then as good as ignored
+// when it says nothing new; held is the version held.
 //
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1; RFC 7641, Section 3.4
 // for the order.
-func offerObserved(body []byte) (*offer, error) {
-	if o, err := offerRekey(body, ViaObserve); err == nil {
-		return o, nil
+func offerObserved(body []byte, first bool, held groupcomm.Version) (*offer, error) {
+	full, err := offerFull(body, ViaObserve)
+	if err == nil && (first || full.num <= held) {
+		return full, nil
 	}
-	return offerFull(body, ViaObserve)
+	o, rekeyErr := offerRekey(body, ViaObserve)
+	if rekeyErr != nil && first {
+		return nil, err
+	}
+	return o, rekeyErr
 }
 
 func (o *offer) check(op string) error {

@@ -57,3 +57,23 @@ func TestMissedAndInstalled(t *testing.T) {
 		t.Errorf("version %d, installed %v", s.Version, s.Installed)
 	}
 }
+
+// A notification that overtakes the answer to the registration, which then says
+// what is old.
+func TestNotificationFirst(t *testing.T) {
+	t.Parallel()
+	g := newFakeGM(t)
+	m, _ := joinedMember(t, g, nil)
+	held := state(t, m).Version
+	observed := func(body []byte, seq uint32) *coap.Response {
+		r := reply(coap.Content, coap.ACEGroupcomm, body)
+		r.Options.SetUint(coap.ObserveOption, seq)
+		return r
+	}
+	fail := func(err error) { t.Error(err) }
+	m.onGroup(observed(rekeyOf(held+1), 8), true, fail)
+	m.onGroup(observed(g.full(held).Encode(), 7), false, fail)
+	if s := state(t, m); s.Version != held+1 || !s.Installed {
+		t.Errorf("version %d, installed %v", s.Version, s.Installed)
+	}
+}
