@@ -69,6 +69,7 @@ type life struct {
 	access   node.Access
 	conveyed bool // the token goes in psk_identity, not to /authz-info
 	stored   bool // the gateway answered in a way that only a stored token gets
+	conveys  int  // handshakes with the token, of which the gateway committed any or none
 	transfer *groupcomm.TokenTransferResponse
 	member   *node.Member
 	joined   node.Event // the latest
@@ -217,10 +218,7 @@ func (c *client) post(ctx context.Context) bool {
 	switch {
 	case err == nil:
 		c.w.count.posts.Add(1)
-		l.stored = true
-		if l.transfer == nil {
-			l.transfer = transfer
-		}
+		l.stored, l.transfer = true, transfer
 		return true
 	case errors.As(err, &e) && (e.Code == coap.TooManyRequests || e.Code>>5 == 5):
 		// All nodes share one address here, whose posts are limited.
@@ -242,8 +240,8 @@ func (c *client) convey(ctx context.Context) {
 	}
 	c.w.count.handshakes.Add(1)
 	l.setTransport(t)
-	l.member = nil // N_S belongs to this association now
-	c.newMember(t)
+	l.conveys++
+	c.newMember(t, nil) // N_S belongs to this association now
 }
 
 // reconnect opens an association by the key identifier. The membership is the
@@ -256,7 +254,7 @@ func (c *client) reconnect(ctx context.Context) {
 	} else {
 		var t node.Transport
 		if t, err = c.dial(ctx, l); err == nil {
-			c.newMember(t)
+			c.newMember(t, l.transfer)
 		}
 	}
 	if err == nil || !alert(err) || c.w.cut(ctx) {
@@ -284,10 +282,11 @@ func (c *client) dial(ctx context.Context, l *life) (node.Transport, error) {
 	return t, nil
 }
 
-func (c *client) newMember(t node.Transport) {
+func (c *client) newMember(t node.Transport, transfer *groupcomm.TokenTransferResponse) {
 	l := c.life
+	l.member = nil
 	m, err := node.New(node.Config{
-		Group: c.group, Roles: c.roles, Transfer: l.transfer, WantCreds: c.rng.IntN(2) == 0, MQTT: c.mqtt,
+		Group: c.group, Roles: c.roles, Transfer: transfer, WantCreds: c.rng.IntN(2) == 0, MQTT: c.mqtt,
 		PollEvery: followPoll,
 		Redial:    func(ctx context.Context) (node.Transport, error) { return c.dial(ctx, l) },
 		OnEvent:   func(e node.Event) { c.event(l, e) },
@@ -409,9 +408,7 @@ func (c *client) join(ctx context.Context) {
 		c.w.count.joins.Add(1)
 		c.admitted(since)
 	case refused:
-		if !tooMany(err) {
-			c.w.ledger.breach(c.group, "client %d (%x): join refused: %v", c.id, c.life.access.KID, err)
-		}
+		c.joinRefused(err)
 	case unknown:
 		if c.at == outside {
 			c.at, c.doubt, c.since, c.node = uncertain, joining, since, ""
@@ -433,17 +430,27 @@ func (c *client) rejoin(ctx context.Context) {
 		c.w.count.rejoins.Add(1)
 		c.admitted(since)
 	case refused:
-		if !tooMany(err) {
-			c.w.ledger.breach(c.group, "client %d (%x): re-join refused: %v", c.id, c.life.access.KID, err)
-		}
+		c.joinRefused(err)
 	case unknown:
 		c.at, c.doubt, c.since = uncertain, changing, since
 	}
 }
 
-func tooMany(err error) bool {
+// joinRefused judges the refusal of a join that has every right.
+func (c *client) joinRefused(err error) {
+	l := c.life
 	var e *node.Error
-	return errors.As(err, &e) && e.Code == coap.TooManyRequests
+	switch {
+	case errors.As(err, &e) && e.Code == coap.TooManyRequests:
+	case errors.Is(err, groupcomm.ErrPoP) && l.conveyed && l.conveys > 1:
+		// The token went in several handshakes that were cut off. Which of them
+		// gave N_S only the gateway knows: a post gives a new one.
+		c.w.count.otherNS.Add(1)
+		c.hangUp()
+		l.conveyed, l.stored, l.member = false, false, nil
+	default:
+		c.w.ledger.breach(c.group, "client %d (%x): join refused: %v", c.id, l.access.KID, err)
+	}
 }
 
 // admitted records an acknowledged Join Response.

@@ -67,6 +67,7 @@ type counters struct {
 	starts                                                   time.Duration
 	joins, rejoins, renewals, leaves, evictions, rekeys      atomic.Int64
 	cutOff, lost, unavailable, posts, handshakes, trespasses atomic.Int64
+	otherNS                                                  atomic.Int64 // proofs over another N_S than the gateway's
 	observed, polled, byMQTT                                 atomic.Int64
 }
 
@@ -320,11 +321,11 @@ func (w *world) summary() string {
 	messages, different := w.ledger.counts()
 	return fmt.Sprintf("%d rounds in %v: %d joins, %d re-joins, %d renewals, %d leaves, %d evictions, %d operator rekeys; "+
 		"%d kills with work in flight, %d requests cut off, %d kills before readiness, %d unanswered, %d answered 5.xx; "+
-		"%d handshakes, %d token posts, %d refused outsiders; rekeys learned by observe %d, mqtt %d, poll %d; "+
+		"%d handshakes, %d token posts, %d proofs anew, %d refused outsiders; rekeys learned by observe %d, mqtt %d, poll %d; "+
 		"%d MQTT messages, %d of them different; a start takes %v",
 		c.rounds, time.Since(w.began).Round(time.Millisecond), c.joins.Load(), c.rejoins.Load(), c.renewals.Load(), c.leaves.Load(),
 		c.evictions.Load(), c.rekeys.Load(), c.inFlight, c.cutOff.Load(), c.early, c.lost.Load(), c.unavailable.Load(),
-		c.handshakes.Load(), c.posts.Load(), c.trespasses.Load(), c.observed.Load(), c.byMQTT.Load(), c.polled.Load(),
+		c.handshakes.Load(), c.posts.Load(), c.otherNS.Load(), c.trespasses.Load(), c.observed.Load(), c.byMQTT.Load(), c.polled.Load(),
 		messages, different, (c.starts / time.Duration(max(1, c.rounds+1))).Round(time.Millisecond))
 }
 
