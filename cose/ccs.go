@@ -30,14 +30,30 @@ func EncodeCCS(subject string, pub *Key) []byte {
 // allowed and not judged. A credential is compared and used by its own bytes, so
 // keep b: encoding the key again may give others.
 func DecodeCCS(b []byte) (*Key, error) {
-	k, err := decodeCCS(b)
+	k, err := ParseCCS(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.check(); err != nil {
+		return nil, fmt.Errorf("CWT Claims Set: COSE_Key: %w", err)
+	}
+	return k, nil
+}
+
+// ParseCCS is [DecodeCCS] for a caller that goes on to verify a signature with
+// the key, and it leaves one question open that costs half as much as that:
+// whether the x of an Ed25519 key is a point of the curve. Verification
+// decompresses the point, so a key with which a signature verified is what
+// DecodeCCS accepts. For any other, [Key.Check] answers.
+func ParseCCS(b []byte) (*Key, error) {
+	k, err := parseCCS(b)
 	if err != nil {
 		return nil, fmt.Errorf("CWT Claims Set: %w", err)
 	}
 	return k, nil
 }
 
-func decodeCCS(b []byte) (*Key, error) {
+func parseCCS(b []byte) (*Key, error) {
 	claims, err := DecodeMap(b)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 )
 
 var errNotOnCurve = errors.New("public key is not a point of its curve")
@@ -50,9 +51,29 @@ func decompress(crv int64, x []byte, odd bool) ([]byte, error) {
 	return py.FillBytes(make([]byte, n)), nil
 }
 
+// Check reports whether the key is whole: members of the right lengths, a
+// public key on its curve, a private key that belongs to it. What [DecodeKey]
+// and [DecodeCCS] return was checked; [ParseCCS] leaves one question open.
+func (k *Key) Check() error {
+	c := *k
+	return c.check()
+}
+
 // check verifies lengths, points and that D belongs to X and Y; a missing
 // public part is computed from D.
 func (k *Key) check() error {
+	if err := k.checkForm(); err != nil {
+		return err
+	}
+	if k.Kty == KtyOKP && k.Crv == CrvEd25519 && !onEd25519(k.X) {
+		return errNotOnCurve
+	}
+	return nil
+}
+
+// checkForm is check but for one question: whether an Ed25519 key whose
+// encoding is canonical stands for a point.
+func (k *Key) checkForm() error {
 	if k.Kty == KtyEC2 {
 		return k.checkEC2()
 	}
@@ -88,7 +109,7 @@ func (k *Key) check() error {
 	if len(k.X) != 32 {
 		return fmt.Errorf("x has %d bytes, not 32", len(k.X))
 	}
-	if k.Crv == CrvEd25519 && !onEd25519(k.X) {
+	if k.Crv == CrvEd25519 && !canonicalEd25519(k.X) {
 		return errNotOnCurve
 	}
 	return nil
@@ -135,31 +156,46 @@ func (k *Key) ecdsaPublic() (*ecdsa.PublicKey, error) {
 	return pub, nil
 }
 
-// ed25519Y reads the y coordinate of an encoded point; nil when it is not
-// reduced.
-func ed25519Y(x []byte) (y, p *big.Int) {
-	p = new(big.Int).Lsh(big.NewInt(1), 255)
-	p.Sub(p, big.NewInt(19))
-	le := bytes.Clone(x)
-	le[31] &= 0x7f
-	for i, j := 0, len(le)-1; i < j; i, j = i+1, j-1 {
-		le[i], le[j] = le[j], le[i]
+// First bytes of p = 2²⁵⁵-19 and of p-1 = -1, encoded with the low byte first:
+// 30 bytes 0xff follow, and 0x7f.
+const (
+	lowOfPrime    = 0xed
+	lowOfMinusOne = 0xec
+)
+
+// ed25519Edge reads from the 32 bytes of a point whether y is not reduced, that
+// is not below p, and whether it is 1 or -1, in which case x is zero.
+func ed25519Edge(x []byte) (unreduced, unit bool) {
+	ones := x[31]&0x7f == 0x7f
+	zeros := x[31]&0x7f == 0
+	for _, b := range x[1:31] {
+		ones = ones && b == 0xff
+		zeros = zeros && b == 0
 	}
-	y = new(big.Int).SetBytes(le)
-	if y.Cmp(p) >= 0 {
-		return nil, p
-	}
-	return y, p
+	return ones && x[0] >= lowOfPrime, ones && x[0] == lowOfMinusOne || zeros && x[0] == 1
+}
+
+// canonicalEd25519 reports whether the 32 bytes are what RFC 8032, Section
+// 5.1.2 makes of a point, if they are one: y is reduced, and an x of zero has no
+// sign. Signature verification is more lenient.
+func canonicalEd25519(x []byte) bool {
+	unreduced, unit := ed25519Edge(x)
+	return !unreduced && (!unit || x[31]&0x80 == 0)
 }
 
 // onEd25519 reports whether the 32 bytes are a point: RFC 8032, Section 5.1.3
 // has a solution x for (y²-1)/(dy²+1). Only public data is handled, so the
 // arithmetic need not take constant time.
 func onEd25519(x []byte) bool {
-	y, p := ed25519Y(x)
-	if y == nil {
+	if !canonicalEd25519(x) {
 		return false
 	}
+	p := new(big.Int).Lsh(big.NewInt(1), 255)
+	p.Sub(p, big.NewInt(19))
+	le := bytes.Clone(x)
+	le[31] &= 0x7f
+	slices.Reverse(le)
+	y := new(big.Int).SetBytes(le)
 	one := big.NewInt(1)
 	// d = -121665/121666
 	d := new(big.Int).ModInverse(big.NewInt(121666), p)
@@ -167,12 +203,9 @@ func onEd25519(x []byte) bool {
 	yy := new(big.Int).Mul(y, y)
 	u := new(big.Int).Sub(yy, one)
 	u.Mod(u, p)
-	if u.Sign() == 0 {
-		return x[31]&0x80 == 0 // x is zero and has no sign
-	}
 	v := yy.Mul(yy, d)
 	v.Add(v, one).Mod(v, p)
-	return big.Jacobi(u.Mul(u, v).Mod(u, p), p) == 1
+	return u.Sign() == 0 || big.Jacobi(u.Mul(u, v).Mod(u, p), p) == 1
 }
 
 // Degenerate reports whether an Ed25519 key has y = 1 or y = -1, so that its
@@ -182,12 +215,8 @@ func (k *Key) Degenerate() bool {
 	if k.Kty != KtyOKP || k.Crv != CrvEd25519 || len(k.X) != 32 {
 		return false
 	}
-	y, p := ed25519Y(k.X)
-	if y == nil {
-		return true
-	}
-	one := big.NewInt(1)
-	return y.Cmp(one) == 0 || y.Cmp(p.Sub(p, one)) == 0
+	unreduced, unit := ed25519Edge(k.X)
+	return unreduced || unit
 }
 
 // GenerateKey makes a key pair for a signature algorithm.

@@ -30,6 +30,9 @@ const (
 	itemFalse = 0xf4
 	itemTrue  = 0xf5
 	itemNull  = 0xf6
+
+	itemFloat16 = 0xf9
+	itemFloat64 = 0xfb
 )
 
 // head reads the head of an item that Check accepted: major type, argument and
@@ -54,6 +57,10 @@ func AsInt(b []byte) (int64, error) {
 	if err := Check(b); err != nil {
 		return 0, err
 	}
+	return asInt(b)
+}
+
+func asInt(b []byte) (int64, error) {
 	major, arg, _ := head(b)
 	switch {
 	case major > majorNegative:
@@ -71,6 +78,10 @@ func AsUint(b []byte) (uint64, error) {
 	if err := Check(b); err != nil {
 		return 0, err
 	}
+	return asUint(b)
+}
+
+func asUint(b []byte) (uint64, error) {
 	major, arg, _ := head(b)
 	if major != majorUint {
 		return 0, errors.New("unsigned integer expected")
@@ -83,6 +94,10 @@ func AsBytes(b []byte) ([]byte, error) {
 	if err := Check(b); err != nil {
 		return nil, err
 	}
+	return asBytes(b)
+}
+
+func asBytes(b []byte) ([]byte, error) {
 	major, _, n := head(b)
 	if major != majorBytes {
 		return nil, errors.New("byte string expected")
@@ -95,6 +110,10 @@ func AsText(b []byte) (string, error) {
 	if err := Check(b); err != nil {
 		return "", err
 	}
+	return asText(b)
+}
+
+func asText(b []byte) (string, error) {
 	major, _, n := head(b)
 	if major != majorText {
 		return "", errors.New("text string expected")
@@ -122,17 +141,82 @@ func IsText(b []byte) bool { return len(b) > 0 && b[0]>>5 == majorText }
 // IsArray reports whether b, one well-formed item, is an array.
 func IsArray(b []byte) bool { return len(b) > 0 && b[0]>>5 == majorArray }
 
-// DecodeArray reads an array into its items.
+// itemLen is the length of the first item in b, which Check accepted as part of
+// a whole.
+func itemLen(b []byte) int {
+	n := 0
+	for left := uint64(1); left > 0; left-- {
+		major, arg, size := head(b[n:])
+		n += size
+		switch major {
+		case majorBytes, majorText:
+			n += int(arg)
+		case majorArray:
+			left += arg
+		case majorMap:
+			left += 2 * arg
+		case majorTag:
+			left++
+		}
+	}
+	return n
+}
+
+// cut takes the first item off b, which Check accepted as part of a whole. It
+// fails when the item has a tag over content that the tag is not for.
+func cut(b []byte) (first Item, rest []byte, err error) {
+	n := itemLen(b)
+	if b[0]>>5 == majorTag {
+		err = checkTags(b)
+	}
+	return b[:n:n], b[n:], err
+}
+
+// checkTags looks at the tags around an item that Check accepted: date text,
+// seconds since 1970 and big numbers (RFC 8949, Sections 3.4.1 to 3.4.3).
+func checkTags(b []byte) error {
+	for {
+		major, tag, n := head(b)
+		if major != majorTag {
+			return nil
+		}
+		b = b[n:]
+		major, ok := b[0]>>5, true
+		switch tag {
+		case 0:
+			ok = major == majorText
+		case 1:
+			ok = major <= majorNegative || b[0] >= itemFloat16 && b[0] <= itemFloat64
+		case 2, 3:
+			ok = major == majorBytes
+		}
+		if !ok {
+			return fmt.Errorf("tag %d is not for its content", tag)
+		}
+	}
+}
+
+// DecodeArray reads an array into its items, which share no memory with b.
 func DecodeArray(b []byte) ([]Item, error) {
 	if err := Check(b); err != nil {
 		return nil, err
 	}
-	if major, _, _ := head(b); major != majorArray {
+	return splitArray(bytes.Clone(b))
+}
+
+// splitArray is DecodeArray of a checked item; the result shares its memory.
+func splitArray(b []byte) ([]Item, error) {
+	major, count, n := head(b)
+	if major != majorArray {
 		return nil, errors.New("array expected")
 	}
-	var items []Item
-	if err := decMode.Unmarshal(b, &items); err != nil {
-		return nil, err
+	b = b[n:]
+	items := make([]Item, count)
+	for i := range items {
+		var err error
+		if items[i], b, err = cut(b); err != nil {
+			return nil, err
+		}
 	}
 	return items, nil
 }
@@ -155,29 +239,61 @@ func AppendTag(tag uint64, content []byte) []byte {
 	return MustMarshal(cbor.RawTag{Number: tag, Content: content})
 }
 
-// Map is a decoded map with integer keys. Entries whose key is a text string
-// are left out: no message that we read gives them a meaning.
+// Map is a decoded map with integer keys, each entry one item that [Check]
+// accepted. Entries whose key is a text string are left out: no message that we
+// read gives them a meaning.
 type Map map[int64]Item
 
 // DecodeMap reads a map whose keys are integers and text strings. Any other
-// kind of key and any duplicate is an error.
+// kind of key and any duplicate is an error. The entries share no memory with b.
 func DecodeMap(b []byte) (Map, error) {
 	if err := Check(b); err != nil {
 		return nil, err
 	}
-	if major, _, _ := head(b); major != majorMap {
+	return splitMap(bytes.Clone(b))
+}
+
+// splitMap is DecodeMap of a checked item; the result shares its memory. Every
+// message is taken apart here, so it is done without reflection.
+func splitMap(b []byte) (Map, error) {
+	major, pairs, n := head(b)
+	if major != majorMap {
 		return nil, errors.New("map expected")
 	}
-	var all map[any]Item
-	if err := decMode.Unmarshal(b, &all); err != nil {
-		return nil, err
-	}
-	m := make(Map, len(all))
-	for k, v := range all {
-		switch k := k.(type) {
-		case int64:
-			m[k] = v
-		case string:
+	b = b[n:]
+	m := make(Map, pairs)
+	var names map[string]bool
+	for range pairs {
+		var key, value Item
+		var err error
+		if key, b, err = cut(b); err != nil {
+			return nil, err
+		}
+		if value, b, err = cut(b); err != nil {
+			return nil, err
+		}
+		switch major, _, _ := head(key); major {
+		case majorUint, majorNegative:
+			k, err := asInt(key)
+			if err != nil {
+				return nil, fmt.Errorf("map key: %w", err)
+			}
+			if m.Has(k) {
+				return nil, fmt.Errorf("map key %d twice", k)
+			}
+			m[k] = value
+		case majorText:
+			k, err := asText(key)
+			if err != nil {
+				return nil, fmt.Errorf("map key: %w", err)
+			}
+			if names[k] {
+				return nil, errors.New("a text map key twice")
+			}
+			if names == nil {
+				names = make(map[string]bool)
+			}
+			names[k] = true
 		default:
 			return nil, errors.New("map key is neither an integer nor a text string")
 		}
@@ -195,25 +311,25 @@ func (m Map) Has(key int64) bool {
 func (m Map) IsNull(key int64) bool { return IsNull(m[key]) }
 
 // Bytes reads a byte string: not nil when present.
-func (m Map) Bytes(key int64) (v []byte, present bool, err error) { return get(m, key, AsBytes) }
+func (m Map) Bytes(key int64) (v []byte, present bool, err error) { return get(m, key, asBytes) }
 
 // Int reads an integer.
-func (m Map) Int(key int64) (v int64, present bool, err error) { return get(m, key, AsInt) }
+func (m Map) Int(key int64) (v int64, present bool, err error) { return get(m, key, asInt) }
 
 // Uint reads an unsigned integer.
-func (m Map) Uint(key int64) (v uint64, present bool, err error) { return get(m, key, AsUint) }
+func (m Map) Uint(key int64) (v uint64, present bool, err error) { return get(m, key, asUint) }
 
 // Text reads a text string.
-func (m Map) Text(key int64) (v string, present bool, err error) { return get(m, key, AsText) }
+func (m Map) Text(key int64) (v string, present bool, err error) { return get(m, key, asText) }
 
 // Bool reads true or false.
 func (m Map) Bool(key int64) (v, present bool, err error) { return get(m, key, AsBool) }
 
 // Array reads an array into its items.
-func (m Map) Array(key int64) (v []Item, present bool, err error) { return get(m, key, DecodeArray) }
+func (m Map) Array(key int64) (v []Item, present bool, err error) { return get(m, key, splitArray) }
 
 // Map reads a map.
-func (m Map) Map(key int64) (v Map, present bool, err error) { return get(m, key, DecodeMap) }
+func (m Map) Map(key int64) (v Map, present bool, err error) { return get(m, key, splitMap) }
 
 func get[T any](m Map, key int64, as func([]byte) (T, error)) (v T, present bool, err error) {
 	raw, ok := m[key]

@@ -61,12 +61,16 @@ func DecodeKey(b []byte) (*Key, error) {
 		return nil, fmt.Errorf("COSE_Key: %w", err)
 	}
 	k, err := keyFromMap(m)
+	if err == nil {
+		err = k.check()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("COSE_Key: %w", err)
 	}
 	return k, nil
 }
 
+// keyFromMap reads the members of a key. Its form is checked, its point is not.
 func keyFromMap(m Map) (*Key, error) {
 	var k Key
 	var err error
@@ -119,7 +123,7 @@ func keyFromMap(m Map) (*Key, error) {
 			return nil, errors.New("y is neither a byte string nor a Boolean")
 		}
 	}
-	if err := k.check(); err != nil {
+	if err := k.checkForm(); err != nil {
 		return nil, err
 	}
 	return &k, nil

@@ -257,6 +257,7 @@ func TestEd25519Points(t *testing.T) {
 		{"y = 1 with a sign", negative, false, true},
 		{"y = -1", le(new(big.Int).Sub(p, one)), true, true},
 		{"y = 0", le(new(big.Int)), true, false},
+		{"y = -1 with a sign", append(le(new(big.Int).Sub(p, one))[:31:31], 0xff), false, true},
 		{"y = 2", le(big.NewInt(2)), false, false},
 		{"y = p", le(p), false, true},
 		{"y = p + 1", le(new(big.Int).Add(p, one)), false, true},
@@ -267,6 +268,14 @@ func TestEd25519Points(t *testing.T) {
 		}
 		if got := k.Degenerate(); got != tc.degenerate {
 			t.Errorf("%s: degenerate %v", tc.name, got)
+		}
+		// What ParseCCS leaves open, Check and verification answer.
+		_, strict := DecodeCCS(EncodeCCS("", k))
+		if (strict == nil) != tc.point || (k.Check() == nil) != tc.point {
+			t.Errorf("%s: DecodeCCS says %v, Check %v", tc.name, strict, k.Check())
+		}
+		if parsed, err := ParseCCS(EncodeCCS("", k)); err == nil && !tc.point && parsed.Verify(nil, make([]byte, 64)) == nil {
+			t.Errorf("%s: not a point, and a signature verifies", tc.name)
 		}
 	}
 	for range 50 {

@@ -49,6 +49,16 @@ func (k *Key) Sign(msg []byte) ([]byte, error) {
 	return sig, nil
 }
 
+// Signer returns what [Key.Sign] is, made once: a private Ed25519 key is
+// expanded before it signs, and that costs as much as a signature.
+func (k *Key) Signer() func(msg []byte) ([]byte, error) {
+	if plainAlg(k.SignAlg()) != AlgEdDSA || len(k.D) != ed25519.SeedSize {
+		return k.Sign
+	}
+	priv := ed25519.NewKeyFromSeed(k.D)
+	return func(msg []byte) ([]byte, error) { return ed25519.Sign(priv, msg), nil }
+}
+
 // Verify checks a raw COSE signature with the algorithm of [Key.SignAlg]. Any
 // mismatch is [ErrSignature].
 func (k *Key) Verify(msg, sig []byte) error {
