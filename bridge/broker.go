@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -45,7 +46,7 @@ type broker struct {
 	server *mqtt.Server
 	hook   *gate
 	ready  chan struct{}  // closed when serving
-	own    sync.WaitGroup // connections of the gateway's own client
+	own    sync.WaitGroup // connections of the gateway's own client, and sessions being ended
 
 	mu        sync.Mutex
 	listeners []net.Listener
@@ -64,7 +65,7 @@ func newBroker(cfg Config, log *slog.Logger, hooks brokerHooks) *broker {
 	caps.MaximumInflight = maxInflight
 	caps.TopicAliasMaximum = 0
 	caps.SharedSubAvailable = 0
-	caps.MinimumProtocolVersion = 4 // MQTT 3.1.1
+	caps.MinimumProtocolVersion = mqttVersion
 	b := &broker{cfg: cfg, log: log, ready: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	b.server = mqtt.New(&mqtt.Options{
 		Capabilities: caps,
@@ -74,6 +75,7 @@ func newBroker(cfg Config, log *slog.Logger, hooks brokerHooks) *broker {
 		SysTopicResendInterval: int64((10 * 365 * 24 * time.Hour).Seconds()),
 	})
 	b.hook = newGate(cfg.Prefix, hooks, log)
+	b.hook.server = b.server
 	return b
 }
 
@@ -150,7 +152,8 @@ func (b *broker) run(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	for i, l := range b.listeners {
-		if err := b.server.AddListener(listeners.NewNet(fmt.Sprintf("members-%d", i), &guarded{Listener: l, b: b})); err != nil {
+		door := listeners.NewNet(fmt.Sprintf("members-%d", i), &guarded{Listener: l, b: b})
+		if err := b.server.AddListener(&members{Net: door, log: b.log}); err != nil {
 			b.mu.Unlock()
 			return fmt.Errorf("bridge: embedded broker: %w", err)
 		}
@@ -232,12 +235,44 @@ func tcpPair(ctx context.Context) (near, far net.Conn, err error) {
 	return nil, nil, err
 }
 
-// disconnect ends the session of a member whose credential was revoked.
+// disconnect ends the session of a member whose credential was revoked. It
+// does not wait: it runs after a commit, before the next, and the goodbye of
+// TLS waits for a peer that does not read.
 func (b *broker) disconnect(user string) {
-	if cl, ok := b.server.Clients.Get(memberID(user)); ok {
-		cl.Stop(packets.ErrNotAuthorized)
+	cl, ok := b.server.Clients.Get(memberID(user))
+	if !ok {
+		return
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return // run closes every connection
+	}
+	b.own.Go(func() { cl.Stop(packets.ErrNotAuthorized) })
 }
+
+// members is a listener for members. What one of them sends must not end the
+// gateway: a panic in the library ends that connection only.
+type members struct {
+	*listeners.Net
+	log *slog.Logger
+}
+
+// Serve implements listeners.Listener.
+func (l *members) Serve(establish listeners.EstablishFn) {
+	l.Net.Serve(func(id string, c net.Conn) (err error) {
+		defer func() {
+			if v := recover(); v != nil {
+				_ = c.Close()
+				l.log.Error("mqtt connection ended by a panic", "peer", c.RemoteAddr(), "panic", v, "stack", string(debug.Stack()))
+				err = errPanic
+			}
+		}()
+		return establish(id, c)
+	})
+}
+
+var errPanic = errors.New("bridge: panic in the embedded broker")
 
 // track registers a connection, so that it can be closed at the end. Members
 // are limited, the gateway's own client is not.
@@ -330,7 +365,7 @@ func isError(v any) bool { _, ok := v.(error); return ok }
 var _ mqtt.Hook = (*gate)(nil)
 
 // provides is the set of hook methods that the gate has.
-var provides = []byte{mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished, mqtt.OnPublish, mqtt.OnDisconnect}
+var provides = []byte{mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished, mqtt.OnPublish, mqtt.OnDisconnect}
 
 // Provides implements mqtt.Hook.
 func (g *gate) Provides(b byte) bool { return bytes.IndexByte(provides, b) >= 0 }

@@ -29,7 +29,7 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 	session, end := context.WithCancel(ctx)
 	c := &client{lost: make(chan error, 1), end: end}
 	o := paho.NewClientOptions().
-		SetProtocolVersion(4). // MQTT 3.1.1; protocol.md, Section 5
+		SetProtocolVersion(mqttVersion).
 		SetAutoReconnect(false).
 		SetConnectRetry(false).
 		SetConnectTimeout(connectTimeout).

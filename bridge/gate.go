@@ -23,6 +23,7 @@ type gate struct {
 	hooks  brokerHooks
 	log    *slog.Logger
 	secret []byte // of the gateway's own client
+	server *mqtt.Server
 
 	ctx context.Context // of the broker's run: the library's calls carry none
 
@@ -38,6 +39,17 @@ func (g *gate) start(ctx context.Context) { g.ctx = ctx }
 
 // ID implements mqtt.Hook.
 func (*gate) ID() string { return "gate" }
+
+// OnConnect refuses all but MQTT 3.1.1, which is what members speak
+// (protocol.md, Section 5). Decoders of MQTT 5 stay out of a stranger's reach:
+// a SUBSCRIBE that ends early is a slice bounds panic there.
+func (g *gate) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
+	if cl.Properties.ProtocolVersion == mqttVersion {
+		return nil
+	}
+	_ = g.server.SendConnack(cl, packets.ErrUnsupportedProtocolVersion, false, nil) // whoever left does not miss it
+	return packets.ErrUnsupportedProtocolVersion
+}
 
 // OnConnectAuthenticate checks a credential against the store, in constant
 // time, whether the user is known or not.
