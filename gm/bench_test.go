@@ -69,7 +69,7 @@ func BenchmarkFloor(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	sign, msg := signer(key), make([]byte, 32)
+	sign, msg := key.Signer(), make([]byte, 32)
 	sig, err := sign(msg)
 	if err != nil {
 		b.Fatal(err)

@@ -2,7 +2,6 @@ package gm
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"sync"
@@ -104,16 +103,6 @@ func newGroup(id int64, cfg groupcomm.GroupConfig) *group {
 		rekeying: make(chan struct{}, 1),
 		changed:  make(chan struct{}),
 	}
-}
-
-// signer makes the signing function of a key. A private Ed25519 key is expanded
-// once: that costs as much as a signature.
-func signer(key *cose.Key) func([]byte) ([]byte, error) {
-	if key.SignAlg() != cose.AlgEdDSA || len(key.D) != ed25519.SeedSize {
-		return key.Sign
-	}
-	priv := ed25519.NewKeyFromSeed(key.D)
-	return func(message []byte) ([]byte, error) { return ed25519.Sign(priv, message), nil }
 }
 
 func (g *group) topic() string { return "gm/" + g.cfg.Name }

@@ -203,23 +203,26 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 		j.cred = cred
 		return nil
 	}
-	key, err := decodeCred(j.g.cfg, cred)
-	if err != nil {
+	unsuitable := func(err error) error {
 		return fmt.Errorf("gm: %w: %w", coap.Detail(groupcomm.ErrCredential, "%s", credHint(j.g.cfg)), err)
 	}
-	if len(proof) == 0 {
-		// No channel that we serve proves possession of the credential's key
-		// in another way.
-		return groupcomm.ErrPoP
+	key, err := parseCred(j.g.cfg, cred)
+	if err != nil {
+		return unsuitable(err)
 	}
 	for i, ns := range j.grant.Challenges {
-		if i == maxPoPTries {
+		// No channel that we serve proves possession of the credential's key in
+		// another way, so an empty proof is none.
+		if i == maxPoPTries || len(proof) == 0 {
 			break
 		}
 		if key.Verify(groupcomm.ClientPoPInput(j.msg.Scope, ns, j.msg.CNonce), proof) == nil {
 			j.cred, j.ns, j.verified = cred, ns, cred
 			return nil
 		}
+	}
+	if err := key.Check(); err != nil {
+		return unsuitable(err)
 	}
 	return groupcomm.ErrPoP
 }

@@ -129,9 +129,11 @@ func (m *Manager) proveKDC(g *group, cnonce []byte, d *groupcomm.KeyDistribution
 	return nil
 }
 
-// decodeCred reads a credential and checks that it fits the group.
-func decodeCred(c *groupcomm.GroupConfig, cred []byte) (*cose.Key, error) {
-	key, err := cose.DecodeCCS(cred)
+// parseCred reads a credential and checks that it fits the group. Whether its
+// key is a point of the curve is open until a proof verifies: see
+// [cose.ParseCCS].
+func parseCred(c *groupcomm.GroupConfig, cred []byte) (*cose.Key, error) {
+	key, err := cose.ParseCCS(cred)
 	if err != nil {
 		return nil, err
 	}

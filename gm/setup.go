@@ -101,7 +101,7 @@ func (m *Manager) load(ctx context.Context) (map[string]*group, error) {
 				return fmt.Errorf("key of %q: %w", name, err)
 			}
 			g := newGroup(id, cfg)
-			g.sign, g.cred = signer(key), cred
+			g.sign, g.cred = key.Signer(), cred
 			groups[name] = g
 		}
 		return rows.Err()
@@ -162,7 +162,7 @@ func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group
 			return err
 		}
 		g = newGroup(id, cfg)
-		g.sign, g.cred = signer(key), cred
+		g.sign, g.cred = key.Signer(), cred
 		gid, err := makeGid(cfg.GidPrefix, 0, cfg.GidEpochBytes)
 		if err != nil {
 			return err

@@ -104,7 +104,7 @@ func (m *Member) prepare(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrUnsupported, err)
 		}
-		m.key = key
+		m.useKey(key)
 	}
 	return nil
 }
@@ -176,11 +176,11 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 		if m.ns == nil {
 			return nil, fmt.Errorf("%w: the Group Manager gave no challenge (kdcchallenge): post the token to it", ErrUnsupported)
 		}
-		sig, err := m.key.Sign(groupcomm.ClientPoPInput(r.Scope, m.ns, nc))
+		sig, err := m.prove(groupcomm.ClientPoPInput(r.Scope, m.ns, nc))
 		if err != nil {
 			return nil, fmt.Errorf("node: join: proof of possession: %w", err)
 		}
-		r.ClientCred = cose.EncodeCCS(m.cfg.Subject, m.key.Public())
+		r.ClientCred = m.cred
 		r.ClientCredVerify = sig
 	}
 	return r, nil
@@ -250,7 +250,7 @@ func readJoin(r *coap.Response, group string, roles groupcomm.Roles, sign groupc
 	if pinned != nil && !bytes.Equal(pinned, kd.KDCCred) {
 		return nil, nil, nil, fmt.Errorf("%w: its credential is not the one known for this group", ErrProof)
 	}
-	kdc, err := cose.DecodeCCS(kd.KDCCred)
+	kdc, err := cose.ParseCCS(kd.KDCCred)
 	if err != nil {
 		return fail("kdc_cred: %v", err)
 	}
@@ -258,6 +258,9 @@ func readJoin(r *coap.Response, group string, roles groupcomm.Roles, sign groupc
 		return fail("kdc_cred: %v", err)
 	}
 	if err := kdc.Verify(groupcomm.KDCPoPInput(nc, kd.KDCNonce), kd.KDCCredVerify); err != nil {
+		if err := kdc.Check(); err != nil {
+			return fail("kdc_cred: %v", err)
+		}
 		return nil, nil, nil, ErrProof
 	}
 

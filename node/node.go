@@ -157,12 +157,14 @@ type Member struct {
 	mu     sync.Mutex
 	t      Transport
 	key    *cose.Key
-	sign   *groupcomm.SignInfoEntry // what the group announced last
-	ns     []byte                   // N_S: the newest challenge
-	kdc    *cose.Key                // of state.KDCCred
-	pinned []byte                   // credential that every join must show
-	state  *State                   // nil: not joined; never modified once set
-	missed *offer                   // newest material that cannot be installed yet
+	prove  func([]byte) ([]byte, error) // signs with key
+	cred   []byte                       // the credential of key
+	sign   *groupcomm.SignInfoEntry     // what the group announced last
+	ns     []byte                       // N_S: the newest challenge
+	kdc    *cose.Key                    // of state.KDCCred
+	pinned []byte                       // credential that every join must show
+	state  *State                       // nil: not joined; never modified once set
+	missed *offer                       // newest material that cannot be installed yet
 	mgt    *groupcomm.MgtKeyMaterial
 	acked  ackState
 	ended  error         // why the membership is over
@@ -196,11 +198,13 @@ func New(cfg Config, t Transport) (*Member, error) {
 		cfg:    cfg,
 		log:    cfg.Log.With("group", cfg.Group),
 		t:      t,
-		key:    cfg.Key,
 		pinned: cfg.KDCCred,
 		wake:   make(chan struct{}, 1),
 
 		ackWake: make(chan struct{}, 1),
+	}
+	if cfg.Key != nil {
+		m.useKey(cfg.Key)
 	}
 	if tr := cfg.Transfer; tr != nil {
 		m.ns = tr.KDCChallenge
@@ -232,6 +236,11 @@ func (m *Member) Key() *cose.Key {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.key
+}
+
+// useKey sets the node's key and makes what every join needs of it.
+func (m *Member) useKey(key *cose.Key) {
+	m.key, m.prove, m.cred = key, key.Signer(), cose.EncodeCCS(m.cfg.Subject, key)
 }
 
 // Close closes the association. The membership stays: [Member.Leave] ends it.
