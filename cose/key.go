@@ -61,7 +61,7 @@ func DecodeKey(b []byte) (*Key, error) {
 		return nil, fmt.Errorf("COSE_Key: %w", err)
 	}
 	k, err := keyFromMap(m)
-	if err == nil {
+	if err == nil && k.Kty != KtySymmetric {
 		err = k.check()
 	}
 	if err != nil {

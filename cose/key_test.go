@@ -441,3 +441,18 @@ func FuzzDecodeCCS(f *testing.F) {
 		}
 	})
 }
+
+// TestSymmetricKeys: tokens confirm such keys, and have no point to check.
+func TestSymmetricKeys(t *testing.T) {
+	for name, k := range map[string]*Key{
+		"with k":   {Kty: KtySymmetric, KID: []byte{1}, K: []byte("0123456789abcdef")},
+		"kid only": {Kty: KtySymmetric, KID: []byte{1}},
+	} {
+		got, err := DecodeKey(k.Encode())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if !bytes.Equal(got.K, k.K) || !bytes.Equal(got.KID, k.KID) {
+			t.Errorf("%s: another key", name)
+		}
+	}
+}
