@@ -210,12 +210,14 @@ func (b *Bridge) Held(_ context.Context, group, node string, version uint64) {
 	b.confirm(member{group, node}, version, channelPoll, nil)
 }
 
-// Seen records that node asked for keying material, and whether it observes it
-// from now on. That shows life and the channel, not what it holds.
-func (b *Bridge) Seen(_ context.Context, group, node string, observing bool) {
+// Seen records that node asked for keying material over p, and whether it
+// observes it from now on. That shows life and the channel, not what it holds;
+// and whom to tell when its token expires.
+func (b *Bridge) Seen(_ context.Context, group, node string, p coap.Peer, observing bool) {
 	channel := channelPoll
 	if observing {
 		channel = channelObserve
+		b.observers.register(p.Link, member{group, node}, p.Subject)
 	}
 	b.activity.heard(member{group, node}, channel, time.Now())
 }

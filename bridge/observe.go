@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -110,29 +111,43 @@ func (b *Bridge) ended(group, node string, last *coap.Response) {
 	}
 }
 
-// expired ends the observations of a subject whose token expired, at once.
-// Observers that never got a notification are not known here: Allow ends them
-// before they get the next.
+// expired ends the observations of a subject whose token expired, at once
+// (protocol.md, Section 2).
 func (b *Bridge) expired(s coap.Subject) {
 	if s == (coap.Subject{}) {
 		return
 	}
-	for _, o := range b.observers.removeSubject(s) {
+	links, members := b.observers.removeSubject(s)
+	for _, o := range links {
 		b.hub.Drop(o.topic, o.link, unauthorized())
-		b.hub.Drop(nodeTopic(o.member.group, o.member.node), "", unauthorized())
+	}
+	for _, m := range members {
+		b.hub.Drop(nodeTopic(m.group, m.node), "", unauthorized())
 	}
 }
 
-// observers remembers which member is behind a link, as learned when the hub
-// asked whether it may be notified. The zero value is ready.
+// observers remembers which member is behind a link, as learned when it
+// registered and when the hub asked whether it may be notified. The zero value
+// is ready.
 //
 // A link may vanish without a word to this room. What was not seen in the last
 // two rekeys of a topic is forgotten: the one before the newest may still be
-// under way.
+// under way. Between rekeys a member that comes over one link after the other
+// is remembered by its newest registration only, so there is never more than
+// that and what was notified.
 type observers struct {
-	mu    sync.Mutex
-	known map[observation]observer
-	round map[string]uint64 // by topic: counts rekeys
+	mu         sync.Mutex
+	known      map[observation]observer
+	round      map[string]uint64 // by topic: counts rekeys
+	registered map[member]registered
+	subjects   map[coap.Subject][]member // of registered
+}
+
+// registered is the newest registration of a member, whether of its node
+// resource or of the group.
+type registered struct {
+	link    coap.LinkID
+	subject coap.Subject
 }
 
 type observation struct {
@@ -170,6 +185,37 @@ func (o *observers) add(topic string, link coap.LinkID, m member, s coap.Subject
 	o.known[k] = observer{k, m, s, o.round[topic]}
 }
 
+// register notes that a member asked to observe.
+func (o *observers) register(link coap.LinkID, m member, s coap.Subject) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.registered == nil {
+		o.registered, o.subjects = map[member]registered{}, map[coap.Subject][]member{}
+	}
+	old, ok := o.registered[m]
+	if ok && old.subject != s {
+		o.unregisterLocked(m)
+	}
+	if !ok || old.subject != s {
+		o.subjects[s] = append(o.subjects[s], m)
+	}
+	o.registered[m] = registered{link, s}
+}
+
+func (o *observers) unregisterLocked(m member) {
+	r, ok := o.registered[m]
+	if !ok {
+		return
+	}
+	delete(o.registered, m)
+	rest := slices.DeleteFunc(o.subjects[r.subject], func(have member) bool { return have == m })
+	if len(rest) == 0 {
+		delete(o.subjects, r.subject)
+	} else {
+		o.subjects[r.subject] = rest
+	}
+}
+
 func (o *observers) remove(topic string, link coap.LinkID) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -186,6 +232,10 @@ func (o *observers) member(topic string, link coap.LinkID) (member, bool) {
 func (o *observers) removeMember(topic string, m member) (links []coap.LinkID) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if r, ok := o.registered[m]; ok {
+		links = append(links, r.link)
+		o.unregisterLocked(m)
+	}
 	for k, v := range o.known {
 		if k.topic == topic && v.member == m {
 			links = append(links, k.link)
@@ -195,14 +245,27 @@ func (o *observers) removeMember(topic string, m member) (links []coap.LinkID) {
 	return links
 }
 
-func (o *observers) removeSubject(s coap.Subject) (out []observer) {
+// removeSubject returns where a subject may observe: links by group topic, and
+// the members that it is.
+func (o *observers) removeSubject(s coap.Subject) (links []observation, members []member) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	for _, m := range slices.Clone(o.subjects[s]) {
+		links = append(links, observation{groupTopic(m.group), o.registered[m].link})
+		members = append(members, m)
+		o.unregisterLocked(m)
+	}
 	for k, v := range o.known {
-		if v.subject == s {
-			out = append(out, v)
-			delete(o.known, k)
+		if v.subject != s {
+			continue
+		}
+		delete(o.known, k)
+		if !slices.Contains(links, k) {
+			links = append(links, k)
+		}
+		if !slices.Contains(members, v.member) {
+			members = append(members, v.member)
 		}
 	}
-	return out
+	return links, members
 }

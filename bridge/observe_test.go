@@ -36,6 +36,9 @@ func newHouse(t *testing.T) *house {
 		if path := req.Path(); len(path) == 4 {
 			topic = nodeTopic(testGroup, path[3])
 		}
+		// As the Group Manager tells of requests for keying material.
+		register, _ := req.Observe()
+		h.b.Seen(t.Context(), testGroup, req.Peer.Subject.ID, req.Peer, register)
 		version, _, _ := h.m.RekeyMessage(t.Context(), testGroup)
 		return &coap.Response{Code: coap.Content, Payload: []byte("full map"),
 			Observe: &coap.Observation{Topic: topic, Version: version}}, nil
@@ -120,7 +123,7 @@ func TestObserverConfirms(t *testing.T) {
 		h := newHouse(t)
 		h.m.join(t, h.b, "n1", nil)
 		w := h.observe(h.link("n1"), "/ace-group/sensors")
-		if e := h.entry("n1"); e.State != StatePending || e.Channel != channelNone {
+		if e := h.entry("n1"); e.State != StatePending || e.Channel != channelObserve {
 			t.Fatalf("before the first rekey: %+v", e)
 		}
 		num := h.m.rekey(t, h.b)
@@ -206,27 +209,45 @@ func TestEvictedObserver(t *testing.T) {
 	})
 }
 
+// protocol.md, Section 2: an expired token ends access at once, 4.01 to
+// observations: those that were notified, those that only registered, and those
+// of the node resource.
 func TestExpiredTokenEndsObservation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
-		h.m.join(t, h.b, "known", nil)
-		h.m.join(t, h.b, "late", nil)
+		for _, node := range []string{"known", "fresh", "node", "late"} {
+			h.m.join(t, h.b, node, nil)
+		}
 		known := h.observe(h.link("known"), "/ace-group/sensors")
 		h.m.rekey(t, h.b)
 		settle(time.Second)
+		fresh := h.observe(h.link("fresh"), "/ace-group/sensors")
+		node := h.observe(h.link("node"), "/ace-group/sensors/nodes/node")
 		late := h.observe(h.link("late"), "/ace-group/sensors")
 
 		h.mu.Lock()
-		h.expired["known"], h.expired["late"] = true, true
+		for _, n := range []string{"known", "fresh", "node", "late"} {
+			h.expired[n] = true
+		}
 		h.mu.Unlock()
 		if err := h.s.Update(t.Context(), func(tx *store.Tx) error {
-			return tx.Emit(groupcomm.EventTokenExpired, "x", groupcomm.Event{Subject: subject("known")}.Encode())
+			for _, n := range []string{"known", "fresh", "node"} {
+				if err := tx.Emit(groupcomm.EventTokenExpired, "x", groupcomm.Event{Subject: subject(n)}.Encode()); err != nil {
+					return err
+				}
+			}
+			return nil
 		}); err != nil {
 			t.Fatal(err)
 		}
 		settle(time.Second)
-		if r := known.last(); r.Code != coap.Unauthorized {
-			t.Errorf("at once after expiry: %v", r.Code)
+		for name, w := range map[string]*watcher{"notified": known, "registered": fresh, "node resource": node} {
+			if r := w.last(); r.Code != coap.Unauthorized || len(w.responses()) > 3 {
+				t.Errorf("%s, at once after expiry: %v, %d responses", name, r.Code, len(w.responses()))
+			}
+		}
+		if r := late.last(); r.Code != coap.Content {
+			t.Errorf("without an event: %v", r.Code)
 		}
 		h.m.rekey(t, h.b)
 		settle(time.Second)

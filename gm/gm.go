@@ -65,8 +65,9 @@ type Delivery interface {
 type holder interface {
 	// Held: the member showed that it holds this version.
 	Held(ctx context.Context, group, node string, version uint64)
-	// Seen: the member asked for keying material, observing or once.
-	Seen(ctx context.Context, group, node string, observing bool)
+	// Seen: the member asked for keying material over p, once or, if observing,
+	// to be told of changes to the group or its node resource.
+	Seen(ctx context.Context, group, node string, p coap.Peer, observing bool)
 }
 
 // Deps are the rooms and services that a Manager works with.

@@ -101,7 +101,7 @@ func (m *Manager) held(ctx context.Context, c *call) *coap.Response {
 	current := slices.ContainsFunc(c.req.Options.Values(coap.ETag), func(t []byte) bool { return bytes.Equal(t, tag) })
 	register, observe := c.req.Observe()
 	if h, ok := m.deliver.(holder); ok {
-		h.Seen(ctx, c.g.cfg.Name, c.row.member.node, register)
+		h.Seen(ctx, c.g.cfg.Name, c.row.member.node, c.req.Peer, register)
 		if current {
 			h.Held(ctx, c.g.cfg.Name, c.row.member.node, c.row.num)
 		}

@@ -77,7 +77,9 @@ func (*held) Remove(*store.Tx, string, string) error { return nil }
 func (h *held) Held(_ context.Context, group, node string, version uint64) {
 	h.got = append(h.got, group+"/"+node+"/"+string(rune('0'+version)))
 }
-func (h *held) Seen(_ context.Context, _, _ string, observing bool) { h.observing = observing }
+func (h *held) Seen(_ context.Context, _, _ string, _ coap.Peer, observing bool) {
+	h.observing = observing
+}
 
 // RFC 7252, Section 5.10.6.2: a GET with the ETag of the current version is
 // answered with 2.03 and shows that the member has it.
