@@ -12,6 +12,7 @@ import (
 
 	coapnet "github.com/plgd-dev/go-coap/v3/net"
 	"github.com/plgd-dev/go-coap/v3/options"
+	"github.com/plgd-dev/go-coap/v3/pkg/runner/periodic"
 	"github.com/plgd-dev/go-coap/v3/udp"
 	udpclient "github.com/plgd-dev/go-coap/v3/udp/client"
 	udpserver "github.com/plgd-dev/go-coap/v3/udp/server"
@@ -75,7 +76,9 @@ func host(t *testing.T, kind string) *hosted {
 		t.Fatal(err)
 	}
 	h.addr = l.LocalAddr().String()
+	ctx, cancel := context.WithCancel(context.Background())
 	opts := []udpserver.Option{
+		options.WithPeriodicRunner(periodic.New(ctx.Done(), 50*time.Millisecond)),
 		options.WithMux(g.Handler(nil)), options.WithErrors(func(error) {}),
 		options.WithOnNewConn(func(c *udpclient.Conn) { h.conns <- c }),
 	}
@@ -86,7 +89,6 @@ func host(t *testing.T, kind string) *hosted {
 		opts = append(opts, options.WithBlockwise(false, 0, 0))
 	}
 	srv := udp.NewServer(opts...)
-	ctx, cancel := context.WithCancel(context.Background())
 	var over sync.WaitGroup
 	over.Go(func() { _ = srv.Serve(l) })
 	over.Go(func() { _ = g.server.Run(ctx) })
