@@ -40,6 +40,9 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	if err != nil {
 		return nil, err
 	}
+	if transfer.RISELabels && !s.cfg.RISELabels {
+		transfer.WantECDHInfo, transfer.WantKDCDH, transfer.RISELabels = false, false, false
+	}
 	v, err := s.verify(transfer.AccessToken, time.Now())
 	if err != nil {
 		return nil, err

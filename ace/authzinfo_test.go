@@ -88,12 +88,24 @@ func TestTransferResponse(t *testing.T) {
 		}
 		return names
 	}
-	a := send(groupcomm.TokenTransfer{WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true, RISELabels: true})
+	a := send(groupcomm.TokenTransfer{WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true})
 	if got := groups(a.SignInfo); len(got) != 3 || len(a.SignInfo) != 1 {
 		t.Errorf("sign_info is about %v in %d entries", got, len(a.SignInfo))
 	}
-	if got := groups(a.ECDHInfo); len(got) != 3 || !a.RISELabels {
+	if got := groups(a.ECDHInfo); len(got) != 3 || a.RISELabels {
 		t.Errorf("ecdh_info is about %v", got)
+	}
+	// protocol.md, Section 3: the labels 92 and 93 are aliases, answered in kind;
+	// where they are not wanted they are parameters that nobody knows.
+	rise := groupcomm.TokenTransfer{WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true, RISELabels: true}
+	a = send(rise)
+	if got := groups(a.ECDHInfo); len(got) != 3 || !a.RISELabels || len(a.SignInfo) != 1 {
+		t.Errorf("under label 92 ecdh_info is about %v", got)
+	}
+	b.cfg.RISELabels = false
+	a = send(rise)
+	if a.ECDHInfo != nil || a.RISELabels || len(a.SignInfo) != 1 || len(a.KDCChallenge) != 8 {
+		t.Errorf("with the labels switched off: %+v", a)
 	}
 }
 

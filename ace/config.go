@@ -19,6 +19,11 @@ type Config struct {
 	PSK     []PSKPeer
 	AS      *ASConfig // nil: no embedded Authorization Server
 
+	// RISELabels takes the labels 92 and 93 in a token post for ecdh_info and
+	// kdc_dh_creds, as clients of before their registration have them, and
+	// answers in kind. Without it they are unknown parameters.
+	RISELabels bool
+
 	// ASURI is the token endpoint that peers without a valid token are told of,
 	// for example "coaps://as.example.com/token"; "" tells nothing.
 	ASURI string

@@ -85,8 +85,9 @@ func testConfig(signer *cose.Key) Config {
 			Client: "clientF", Audience: "rs2", Lifetime: time.Hour,
 			Scope: groupcomm.Scope{{Group: "g1", Roles: 6}, {Group: "g2", Roles: 8}},
 		}}},
-		ASURI:  "coaps://as.example.com/token",
-		Limits: Limits{PeerRate: 1e6, PostRate: 1e6},
+		ASURI:      "coaps://as.example.com/token",
+		RISELabels: true,
+		Limits:     Limits{PeerRate: 1e6, PostRate: 1e6},
 	}
 }
 

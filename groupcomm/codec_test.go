@@ -187,6 +187,24 @@ func (c codec) encoded() [][]byte {
 	return out
 }
 
+// Labels 92 and 93 are registered for nothing here: only null makes them
+// aliases, anything else is an unknown parameter (RFC 9594, Section 4.1.2).
+func TestRISELabels(t *testing.T) {
+	for in, want := range map[string]TokenTransfer{
+		"a2014100185cf6":       {WantECDHInfo: true, RISELabels: true},
+		"a2014100185df6":       {WantKDCDH: true, RISELabels: true},
+		"a2014100185c01":       {},
+		"a3014100182ff6185cf6": {WantECDHInfo: true},
+		"a3014100185c01185df6": {WantKDCDH: true, RISELabels: true},
+	} {
+		got, err := DecodeTokenTransfer(unhex(t, in))
+		want.AccessToken = []byte{0}
+		if err != nil || !reflect.DeepEqual(*got, want) {
+			t.Errorf("%s: %+v, %v", in, got, err)
+		}
+	}
+}
+
 // TestRoundTrip: what is encoded reads back and encodes to the same bytes, no
 // strict prefix of it parses, nothing may follow it, and an unknown label is
 // ignored (RFC 9594, Section 4.1.2).

@@ -57,8 +57,10 @@ func DecodeTokenTransfer(b []byte) (*TokenTransfer, error) {
 		ID1:          f.bytes(paramClientRecvID),
 	}
 	if !t.WantECDHInfo && !t.WantKDCDH {
-		t.WantECDHInfo = f.wanted(paramECDHInfoRISE)
-		t.WantKDCDH = f.wanted(paramKDCDHCredsRISE)
+		// Registered for nothing: with another value they are unknown parameters,
+		// which are ignored.
+		t.WantECDHInfo = f.m.IsNull(paramECDHInfoRISE)
+		t.WantKDCDH = f.m.IsNull(paramKDCDHCredsRISE)
 		t.RISELabels = t.WantECDHInfo || t.WantKDCDH
 	}
 	if f.err != nil {

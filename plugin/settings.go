@@ -14,7 +14,7 @@ import (
 // aceConfig translates the sections tokens, psk and authorization_server.
 func (g *Gateway) aceConfig() (ace.Config, error) {
 	c := g.cfg
-	var out ace.Config
+	out := ace.Config{RISELabels: c.Compat.RISELabels}
 	for i := range c.Tokens {
 		out.Entries = append(out.Entries, tokenEntry(&c.Tokens[i]))
 	}

@@ -94,6 +94,15 @@ func TestACEConfig(t *testing.T) {
 		t.Errorf("AS at %q", got.ASURI)
 	}
 
+	// protocol.md, Section 3: compat.rise_labels.
+	if !got.RISELabels {
+		t.Error("compat.rise_labels is on, and the room does not know")
+	}
+	c.Compat.RISELabels = false
+	if got, err = gatewayOf(t, c).aceConfig(); err != nil || got.RISELabels {
+		t.Errorf("compat.rise_labels is off: %v, %v", got.RISELabels, err)
+	}
+
 	c.AuthorizationServer.Enabled = false
 	if got, err = gatewayOf(t, c).aceConfig(); err != nil || got.AS != nil || got.ASURI != "" {
 		t.Errorf("without AS: %+v at %q, %v", got.AS, got.ASURI, err)
