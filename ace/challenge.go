@@ -85,10 +85,15 @@ func (l challenges) renew(value []byte, now time.Time) challenges {
 	return rest.add(value, givenInside, now)
 }
 
-// use marks the challenge that a proof covered; the others end with that.
-func (l challenges) use(value []byte) (_ challenges, found bool) {
+// use marks the challenge that a proof covered; the others end with that. An
+// exporter value that is alone need not be marked: it lasts as it is, and what
+// ends a used challenge ends it too.
+func (l challenges) use(value []byte) (_ challenges, changed bool) {
 	for _, c := range l {
 		if bytes.Equal(c.Value, value) {
+			if len(l) == 1 && (c.Used || c.From == exported) {
+				return l, false
+			}
 			c.Used = true
 			return challenges{c}, true
 		}

@@ -136,19 +136,28 @@ func (s *Server) NewChallenge(ctx context.Context, subject coap.Subject) ([]byte
 // challenge a proof of possession covered. One that is no longer known is no
 // error: the proof was judged by a grant of before.
 func (s *Server) UsedChallenge(tx *store.Tx, subject coap.Subject, ns []byte) error {
-	k, err := keyBySubject(tx, subject)
+	id := subjectBytes(subject)
+	var stored []byte
+	err := tx.QueryRow(`SELECT challenges FROM ace_keys WHERE subject = ?`, id).Scan(&stored)
 	if errors.Is(err, store.ErrNotFound) {
 		return s.unauthorized(subject)
 	}
 	if err != nil {
 		return fmt.Errorf("ace: used challenge: %w", err)
 	}
-	list, found := k.challenges.use(ns)
-	if !found {
+	list, err := decodeChallenges(stored)
+	if err != nil {
+		return fmt.Errorf("ace: stored challenges: %w", err)
+	}
+	list, changed := list.use(ns)
+	if !changed {
 		return nil
 	}
-	k.challenges = list
-	return s.updateKey(tx, k)
+	if _, err := tx.Exec(`UPDATE ace_keys SET challenges = ? WHERE subject = ?`, list.encode(), id); err != nil {
+		return err
+	}
+	tx.AfterCommit(func() { s.grants.forget(subject) })
+	return nil
 }
 
 // touch remembers that a key was proved; Run writes it down.
