@@ -34,8 +34,10 @@ func TestExportedNeedsNoMark(t *testing.T) {
 	plain := challenges{{Value: []byte("exported"), At: 1000, From: exported}}
 	marked := challenges{{Value: []byte("exported"), At: 1000, From: exported, Used: true}}
 	for name, step := range map[string]func(challenges) challenges{
-		"nothing":         func(l challenges) challenges { return l },
-		"posts outside":   func(l challenges) challenges { return l.add([]byte{1}, givenOutside, now).add([]byte{2}, givenOutside, now) },
+		"nothing": func(l challenges) challenges { return l },
+		"posts outside": func(l challenges) challenges {
+			return l.add([]byte{1}, givenOutside, now).add([]byte{2}, givenOutside, now)
+		},
 		"a post inside":   func(l challenges) challenges { return l.add([]byte{1}, givenInside, now) },
 		"a new handshake": func(l challenges) challenges { return l.add([]byte{1}, exported, now) },
 		"renewal":         func(l challenges) challenges { return l.renew([]byte{1}, now) },
