@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"sync"
@@ -292,13 +293,23 @@ func (g *fakeGM) peer(id byte, roles groupcomm.Roles) Peer {
 }
 
 // joinedMember is a member of g with what events it told.
+// maxTestEvents stops a test whose node tries again for ever: in fake time that
+// costs no time, but all memory.
+const maxTestEvents = 10_000
+
 func joinedMember(t testing.TB, g *fakeGM, change func(*Config)) (*Member, *[]Event) {
 	t.Helper()
 	var mu sync.Mutex
 	events := &[]Event{}
 	cfg := Config{
 		Group: "g1", Roles: groupcomm.Requester | groupcomm.Responder, Transfer: g.transfer(), WantCreds: true,
-		OnEvent: func(e Event) { mu.Lock(); *events = append(*events, e); mu.Unlock() },
+		OnEvent: func(e Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			if *events = append(*events, e); len(*events) > maxTestEvents {
+				panic(fmt.Sprintf("node: a test runs away: %+v", e))
+			}
+		},
 	}
 	if change != nil {
 		change(&cfg)
