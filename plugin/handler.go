@@ -35,6 +35,8 @@ func (g *Gateway) Handler(host mux.Handler) mux.Handler {
 		path, _ := r.Options().Path()
 		segments := coap.PathOf(path)
 		switch {
+		case host != nil && (r.HasOption(message.ProxyURI) || r.HasOption(message.ProxyScheme)):
+			host.ServeCOAP(w, r) // the path is one of another server
 		case discovery(segments) && host != nil:
 			g.mergeDiscovery(host, w, r)
 		case ours(segments), host == nil:
@@ -59,6 +61,29 @@ func (g *Gateway) Monitor(conn *udpclient.Conn, m *pool.Message) (drop bool, err
 	return false, nil
 }
 
+// Connected is a go-coap callback for new connections (options.WithOnNewConn),
+// for servers over DTLS. With it the gateway learns at the end of the handshake
+// whose key that was, instead of at the first request: a key identifier that
+// was given out anew in between would name somebody else, and associations
+// that never ask for anything would not be counted. A host without it works
+// too.
+func (g *Gateway) Connected(conn *udpclient.Conn) {
+	release, ok := g.gate.enter()
+	if !ok {
+		return
+	}
+	defer release()
+	ctx, cancel := g.requestContext(conn.Context())
+	defer cancel()
+	link, err := g.link(ctx, conn)
+	if err != nil {
+		// The first request tries again and is told.
+		g.log.DebugContext(ctx, "association not known yet", "peer", conn.RemoteAddr(), "err", err)
+		return
+	}
+	g.forgetClosed(conn, link)
+}
+
 // connKey is the identity of a connection in the table of links.
 func connKey(c mux.Conn) any { return c }
 
@@ -74,6 +99,9 @@ func (g *Gateway) serve(w mux.ResponseWriter, r *mux.Message) {
 	ctx, cancel := g.requestContext(w.Conn().Context())
 	defer cancel()
 	link, err := g.link(ctx, w.Conn())
+	if err == nil {
+		defer g.forgetClosed(w.Conn(), link)
+	}
 	if err != nil {
 		g.log.WarnContext(ctx, "association refused", "peer", w.Conn().RemoteAddr(), "err", err)
 		fillError(w, coap.ErrorResponse(g.diskFull(ctx, err)))
@@ -159,11 +187,27 @@ func (g *Gateway) newLink(ctx context.Context, conn mux.Conn) (*hostLink, error)
 	if err != nil {
 		return nil, err
 	}
-	conn.AddOnClose(func() {
-		g.links.Delete(connKey(conn))
-		g.server.Closed(l.id)
-	})
+	conn.AddOnClose(func() { g.forget(conn, l) })
+	if old := g.crowd.enter(l); old != nil {
+		g.log.DebugContext(ctx, "oldest association of a key closed for a newer", "peer", old.conn.RemoteAddr())
+		_ = old.conn.Close() // gone already is as good
+	}
 	return l, nil
+}
+
+// forget ends what there is of a connection that was closed.
+func (g *Gateway) forget(conn mux.Conn, l *hostLink) {
+	g.links.Delete(connKey(conn))
+	g.crowd.leave(l)
+	g.server.Closed(l.id)
+}
+
+// forgetClosed forgets a connection that was closed while it was worked for:
+// go-coap had told so before there was anything to forget, and tells it once.
+func (g *Gateway) forgetClosed(conn mux.Conn, l *hostLink) {
+	if conn.Context().Err() != nil {
+		g.forget(conn, l)
+	}
 }
 
 // mergeDiscovery serves /.well-known/core with the host's links and ours.

@@ -45,6 +45,7 @@ type Gateway struct {
 	rooms   atomic.Pointer[rooms] // nil until the rooms are up
 	ready   chan struct{}         // closed when they are
 	links   sync.Map              // connKey → *linkEntry
+	crowd   crowd
 	gate    gate
 	stopped context.Context // ends with Run; requests end with it
 	stop    context.CancelFunc

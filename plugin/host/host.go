@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,6 +39,9 @@ const (
 	// sessionIdle ends a DTLS association that nobody used for that long;
 	// sleeping nodes are silent for hours.
 	sessionIdle = 24 * time.Hour
+	// maxPlain bounds the addresses of which go-coap keeps state on plain UDP,
+	// some 8 kB each: anybody can invent addresses.
+	maxPlain = 8192
 	// maxDatagram is the largest CoAP message we read: one block and options.
 	maxDatagram = 2048
 )
@@ -128,18 +132,19 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 			options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxDatagram),
 			options.WithPeriodicRunner(periodic.New(ctx.Done(), tick)),
 			options.WithDTLSHandshakeTimeout(handshakeTimeout),
-			options.WithRequestMonitor(gg.Monitor),
+			options.WithRequestMonitor(gg.Monitor), options.WithOnNewConn(gg.Connected),
 			options.WithInactivityMonitor(sessionIdle, closeIdle),
 		)
 		l := &dtlsListener{listener: s.coaps, admission: admission}
 		serveUntil(ctx, g, "coaps", func() { srv.Stop(); _ = s.coaps.Close() }, func() error { return srv.Serve(l) })
 	}
 	if s.coap != nil {
+		plain := plainPeers{max: maxPlain}
 		srv := udp.NewServer(
 			options.WithContext(ctx), options.WithMux(handler), options.WithErrors(errorsOf("coap")),
 			options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxDatagram),
 			options.WithPeriodicRunner(periodic.New(ctx.Done(), tick)),
-			options.WithRequestMonitor(gg.Monitor),
+			options.WithRequestMonitor(gg.Monitor), options.WithOnNewConn(plain.connected),
 			options.WithInactivityMonitor(plainIdle, closeIdle),
 		)
 		serveUntil(ctx, g, "coap", func() { srv.Stop(); _ = s.coap.Close() }, func() error { return srv.Serve(s.coap) })
@@ -159,6 +164,22 @@ func serveUntil(ctx context.Context, g *errgroup.Group, name string, stop func()
 		}
 		return nil
 	})
+}
+
+// plainPeers counts the addresses of which go-coap keeps state on plain UDP.
+// It makes that state for every source of a datagram and has no bound itself;
+// what is closed when it is new goes before its datagram is looked at.
+type plainPeers struct {
+	n   atomic.Int64
+	max int64
+}
+
+func (p *plainPeers) connected(cc *udpclient.Conn) {
+	n := p.n.Add(1)
+	cc.AddOnClose(func() { p.n.Add(-1) })
+	if n > p.max {
+		_ = cc.Close()
+	}
 }
 
 func closeIdle(cc *udpclient.Conn) { _ = cc.Close() }

@@ -10,6 +10,12 @@ import (
 	"testing"
 	"time"
 
+	coapnet "github.com/plgd-dev/go-coap/v3/net"
+	"github.com/plgd-dev/go-coap/v3/options"
+	"github.com/plgd-dev/go-coap/v3/pkg/runner/periodic"
+	"github.com/plgd-dev/go-coap/v3/udp"
+	udpclient "github.com/plgd-dev/go-coap/v3/udp/client"
+
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/plugin"
 	"github.com/seed4911071e/groupgate/store"
@@ -147,4 +153,73 @@ func TestAdmission(t *testing.T) {
 	if err := a.attempt(nil); !errors.Is(err, errTooManySessions) {
 		t.Errorf("sessions: %v", err)
 	}
+}
+
+// TestPlainPeers: an address beyond the bound gets no state, and no answer,
+// until another goes.
+func TestPlainPeers(t *testing.T) {
+	t.Parallel()
+	l, err := coapnet.NewListenUDP("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := plainPeers{max: 1}
+	first := make(chan *udpclient.Conn, 1)
+	srv := udp.NewServer(
+		options.WithErrors(func(error) {}), options.WithPeriodicRunner(periodic.New(t.Context().Done(), 20*time.Millisecond)),
+		options.WithOnNewConn(func(cc *udpclient.Conn) {
+			plain.connected(cc)
+			select {
+			case first <- cc:
+			default:
+			}
+		}),
+	)
+	over := make(chan error, 1)
+	go func() { over <- srv.Serve(l) }()
+	defer func() {
+		srv.Stop()
+		if err := returns(t, over); err != nil {
+			t.Error(err)
+		}
+	}()
+	ping := func(c net.Conn) bool { // an empty confirmable message: a Reset comes back
+		t.Helper()
+		if _, err := c.Write([]byte{0x40, 0, 0, 1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := c.Read(make([]byte, 16))
+		return err == nil
+	}
+	dial := func() net.Conn {
+		c, err := net.Dial("udp", l.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for late := time.Now().Add(patience); !ok(); {
+			if time.Now().After(late) {
+				t.Fatal(what)
+			}
+		}
+	}
+	one, two := dial(), dial()
+	until("the first address is not answered", func() bool { return ping(one) })
+	for range 3 {
+		if ping(two) {
+			t.Fatal("an address beyond the bound is answered")
+		}
+		if n := plain.n.Load(); n != 1 {
+			t.Fatalf("%d addresses are counted", n)
+		}
+	}
+	_ = (<-first).Close()
+	until("nobody takes the place of an address that went", func() bool { return ping(two) })
 }

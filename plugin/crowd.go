@@ -1,0 +1,56 @@
+package plugin
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// maxAssociations is how many associations one key of proof may have: a node
+// has one, and leaves one behind each time that it restarts without a goodbye.
+// Without a bound one node with a fault, or one stolen key, would use up the
+// associations of all.
+const maxAssociations = 8
+
+// crowd knows the associations of each key of proof. The zero value is ready.
+type crowd struct {
+	mu sync.Mutex
+	of map[coap.Subject][]*hostLink // oldest first; guarded by mu
+}
+
+// enter adds l and returns the association that is to be closed for it, if
+// there are too many. Configured keys are not counted: an operator may give one
+// to many clients.
+func (c *crowd) enter(l *hostLink) (oldest *hostLink) {
+	if l.subject.Kind != coap.SubjectPoP && l.subject.Kind != coap.SubjectKeyHash {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of == nil {
+		c.of = map[coap.Subject][]*hostLink{}
+	}
+	all := append(c.of[l.subject], l)
+	if len(all) > maxAssociations {
+		oldest = all[0]
+		all = slices.Delete(all, 0, 1)
+	}
+	c.of[l.subject] = all
+	return oldest
+}
+
+// leave removes l; it may have been removed before.
+func (c *crowd) leave(l *hostLink) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.of[l.subject]
+	i := slices.Index(all, l)
+	switch {
+	case i < 0:
+	case len(all) == 1:
+		delete(c.of, l.subject)
+	default:
+		c.of[l.subject] = slices.Delete(all, i, i+1)
+	}
+}
