@@ -2,6 +2,7 @@ package gm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -18,32 +19,56 @@ import (
 // cursor is the name under which the Group Manager follows the event log.
 const cursor = "gm"
 
-// followTokens keeps memberships in step with access tokens.
+// followTokens keeps memberships in step with access tokens until ctx ends.
+// What could not be done, for instance because the disk is full, is met again:
+// the cursor stands before it, and an event that comes again changes nothing.
 func (m *Manager) followTokens(ctx context.Context) error {
-	return m.st.Follow(ctx, cursor, func(ctx context.Context, events []store.Event) error {
-		for _, e := range events {
-			var work func(context.Context, *groupcomm.Event) error
-			switch e.Kind {
-			case groupcomm.EventTokenExpired:
-				work = m.tokenExpired
-			case groupcomm.EventTokenStored:
-				work = m.tokenStored
-			default:
-				continue
+	for delay := followMin; ; delay = min(2*delay, followMax) {
+		err := m.st.Follow(ctx, cursor, func(ctx context.Context, events []store.Event) error {
+			if err := m.workOn(ctx, events); err != nil {
+				return err
 			}
-			ev, err := groupcomm.DecodeEvent(e.Data)
-			if err != nil {
-				// Written by this program: nobody can repair it, and the log must
-				// not stand still for it.
-				m.log.ErrorContext(ctx, "unreadable event", "id", e.ID, "kind", e.Kind, "err", err)
-				continue
-			}
-			if err := work(ctx, ev); err != nil {
-				return fmt.Errorf("gm: event %d (%s): %w", e.ID, e.Kind, err)
-			}
+			delay = followMin
+			return nil
+		})
+		if ctx.Err() != nil || errors.Is(err, store.ErrClosed) {
+			return err
 		}
-		return nil
-	})
+		m.log.ErrorContext(ctx, "memberships do not follow their tokens", "err", err, "retry_in", delay)
+		t := time.NewTimer(delay)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// workOn does what the events of tokens ask for, in their order.
+func (m *Manager) workOn(ctx context.Context, events []store.Event) error {
+	for _, e := range events {
+		var work func(context.Context, *groupcomm.Event) error
+		switch e.Kind {
+		case groupcomm.EventTokenExpired:
+			work = m.tokenExpired
+		case groupcomm.EventTokenStored:
+			work = m.tokenStored
+		default:
+			continue
+		}
+		ev, err := groupcomm.DecodeEvent(e.Data)
+		if err != nil {
+			// Written by this program: nobody can repair it, and the log must
+			// not stand still for it.
+			m.log.ErrorContext(ctx, "unreadable event", "id", e.ID, "kind", e.Kind, "err", err)
+			continue
+		}
+		if err := work(ctx, ev); err != nil {
+			return fmt.Errorf("gm: event %d (%s): %w", e.ID, e.Kind, err)
+		}
+	}
+	return nil
 }
 
 // memberships lists the groups of a subject by id.

@@ -39,6 +39,10 @@ const (
 	renewalBurst = 8    // Sender IDs a member may use up at once
 	maxLimiters  = 8192 // members watched at once
 
+	followMin    = 100 * time.Millisecond // waits after events that could not be worked on
+	followMax    = 30 * time.Second
+	longestSleep = time.Hour // of the schedule, in case the clock is set
+
 	retryAfter = 5 // Max-Age of 5.03: seconds after which another try makes sense
 )
 

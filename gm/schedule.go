@@ -29,21 +29,27 @@ func (m *Manager) schedule(ctx context.Context) error {
 	}
 }
 
-// sleep waits until t (for ever if it is zero), a poke, or the end of ctx.
+// sleep waits until t (none if it is zero), a poke, or the end of ctx.
 func (m *Manager) sleep(ctx context.Context, t time.Time) error {
-	var alarm <-chan time.Time
-	if !t.IsZero() {
-		timer := time.NewTimer(time.Until(t))
-		defer timer.Stop()
-		alarm = timer.C
-	}
+	alarm := time.NewTimer(nap(t, time.Now()))
+	defer alarm.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-m.wake:
-	case <-alarm:
+	case <-alarm.C:
 	}
 	return nil
+}
+
+// nap is how long to sleep until t. Timers do not see that somebody sets the
+// clock: a machine without one of its own may learn the time of day after the
+// start, and what is due then must not wait for days.
+func nap(t, now time.Time) time.Duration {
+	if t.IsZero() {
+		return longestSleep
+	}
+	return min(t.Sub(now), longestSleep)
 }
 
 // workOff rekeys a group if that is due, and returns when to look again.

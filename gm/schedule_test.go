@@ -3,6 +3,7 @@ package gm
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -369,4 +370,65 @@ func TestRunEnds(t *testing.T) {
 		synctest.Wait()
 		stop()
 	})
+}
+
+// reluctant is a Delivery that cannot forget a member at first, as with a disk
+// that is full.
+type reluctant struct {
+	left atomic.Int64
+}
+
+func (*reluctant) Enroll(context.Context, string, string, *groupcomm.Delivery) ([]byte, func(*store.Tx) error, error) {
+	return nil, nil, nil
+}
+
+func (*reluctant) Prepare(context.Context, groupcomm.RekeyPlan) (func(*store.Tx) error, error) {
+	return nil, nil
+}
+
+func (r *reluctant) Remove(*store.Tx, string, string) error {
+	if r.left.Add(-1) >= 0 {
+		return store.ErrFull
+	}
+	return nil
+}
+
+// An expiry that cannot be written is worked off when it can be, and the
+// manager lives on meanwhile.
+func TestEventTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := groupConfig("g1")
+		c.ExpiryGrace = 0
+		d := &reluctant{}
+		d.left.Store(5)
+		f := newFixtureWith(t, storetest.Open(t, Migrations()), d, c)
+		stop := f.run()
+		synctest.Wait()
+		a := f.member("a", "g1")
+		f.tokenEvent(groupcomm.EventTokenExpired, a, time.Now())
+		after(time.Second)
+		if n := f.status().Members; n != 1 {
+			t.Fatalf("%d members: the eviction cannot have been written", n)
+		}
+		after(time.Minute)
+		if n := f.status().Members; n != 0 {
+			t.Fatalf("%d members a minute later", n)
+		}
+		stop()
+	})
+}
+
+// The schedule looks at the clock at least every hour.
+func TestNap(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		until time.Time
+		want  time.Duration
+	}{
+		{time.Time{}, longestSleep}, {now.Add(time.Minute), time.Minute}, {now.Add(700 * time.Hour), longestSleep}, {now.Add(-time.Hour), -time.Hour},
+	} {
+		if got := nap(c.until, now); got != c.want {
+			t.Errorf("until %v: %v, want %v", c.until, got, c.want)
+		}
+	}
 }
