@@ -41,11 +41,12 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 	if err != nil {
 		return nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
+	waiting := b.confirms.waiting(group)
 	confirmed, enrolled, err := b.readLedger(ctx, group)
 	if err != nil {
 		return nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
-	for node, c := range b.confirms.waiting(group) {
+	for node, c := range waiting {
 		if old, ok := confirmed[node]; !ok || c.version > old.version {
 			confirmed[node] = c
 		}
