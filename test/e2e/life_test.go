@@ -77,7 +77,8 @@ func TestLife(t *testing.T) {
 	if status := sam.wait(); status != 1 {
 		t.Errorf("an evicted sleeper ends with status %d", status)
 	}
-	last := s.shown("one member is left", func(g *admin.GroupInfo) bool { return len(g.Members) == 1 && g.Version > version+1 })
+	// One rekey may serve both evictions.
+	last := s.shown("one member is left", func(g *admin.GroupInfo) bool { return len(g.Members) == 1 && g.Version > version })
 	olga.holds(last.Version)
 	refused := run(t, 1, "group", "evict", "sensors", mike.joined.NodeName, "--config", s.config)
 	if !strings.Contains(refused.err.String(), mike.joined.NodeName) {
