@@ -61,8 +61,24 @@ func (g *Gateway) diskFull(ctx context.Context, err error) error {
 	return coap.Respond(r, err)
 }
 
+// Requests that are for somebody else, or that nobody here can read. They must
+// not be taken for what their path says.
+var (
+	errNoProxy  = coap.Errorf(coap.ProxyingNotSupported, "no proxy here")
+	errNoOSCORE = coap.Errorf(coap.BadOption, "OSCORE is not supported")
+)
+
+// proxied reports whether a request asks for forwarding.
+func proxied(o coap.Options) bool { return o.Has(coap.ProxyUri) || o.Has(coap.ProxyScheme) }
+
 // route hands a request to the room that owns its path.
 func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	switch {
+	case proxied(req.Options):
+		return nil, errNoProxy // RFC 7252, Section 5.10.2
+	case req.Options.Has(coap.OSCOREOption):
+		return nil, errNoOSCORE // RFC 8613, Section 8.2: the option is critical
+	}
 	r := g.rooms.Load()
 	if r == nil {
 		return nil, errStarting

@@ -51,12 +51,22 @@ func (s *Server) Handle(ctx context.Context, link coap.Link, m *coap.Message) *c
 	}()
 	ctx, cancel := context.WithTimeout(ctx, maxTransmitWait)
 	defer cancel()
-	return s.reply(m, x, s.answer(ctx, x, m))
+	r := s.answer(ctx, x, m)
+	if r == nil {
+		return nil
+	}
+	return s.reply(m, x, r)
 }
 
-// answer goes from the message to the response.
+// errRejected says that a message is ignored.
+var errRejected = errors.New("serve: rejected")
+
+// answer goes from the message to the response; nil: none.
 func (s *Server) answer(ctx context.Context, x *exchange, m *coap.Message) *coap.Response {
 	r, err := s.process(ctx, x, m)
+	if errors.Is(err, errRejected) {
+		return nil
+	}
 	if err != nil {
 		return s.failure(ctx, x, err)
 	}
@@ -80,6 +90,11 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 	req := &coap.Request{Code: m.Code, Options: m.Options, Payload: m.Payload, Peer: x.link.Peer()}
 	x.req = req
 	if err := s.checkOptions(req); err != nil {
+		if m.Type == coap.NonConfirmable {
+			// RFC 7252, Section 5.4.1: a non-confirmable message with such an
+			// option is rejected, which silence is (Section 4.3).
+			return nil, errRejected
+		}
 		return nil, err
 	}
 	if w, ok := x.link.(interface{ OwnsBlockwise() bool }); ok {

@@ -96,6 +96,29 @@ func TestCriticalOptions(t *testing.T) {
 	}
 }
 
+// mute is a link that says nothing.
+type mute struct{}
+
+func (mute) Peer() coap.Peer                        { return coap.Peer{Link: "mute", Via: coap.DTLSPSK} }
+func (mute) Send(_ *coap.Message, done func(error)) { done(nil) }
+
+// RFC 7252, Sections 5.4.1 and 4.3: an unknown critical option in a
+// non-confirmable request is no matter of a response.
+func TestCriticalOptionInNON(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, echo, serve.Config{})
+		l := mute{}
+		m := &coap.Message{Type: coap.NonConfirmable, Code: coap.GET, Token: []byte{1}, Options: coap.Options{{ID: 2049}}}
+		if r := s.Handle(t.Context(), l, m); r != nil {
+			t.Errorf("%v, want silence", r.Code)
+		}
+		m.Options = coap.Options{{ID: 2048}}
+		if r := s.Handle(t.Context(), l, m); r == nil || r.Code != coap.Content {
+			t.Errorf("an elective one: %v", r)
+		}
+	})
+}
+
 // RFC 8516: 4.29 with the time to wait, from either budget; other peers do not
 // notice.
 func TestBudgets(t *testing.T) {
