@@ -163,7 +163,7 @@ func (g *Gateway) link(ctx context.Context, conn mux.Conn) (*hostLink, error) {
 }
 
 func (g *Gateway) newLink(ctx context.Context, conn mux.Conn) (*hostLink, error) {
-	l := newHostLink(conn, !g.ownBlockwise, g.server.Cancel)
+	l := newHostLink(conn, !g.ownBlockwise, g.server.Cancel, &g.awaited)
 	err := l.secure(func(identity []byte, exporter func(string, []byte, int) ([]byte, error)) (coap.Subject, error) {
 		r := g.rooms.Load()
 		if r == nil {

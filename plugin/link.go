@@ -54,7 +54,8 @@ type hostLink struct {
 
 	monitored atomic.Bool // the host passes incoming messages to Gateway.Monitor
 
-	cancel func(id coap.LinkID, token []byte) // a Reset answered a NON notification
+	cancel  func(id coap.LinkID, token []byte) // a Reset answered a NON notification
+	awaited *awaited
 
 	mu     sync.Mutex
 	resets []int32     // message IDs of CONs that the peer rejected; guarded by mu
@@ -76,10 +77,10 @@ type dtlsConn interface {
 }
 
 // newHostLink names the link over conn; secure tells who is at its other end.
-func newHostLink(conn mux.Conn, blockwise bool, cancel func(coap.LinkID, []byte)) *hostLink {
+func newHostLink(conn mux.Conn, blockwise bool, cancel func(coap.LinkID, []byte), a *awaited) *hostLink {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
-	return &hostLink{conn: conn, id: coap.LinkID(hex.EncodeToString(id[:])), blockwise: blockwise, cancel: cancel}
+	return &hostLink{conn: conn, id: coap.LinkID(hex.EncodeToString(id[:])), blockwise: blockwise, cancel: cancel, awaited: a}
 }
 
 // state returns the DTLS state of the connection, false for plain transports.
@@ -161,6 +162,9 @@ func (l *hostLink) write(m *coap.Message) error {
 	out.SetType(message.Type(m.Type))
 	mid := l.nextID()
 	out.SetMessageID(mid)
+	if m.Type == coap.Confirmable {
+		defer l.awaited.begin()()
+	}
 	if m.Type == coap.NonConfirmable {
 		l.mu.Lock()
 		l.nons = lastOf(append(l.nons, sentToken{mid, m.Token}))
@@ -255,6 +259,7 @@ func (l *hostLink) Do(ctx context.Context, m *coap.Message) (*coap.Message, erro
 	}
 	req.SetToken(token)
 	req.SetType(message.Confirmable)
+	defer l.awaited.begin()()
 	resp, err := l.conn.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("plugin: request to the peer: %w", err)

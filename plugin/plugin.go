@@ -46,6 +46,7 @@ type Gateway struct {
 	ready   chan struct{}         // closed when they are
 	links   sync.Map              // connKey → *linkEntry
 	crowd   crowd
+	awaited awaited
 	gate    gate
 	stopped context.Context // ends with Run; requests end with it
 	stop    context.CancelFunc

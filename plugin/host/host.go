@@ -17,7 +17,6 @@ import (
 
 	coapnet "github.com/plgd-dev/go-coap/v3/net"
 	"github.com/plgd-dev/go-coap/v3/options"
-	"github.com/plgd-dev/go-coap/v3/pkg/runner/periodic"
 	"github.com/plgd-dev/go-coap/v3/udp"
 	udpclient "github.com/plgd-dev/go-coap/v3/udp/client"
 
@@ -30,9 +29,6 @@ import (
 
 // Implementation constants.
 const (
-	// tick is how often go-coap looks at retransmissions; its own default of
-	// 4 s would turn every ACK_TIMEOUT of 2 s into 4.
-	tick = 200 * time.Millisecond
 	// plainIdle ends the state that go-coap keeps for a plain UDP address:
 	// such peers only discover and post tokens.
 	plainIdle = 30 * time.Second
@@ -130,7 +126,7 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 		srv := coapdtls.NewServer(
 			options.WithContext(ctx), options.WithMux(handler), options.WithErrors(errorsOf("coaps")),
 			options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxDatagram),
-			options.WithPeriodicRunner(periodic.New(ctx.Done(), tick)),
+			options.WithPeriodicRunner(paced(ctx, g, gg.Awaiting)),
 			options.WithDTLSHandshakeTimeout(handshakeTimeout),
 			options.WithRequestMonitor(gg.Monitor), options.WithOnNewConn(gg.Connected),
 			options.WithInactivityMonitor(sessionIdle, closeIdle),
@@ -143,7 +139,7 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 		srv := udp.NewServer(
 			options.WithContext(ctx), options.WithMux(handler), options.WithErrors(errorsOf("coap")),
 			options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxDatagram),
-			options.WithPeriodicRunner(periodic.New(ctx.Done(), tick)),
+			options.WithPeriodicRunner(paced(ctx, g, gg.Awaiting)),
 			options.WithRequestMonitor(gg.Monitor), options.WithOnNewConn(plain.connected),
 			options.WithInactivityMonitor(plainIdle, closeIdle),
 		)
