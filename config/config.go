@@ -174,9 +174,17 @@ type MQTT struct {
 	KeyFile      string `yaml:"key_file"`   // PEM
 	User         string `yaml:"user"`
 	PasswordFile string `yaml:"password_file"`
-	Insecure     bool   `yaml:"insecure"` // allows MQTT without TLS beyond loopback
 
-	Password Secret `yaml:"-"` // filled by Bootstrap
+	// The account that all members share at a broker that does not know the
+	// credentials which the gateway gives each of them; "": each its own.
+	MemberUser         string `yaml:"member_user"`
+	MemberPasswordFile string `yaml:"member_password_file"`
+
+	Insecure bool `yaml:"insecure"` // allows MQTT without TLS beyond loopback
+
+	// Filled by Bootstrap.
+	Password       Secret `yaml:"-"`
+	MemberPassword Secret `yaml:"-"`
 }
 
 // Compat holds switches for peers that differ from the specifications.

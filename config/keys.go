@@ -50,8 +50,16 @@ func (c *Config) readKeys(absent func(file string) bool) error {
 		}
 	}
 	r.seal()
-	if b, ok := r.file("mqtt.password_file", c.MQTT.PasswordFile, true); ok {
-		c.MQTT.Password = newSecret(bytes.TrimRight(b, "\r\n"))
+	for _, p := range []struct {
+		key, file string
+		to        *Secret
+	}{
+		{"mqtt.password_file", c.MQTT.PasswordFile, &c.MQTT.Password},
+		{"mqtt.member_password_file", c.MQTT.MemberPasswordFile, &c.MQTT.MemberPassword},
+	} {
+		if b, ok := r.file(p.key, p.file, true); ok {
+			*p.to = newSecret(bytes.TrimRight(b, "\r\n"))
+		}
 	}
 	for _, x := range []struct{ key, file string }{
 		{"listen.mqtts_cert_file", c.Listen.MQTTSCertFile}, {"mqtt.ca_file", c.MQTT.CAFile}, {"mqtt.cert_file", c.MQTT.CertFile},

@@ -139,14 +139,20 @@ func (c *Config) validateMQTT(f *faults) {
 	if m.Broker == "" {
 		for _, x := range []struct{ key, value string }{
 			{"mqtt.ca_file", m.CAFile}, {"mqtt.cert_file", m.CertFile}, {"mqtt.user", m.User}, {"mqtt.password_file", m.PasswordFile},
+			{"mqtt.member_user", m.MemberUser}, {"mqtt.member_password_file", m.MemberPasswordFile},
 		} {
 			if x.value != "" {
 				f.add(x.key, "is for an outside broker: set mqtt.broker")
 			}
 		}
-	} else if m.PasswordFile != "" && m.User == "" {
-		// MQTT 3.1.1, Section 3.1.2.9: no password without a user name.
+		return
+	}
+	// MQTT 3.1.1, Section 3.1.2.9: no password without a user name.
+	if m.PasswordFile != "" && m.User == "" {
 		f.add("mqtt.password_file", "needs mqtt.user")
+	}
+	if m.MemberPasswordFile != "" && m.MemberUser == "" {
+		f.add("mqtt.member_password_file", "needs mqtt.member_user")
 	}
 }
 

@@ -64,6 +64,7 @@ func (g *Gateway) bridgeConfig() bridge.Config {
 		Prefix: c.MQTT.TopicPrefix, Broker: c.MQTT.Broker, PublicURI: c.MQTT.PublicURI,
 		CAFile: c.Path(c.MQTT.CAFile), CertFile: c.Path(c.MQTT.CertFile), KeyFile: c.Path(c.MQTT.KeyFile),
 		User: c.MQTT.User, Password: string(c.MQTT.Password.Bytes()), InsecurePlain: c.MQTT.Insecure,
+		MemberUser: c.MQTT.MemberUser, MemberPassword: string(c.MQTT.MemberPassword.Bytes()),
 	}
 	if c.MQTT.Broker == "" {
 		if g.mqtt != nil {
