@@ -3,6 +3,7 @@ package bridge
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -154,7 +155,9 @@ func (c *confirmer) flush(ctx context.Context) bool {
 		return nil
 	})
 	if err != nil {
-		c.log.ErrorContext(ctx, "cannot write confirmations", "members", len(batch), "err", err)
+		if !errors.Is(err, context.Canceled) { // the stop interrupted it: run tries once more
+			c.log.ErrorContext(ctx, "cannot write confirmations", "members", len(batch), "err", err)
+		}
 		c.mu.Lock()
 		for m, v := range batch {
 			if now, ok := c.pending[m]; !ok || now.version < v.version {
