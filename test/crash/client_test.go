@@ -69,7 +69,9 @@ type life struct {
 	access   node.Access
 	conveyed bool // the token goes in psk_identity, not to /authz-info
 	stored   bool // the gateway answered in a way that only a stored token gets
-	conveys  int  // handshakes with the token, of which the gateway committed any or none
+	conveys  int  // handshakes with the token that were begun
+	asked    bool // a join was sent over the newest of them
+	unsureNS bool // N_S may be that of a handshake that was cut off
 	transfer *groupcomm.TokenTransferResponse
 	member   *node.Member
 	joined   node.Event // the latest
@@ -231,6 +233,7 @@ func (c *client) post(ctx context.Context) bool {
 // convey opens an association with the token as psk_identity.
 func (c *client) convey(ctx context.Context) {
 	l := c.life
+	l.conveys++
 	t, err := node.DialDTLS(ctx, c.w.at.coaps, l.access.Token, l.access.Key.Bytes())
 	if err != nil {
 		if alert(err) && !c.w.cut(ctx) {
@@ -240,7 +243,7 @@ func (c *client) convey(ctx context.Context) {
 	}
 	c.w.count.handshakes.Add(1)
 	l.setTransport(t)
-	l.conveys++
+	l.asked, l.unsureNS = false, l.conveys > 1
 	c.newMember(t, nil) // N_S belongs to this association now
 }
 
@@ -250,6 +253,9 @@ func (c *client) reconnect(ctx context.Context) {
 	l := c.life
 	var err error
 	if l.member != nil {
+		// A member that asked for nothing yet takes N_S from the association that
+		// it asks over first.
+		l.unsureNS = l.unsureNS || l.conveyed && !l.asked
 		err = l.member.Reconnect(ctx)
 	} else {
 		var t node.Transport
@@ -402,6 +408,7 @@ func alert(err error) bool { return strings.Contains(err.Error(), "alert") }
 func (c *client) join(ctx context.Context) {
 	since := c.w.ledger.floor(c.group)
 	c.w.ledger.attempt(c.group) // with on_join
+	c.life.asked = true
 	err := c.w.during(func() error { return c.life.member.Join(ctx) })
 	switch c.judge("join", err) {
 	case acked:
@@ -442,12 +449,11 @@ func (c *client) joinRefused(err error) {
 	var e *node.Error
 	switch {
 	case errors.As(err, &e) && e.Code == coap.TooManyRequests:
-	case errors.Is(err, groupcomm.ErrPoP) && l.conveyed && l.conveys > 1:
-		// The token went in several handshakes that were cut off. Which of them
-		// gave N_S only the gateway knows: a post gives a new one.
+	case errors.Is(err, groupcomm.ErrPoP) && l.conveyed && l.unsureNS:
+		// Which handshake gave N_S only the gateway knows: a post gives a new one.
 		c.w.count.otherNS.Add(1)
 		c.hangUp()
-		l.conveyed, l.stored, l.member = false, false, nil
+		l.conveyed, l.unsureNS, l.stored, l.member = false, false, false, nil
 	default:
 		c.w.ledger.breach(c.group, "client %d (%x): join refused: %v", c.id, l.access.KID, err)
 	}
