@@ -166,15 +166,23 @@ func (c *conn) runPeriodic(f func(time.Time) bool) {
 		t := time.NewTimer(tick)
 		defer t.Stop()
 		for f(time.Now()) {
+			busy := c.busy
 			if c.active.Load() > 0 {
+				busy = nil // it is soon, whatever begins meanwhile
 				t.Reset(tick)
 			} else {
 				t.Reset(idleTick)
 			}
-			select {
-			case <-t.C:
-			case <-c.busy:
-			case <-c.stop:
+			for ticked := false; !ticked; {
+				select {
+				case <-t.C:
+					ticked = true
+				case <-busy:
+					busy = nil
+					t.Reset(tick)
+				case <-c.stop:
+					ticked = true
+				}
 			}
 		}
 	})
