@@ -89,7 +89,8 @@ func run(ctx context.Context, listen config.Listen, dir string, hostPSK func([]b
 	// -- groupgate ends --
 
 	g.Go(func() error {
-		return serve(ctx, listen.CoAPS, psk, ready, options.WithMux(handler), options.WithRequestMonitor(gg.Monitor))
+		return serve(ctx, listen.CoAPS, psk, ready, options.WithMux(handler),
+			options.WithRequestMonitor(gg.Monitor), options.WithOnNewConn(gg.Connected))
 	})
 	return g.Wait()
 }
