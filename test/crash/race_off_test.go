@@ -4,5 +4,6 @@ package crash
 
 const (
 	raceDetector  = false
+	stretch       = 1 // of the gateway's lives
 	defaultRounds = 200
 )

@@ -253,7 +253,7 @@ func (w *world) run(t testing.TB, n int, r round) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	end := time.NewTimer(minLife + time.Duration(w.rng.Int64N(int64(maxLife-minLife))))
+	end := time.NewTimer(stretch * (minLife + time.Duration(w.rng.Int64N(int64(maxLife-minLife)))))
 	defer end.Stop()
 	var wg sync.WaitGroup
 	for _, c := range w.clients {
