@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,30 +14,45 @@ func TestPaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		g, ctx := errgroup.WithContext(ctx)
+		var mu sync.Mutex // for what follows: sleeping orders nothing
 		runs, takes, busy, begins := 0, time.Duration(0), false, make(chan struct{})
-		paced(ctx, g, func() (bool, <-chan struct{}) { return busy, begins })(func(time.Time) bool {
-			time.Sleep(takes)
-			runs++
+		locked := func(f func()) {
+			mu.Lock()
+			defer mu.Unlock()
+			f()
+		}
+		paced(ctx, g, func() (b bool, ch <-chan struct{}) {
+			locked(func() { b, ch = busy, begins })
+			return b, ch
+		})(func(time.Time) bool {
+			var d time.Duration
+			locked(func() { d = takes })
+			time.Sleep(d)
+			locked(func() { runs++ })
 			return true
 		})
 		// ran counts the runs of some seconds from now.
 		ran := func(seconds int) int {
+			before, after := 0, 0
 			synctest.Wait()
-			before := runs
+			locked(func() { before = runs })
 			time.Sleep(time.Duration(seconds) * time.Second)
 			synctest.Wait()
-			return runs - before
+			locked(func() { after = runs })
+			return after - before
 		}
 		if n := ran(10); n != 5 {
 			t.Errorf("%d runs in 10 idle seconds", n)
 		}
 		time.Sleep(time.Second / 10)
-		close(begins)
-		busy, begins = true, nil
+		locked(func() {
+			close(begins)
+			busy, begins = true, nil
+		})
 		if n := ran(10); n != 50 {
 			t.Errorf("%d runs in 10 seconds while an acknowledgement was awaited", n)
 		}
-		takes = 100 * time.Millisecond
+		locked(func() { takes = 100 * time.Millisecond })
 		if n := ran(11); n != 10 && n != 11 {
 			t.Errorf("%d runs of 0.1 s in 11 seconds", n)
 		}
