@@ -174,6 +174,8 @@ type call struct {
 	g      *group
 	row    *row      // as seen by the gate
 	mat    *material // of row.num
+
+	guessed bool // row and mat are what is probably there
 }
 
 // ServeCoAP answers requests under /ace-group.
@@ -246,14 +248,10 @@ func (m *Manager) gate(ctx context.Context, req *coap.Request) (*call, error) {
 	if !ok {
 		return nil, errMethod
 	}
-	err = m.st.View(ctx, func(tx *store.Tx) (err error) {
-		if c.row, err = c.g.look(tx, subjectOf(grant.Subject)); err != nil {
-			return err
-		}
-		c.mat, err = m.materialAt(tx, c.g, c.row.num)
-		return err
-	})
-	if err != nil {
+	if t.res == resGroup && req.Code == coap.POST && c.roles&joinRoles != 0 && c.g.guess(c) {
+		return c, nil // every type of client may
+	}
+	if err := m.st.View(ctx, func(tx *store.Tx) error { return m.see(tx, c) }); err != nil {
 		return nil, err
 	}
 	// RFC 9594, Section 4.8: a node sub-resource is for its own node only,
@@ -280,6 +278,15 @@ func (m *Manager) gate(ctx context.Context, req *coap.Request) (*call, error) {
 		return nil, errForbidden
 	}
 	return c, nil
+}
+
+// see reads the group's row, the membership of the subject and the material.
+func (m *Manager) see(tx *store.Tx, c *call) (err error) {
+	if c.row, err = c.g.look(tx, subjectOf(c.grant.Subject)); err != nil {
+		return err
+	}
+	c.mat, err = m.materialAt(tx, c.g, c.row.num)
+	return err
 }
 
 func clientTypeOf(mb *member, token groupcomm.Roles) clientType {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,7 +83,8 @@ type group struct {
 	// sign makes a raw COSE signature with the key of cred.
 	sign func(message []byte) ([]byte, error)
 
-	cur atomic.Pointer[material]
+	cur   atomic.Pointer[material]
+	known known
 
 	// gate is held for reading by transactions that change the membership and
 	// for writing by a rekey that was overtaken too often.
@@ -102,6 +104,7 @@ func newGroup(id int64, cfg groupcomm.GroupConfig) *group {
 		sids:     places(cfg.MaxSenderIDLen()),
 		rekeying: make(chan struct{}, 1),
 		changed:  make(chan struct{}),
+		known:    known{seed: maphash.MakeSeed()},
 	}
 }
 
@@ -167,6 +170,7 @@ func (g *group) look(tx *store.Tx, s subject) (*row, error) {
 		return nil, fmt.Errorf("gm: group %q: %w", g.cfg.Name, err)
 	}
 	r.member = n.member()
+	g.known.note(s, r.member != nil)
 	return r, nil
 }
 

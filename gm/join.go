@@ -110,29 +110,23 @@ func (m *Manager) parseJoin(j *joinCall) error {
 }
 
 // admit takes the rest of the table, again whenever the group moved on
-// meanwhile.
+// meanwhile, or a refusal stood on a wrong guess.
 func (m *Manager) admit(ctx context.Context, j *joinCall) (*coap.Response, error) {
 	for range maxJoinTries {
-		if !j.row.active() {
-			return nil, groupcomm.ErrInactive
-		}
-		if err := m.judge(ctx, j); err != nil {
-			return nil, err
-		}
-		if moved, err := m.beforeJoin(ctx, j); err != nil {
-			return nil, err
-		} else if moved {
-			if err := m.lookAgain(ctx, j); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		p, err := m.commitJoin(ctx, j)
+		p, err := m.tryJoin(ctx, j)
 		switch {
 		case err == nil:
 			return m.joinResponse(ctx, j, p)
 		case errors.Is(err, errMoved):
 			if err := m.lookAgain(ctx, j); err != nil {
+				return nil, err
+			}
+		case j.guessed:
+			right, lookErr := m.verifyGuess(ctx, j)
+			if lookErr != nil {
+				return nil, lookErr
+			}
+			if right {
 				return nil, err
 			}
 		default:
@@ -142,18 +136,32 @@ func (m *Manager) admit(ctx context.Context, j *joinCall) (*coap.Response, error
 	return nil, unavailable("the group changes too fast")
 }
 
+// tryJoin decides once and writes the membership. It returns errMoved when it
+// has to be decided anew.
+func (m *Manager) tryJoin(ctx context.Context, j *joinCall) (sidPlace, error) {
+	if !j.row.active() {
+		return noSID, groupcomm.ErrInactive
+	}
+	if err := m.judge(ctx, j); err != nil {
+		return noSID, err
+	}
+	moved, err := m.beforeJoin(ctx, j)
+	if moved && err == nil {
+		err = errMoved
+	}
+	if err != nil {
+		return noSID, err
+	}
+	return m.commitJoin(ctx, j)
+}
+
 // lookAgain reads anew what the gate saw.
 func (m *Manager) lookAgain(ctx context.Context, j *joinCall) error {
 	if err := m.settle(ctx); err != nil {
 		return err
 	}
-	return m.st.View(ctx, func(tx *store.Tx) (err error) {
-		if j.row, err = j.g.look(tx, subjectOf(j.grant.Subject)); err != nil {
-			return err
-		}
-		j.mat, err = m.materialAt(tx, j.g, j.row.num)
-		return err
-	})
+	j.guessed = false
+	return m.st.View(ctx, func(tx *store.Tx) error { return m.see(tx, j.call) })
 }
 
 // judge decides on credential and proof. It sets cred, ns and node.
@@ -294,6 +302,9 @@ func (m *Manager) commitJoin(ctx context.Context, j *joinCall) (sidPlace, error)
 	})
 	if errors.Is(err, errNoSID) {
 		return noSID, m.noSenderID(ctx, j.g, j.row.num)
+	}
+	if err == nil {
+		j.g.known.note(subjectOf(j.grant.Subject), true)
 	}
 	return p, err
 }

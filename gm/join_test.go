@@ -174,6 +174,7 @@ func TestJoinDecisions(t *testing.T) {
 	raw := func(body []byte) func(*env) *coap.Request {
 		return func(e *env) *coap.Request { return e.newcomer.Request(coap.POST, body, "ace-group", "g1") }
 	}
+	noPoint := cose.EncodeCCS("x", &cose.Key{Kty: cose.KtyOKP, Crv: cose.CrvEd25519, X: append([]byte{2}, make([]byte, 31)...)})
 	scope := func(group string, roles groupcomm.Roles) func(*env) *coap.Request {
 		return edit(func(e *env, m *groupcomm.JoinRequest) {
 			m.Scope = groupcomm.ScopeEntry{Group: group, Roles: roles}.Encode()
@@ -270,6 +271,10 @@ func TestJoinDecisions(t *testing.T) {
 			}
 			m.ClientCred = cose.EncodeCCS("x", k.Public())
 		}), coap.BadRequest, 2, false},
+		{"11 not a point", edit(func(_ *env, m *groupcomm.JoinRequest) { m.ClientCred = noPoint }), coap.BadRequest, 2, false},
+		{"11 not a point, empty proof", edit(func(_ *env, m *groupcomm.JoinRequest) {
+			m.ClientCred, m.ClientCredVerify = noPoint, []byte{}
+		}), coap.BadRequest, 2, false},
 		{"12 degenerate key", edit(func(_ *env, m *groupcomm.JoinRequest) {
 			k := &cose.Key{Kty: cose.KtyOKP, Crv: cose.CrvEd25519, X: append([]byte{1}, make([]byte, 31)...)}
 			m.ClientCred = cose.EncodeCCS("x", k)
@@ -283,7 +288,8 @@ func TestJoinDecisions(t *testing.T) {
 		{"14 proof by another key", edit(func(e *env, m *groupcomm.JoinRequest) { m.ClientCred = e.member.Cred }), coap.BadRequest, 3, false},
 		{"14 proof cut", edit(func(_ *env, m *groupcomm.JoinRequest) { m.ClientCredVerify = m.ClientCredVerify[:63] }), coap.BadRequest, 3, false},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
+		// A refusal is the same whether or not membership was guessed before it.
+		decide := func(t *testing.T, forget bool) {
 			f := newFixture(t, groupConfig("g1"))
 			e := &env{fixture: f}
 			e.newcomer = f.joiner("newcomer", "g1", both|groupcomm.Monitor)
@@ -292,6 +298,9 @@ func TestJoinDecisions(t *testing.T) {
 			f.join(e.monitor, "g1", groupcomm.Monitor)
 			req := tc.req(e)
 			before := f.dump()
+			if forget {
+				f.forget("g1")
+			}
 			r := gmtest.Serve(t.Context(), f.m, req)
 			if r.Code != tc.code {
 				t.Fatalf("code %v, want %v (%x)", r.Code, tc.code, r.Payload)
@@ -300,8 +309,18 @@ func TestJoinDecisions(t *testing.T) {
 			if after := f.dump(); after != before {
 				t.Errorf("a refused join changed the state\nbefore:\n%s\nafter:\n%s", before, after)
 			}
-		})
+		}
+		t.Run(tc.name, func(t *testing.T) { decide(t, false) })
+		t.Run(tc.name+", forgotten", func(t *testing.T) { decide(t, true) })
 	}
+}
+
+// forget has the group take everybody for a newcomer.
+func (f *fixture) forget(group string) {
+	g, _ := f.m.group(group)
+	g.known.mu.Lock()
+	defer g.known.mu.Unlock()
+	g.known.set = nil
 }
 
 // checkRefusal checks the body of an error: id is an error identifier, -1 for a
@@ -427,6 +446,10 @@ func TestRejoin(t *testing.T) {
 		func(m *groupcomm.JoinRequest) { m.ClientCredVerify = nil },
 		func(m *groupcomm.JoinRequest) { m.ClientCred, m.ClientCredVerify = []byte{}, nil },
 		func(m *groupcomm.JoinRequest) { m.ClientCred, m.ClientCredVerify = nil, nil },
+		// The same, not remembered to be a member.
+		func(*groupcomm.JoinRequest) { f.forget("g1") },
+		func(m *groupcomm.JoinRequest) { f.forget("g1"); m.ClientCredVerify = nil },
+		func(m *groupcomm.JoinRequest) { f.forget("g1"); m.ClientCred, m.ClientCredVerify = []byte{}, nil },
 	} {
 		msg, err := j.JoinMessage("g1", both)
 		if err != nil {
@@ -462,8 +485,8 @@ func TestRejoin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(msg.Stale) != 5 {
-		t.Errorf("%d stale Sender IDs, want 5", len(msg.Stale))
+	if len(msg.Stale) != 8 {
+		t.Errorf("%d stale Sender IDs, want 8", len(msg.Stale))
 	}
 }
 
