@@ -29,6 +29,13 @@ func (r Result) against(name string, peer float64) Result {
 	return r
 }
 
+// below adds a peer that is better when it is smaller.
+func (r Result) below(name string, peer float64) Result {
+	ratio := peer / r.Ours
+	r.Peer, r.PeerName, r.Ratio = &peer, name, &ratio
+	return r
+}
+
 // cpuTime is the processor time of this process so far, user and system.
 func cpuTime() time.Duration {
 	var u syscall.Rusage
