@@ -32,9 +32,12 @@ const (
 	// plainIdle ends the state that go-coap keeps for a plain UDP address:
 	// such peers only discover and post tokens.
 	plainIdle = 30 * time.Second
-	// sessionIdle ends a DTLS association that nobody used for that long;
-	// sleeping nodes are silent for hours.
-	sessionIdle = 24 * time.Hour
+	// sessionIdle ends a DTLS association that nobody used for that long. A
+	// member that checks for new keys as often as group_policies ask, hourly by
+	// default, keeps its association; longer would lock out a node that
+	// restarted on its old port, whose ClientHello pion does not take while it
+	// holds the old association.
+	sessionIdle = 2 * time.Hour
 	// maxPlain bounds the addresses of which go-coap keeps state on plain UDP,
 	// some 8 kB each: anybody can invent addresses.
 	maxPlain = 8192
