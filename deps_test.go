@@ -30,7 +30,7 @@ var arrows = map[string][]string{
 	"ace":       {"ace/cwt", "coap", "cose", "groupcomm", "store"},
 	"bridge":    {"coap", "cose", "groupcomm", "store"},
 	"node":      {"coap", "cose", "groupcomm"},
-	"admin":     {"coap", "groupcomm"},
+	"admin":     {"coap", "cose", "groupcomm"},
 
 	"config":      {"coap", "cose", "groupcomm", "node", "store"},
 	"plugin":      {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "groupcomm", "node", "store"},

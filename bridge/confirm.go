@@ -40,7 +40,6 @@ type confirmer struct {
 
 	mu      sync.Mutex
 	pending map[member]confirmation
-	writing map[member]confirmation // under way to the disk
 	waiters []func()
 }
 
@@ -76,23 +75,6 @@ func (c *confirmer) forget(m member) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.pending, m)
-	delete(c.writing, m)
-}
-
-// waiting returns the versions that may not be on disk yet. Who wants both asks
-// here first: a version leaves here only when it is there.
-func (c *confirmer) waiting(group string) map[string]confirmation {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	out := map[string]confirmation{}
-	for _, part := range []map[member]confirmation{c.writing, c.pending} {
-		for m, v := range part {
-			if m.group == group && (out[m.node].version <= v.version) {
-				out[m.node] = v
-			}
-		}
-	}
-	return out
 }
 
 func (c *confirmer) run(ctx context.Context) error {
@@ -125,13 +107,7 @@ func (c *confirmer) flush(ctx context.Context) bool {
 	c.mu.Lock()
 	batch, waiters := c.pending, c.waiters
 	c.pending, c.waiters = map[member]confirmation{}, nil
-	c.writing = maps.Clone(batch) // batch is read without the lock
 	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		c.writing = nil
-		c.mu.Unlock()
-	}()
 	if len(batch) == 0 && len(waiters) == 0 {
 		return true
 	}

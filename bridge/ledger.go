@@ -31,7 +31,8 @@ type LedgerEntry struct {
 
 // Ledger returns the deliveries of a group's members, in the order of the
 // Group Manager's list. It is derived: members from the Group Manager, versions
-// from confirmations, the rest from what this process saw.
+// from confirmations, the rest from what this process saw. A confirmation is
+// shown once it is on disk: what an operator was shown, a crash does not undo.
 func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error) {
 	members, err := b.source.Members(ctx, group)
 	if err != nil {
@@ -41,15 +42,9 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 	if err != nil {
 		return nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
-	waiting := b.confirms.waiting(group)
 	confirmed, enrolled, err := b.readLedger(ctx, group)
 	if err != nil {
 		return nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
-	}
-	for node, c := range waiting {
-		if old, ok := confirmed[node]; !ok || c.version > old.version {
-			confirmed[node] = c
-		}
 	}
 	b.mu.Lock()
 	since := b.groups[group].since

@@ -10,6 +10,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/plgd-dev/go-coap/v3/message/pool"
 	"github.com/plgd-dev/go-coap/v3/mux"
+	"github.com/plgd-dev/go-coap/v3/net/responsewriter"
 	udpclient "github.com/plgd-dev/go-coap/v3/udp/client"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -112,8 +113,16 @@ func (g *Gateway) serve(w mux.ResponseWriter, r *mux.Message) {
 		fillError(w, coap.ErrorResponse(coap.Errorf(coap.BadRequest, "the body could not be read")))
 		return
 	}
-	if reply := g.server.Handle(ctx, link, m); reply != nil {
+	answered := func() {} // lets go what must come after the answer
+	if v, ok := m.Options.Uint(coap.ObserveOption); ok && v == 0 {
+		answered = link.hold(m.Token)
+	}
+	reply := g.server.Handle(ctx, link, m)
+	if reply != nil {
 		fill(w.Message(), reply)
+	}
+	if reply == nil || !responsewriter.AfterWrite(r.Context(), answered) {
+		answered()
 	}
 }
 

@@ -58,8 +58,9 @@ type hostLink struct {
 	awaited *awaited
 
 	mu     sync.Mutex
-	resets []int32     // message IDs of CONs that the peer rejected; guarded by mu
-	nons   []sentToken // the last NONs sent; guarded by mu
+	resets []int32                  // message IDs of CONs that the peer rejected; guarded by mu
+	nons   []sentToken              // the last NONs sent; guarded by mu
+	holds  map[string]chan struct{} // by token; guarded by mu
 }
 
 // sentToken remembers whose notification a message ID was.
@@ -143,14 +144,53 @@ func (l *hostLink) OwnsBlockwise() bool { return l.blockwise }
 // Send hands m to go-coap. A confirmable message costs a goroutine until it is
 // acknowledged: go-coap's WriteMessage blocks that long.
 func (l *hostLink) Send(m *coap.Message, done func(error)) {
-	if m.Type != coap.Confirmable {
+	if m.Type != coap.Confirmable && l.held(m.Token) == nil {
 		done(l.write(m))
 		return
 	}
 	go func() { done(l.write(m)) }()
 }
 
+// hold keeps back what is sent with token until release is called: a
+// notification must not overtake the answer to its registration, which go-coap
+// writes after the handler returned (protocol.md, Section 4: the first response
+// is the full map).
+func (l *hostLink) hold(token []byte) (release func()) {
+	ch := make(chan struct{})
+	l.mu.Lock()
+	if l.holds == nil {
+		l.holds = map[string]chan struct{}{}
+	}
+	l.holds[string(token)] = ch
+	l.mu.Unlock()
+	return sync.OnceFunc(func() {
+		l.mu.Lock()
+		if l.holds[string(token)] == ch {
+			delete(l.holds, string(token))
+		}
+		l.mu.Unlock()
+		close(ch)
+	})
+}
+
+// held returns what ends the hold on a token, nil when there is none.
+func (l *hostLink) held(token []byte) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ch, ok := l.holds[string(token)]; ok {
+		return ch
+	}
+	return nil
+}
+
 func (l *hostLink) write(m *coap.Message) error {
+	if ch := l.held(m.Token); ch != nil {
+		select {
+		case <-ch:
+		case <-l.conn.Done():
+			return coap.ErrGone
+		}
+	}
 	// go-coap does not tell the writer when it gives up retransmitting: the
 	// deadline does.
 	ctx, cancel := context.WithTimeout(l.conn.Context(), maxTransmitWait)
