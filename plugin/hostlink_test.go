@@ -368,3 +368,48 @@ func TestConcurrentFetch(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestAnswerFirst: protocol.md, Section 4: the first response to a registration
+// shows the whole state, so what is sent under its token waits until go-coap
+// has written that response.
+func TestAnswerFirst(t *testing.T) {
+	h := host(t, "own blockwise and monitor")
+	r := h.raw(t)
+	r.observe("tok1", 0)
+	conn := <-h.conns
+	link, ok := h.g.known(conn)
+	if !ok {
+		t.Fatal("no link")
+	}
+	answered := link.hold([]byte("tok2"))
+	done := make(chan error, 2)
+	send := func(token string, typ coap.Type) {
+		link.Send(&coap.Message{Type: typ, Code: coap.Content, Token: []byte(token)}, func(err error) { done <- err })
+	}
+	send("tok2", coap.NonConfirmable)
+	send("tok1", coap.NonConfirmable)
+	if m := r.receive(); string(m.Token) != "tok1" {
+		t.Errorf("first came what was held: %q", m.Token)
+	}
+	answered()
+	answered() // twice is as good as once
+	if m := r.receive(); string(m.Token) != "tok2" {
+		t.Errorf("then came %q", m.Token)
+	}
+	for range 2 {
+		if err := get(t, done); err != nil {
+			t.Error(err)
+		}
+	}
+	// Through a registration: nothing is held once it is answered.
+	r.observe("tok3", 0)
+	out := h.outcome(2, true)
+	for range 2 { // tok1 and tok3
+		m := r.receive()
+		r.send(&coap.Message{Type: coap.Acknowledgement, ID: m.ID})
+	}
+	if err := get(t, out); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "no token is held", func() bool { return link.held([]byte("tok3")) == nil })
+}
