@@ -192,4 +192,3 @@ func (c *client) hangUp() {
 	}
 	c.life.setTransport(nil)
 }
-
