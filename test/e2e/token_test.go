@@ -67,8 +67,15 @@ func TestTokensRefused(t *testing.T) {
 	})
 	enc := cwt.Protection{Alg: aesCCM, Key: g.cfg.Tokens[0].SymmetricKey.Bytes()}
 	mac := cwt.Protection{Alg: hmac256, Key: macKey}
-	sign := cwt.Protection{Alg: -7, Signer: &cose.Key{Kty: cose.KtyEC2, Crv: cose.CrvP256, X: signKey.X.FillBytes(make([]byte, 32)),
-		Y: signKey.Y.FillBytes(make([]byte, 32)), D: signKey.D.FillBytes(make([]byte, 32))}}
+	point, err := signKey.PublicKey.Bytes() // 04 | x | y
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := signKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := cwt.Protection{Alg: -7, Signer: &cose.Key{Kty: cose.KtyEC2, Crv: cose.CrvP256, X: point[1:33], Y: point[33:], D: secret}}
 	past, future := time.Now().Add(-time.Minute).Unix(), time.Now().Add(time.Hour).Unix()
 
 	before := g.picture()
