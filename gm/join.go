@@ -411,7 +411,7 @@ func (m *Manager) joinResponse(ctx context.Context, j *joinCall, p sidPlace) (*c
 	}
 	m.met.joins.WithLabelValues(outcome).Inc()
 	m.log.InfoContext(ctx, "node joined", "group", j.g.cfg.Name, "node", j.node, "roles", j.entry.Roles.String(),
-		"num", j.mat.num, "again", j.row.member != nil)
+		"version", j.mat.num, "again", j.row.member != nil)
 	return r, nil
 }
 

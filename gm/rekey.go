@@ -180,7 +180,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		return nil, err
 	}
 	m.met.rekeys.WithLabelValues(g.cfg.Name).Inc()
-	m.log.InfoContext(ctx, "group rekeyed", "group", g.cfg.Name, "reason", detail, "num", mat.num,
+	m.log.InfoContext(ctx, "group rekeyed", "group", g.cfg.Name, "reason", detail, "version", mat.num,
 		"gid", mat.gid.String(), "stale", len(s.stale), "members", len(s.nodes))
 	m.poke()
 	return mat, nil
