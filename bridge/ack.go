@@ -75,6 +75,9 @@ func (b *Bridge) verifyAcks(ctx context.Context) error {
 			}
 		}
 		known, err := b.ackContexts(ctx, batch)
+		if err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
 			// The store is in trouble: what is not answered the broker sends
 			// again after the next connect.

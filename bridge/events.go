@@ -48,6 +48,9 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 	}
 	for _, group := range order {
 		if err := b.rekeyed(ctx, group, rekeyed[group]); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err() // stopping is no trouble: the event comes again after the start
+			}
 			// One group in trouble must not hold up the others.
 			b.log.ErrorContext(ctx, "cannot deliver a rekey, trying again", "group", group, "err", err)
 			b.later.add(group, rekeyed[group])
@@ -100,6 +103,8 @@ func (b *Bridge) catchUp(ctx context.Context) error {
 			err := b.rekeyed(ctx, group, e)
 			tries[group]++
 			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
 			case err == nil:
 				delete(tries, group)
 			case tries[group] < maxRetries:

@@ -70,7 +70,7 @@ func (g *gate) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 	defer cancel()
 	want, err := g.hooks.secretHash(ctx, user)
 	if err != nil {
-		if !errors.Is(err, store.ErrNotFound) {
+		if !errors.Is(err, store.ErrNotFound) && g.ctx.Err() == nil {
 			g.log.ErrorContext(ctx, "cannot check a credential", "err", err)
 		}
 		want = make([]byte, sha256.Size) // no password is known that hashes to it
