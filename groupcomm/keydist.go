@@ -128,9 +128,13 @@ func (k *KeyDistribution) Encode() []byte {
 	return cose.MustMarshal(m)
 }
 
+// putCreds writes the three parallel arrays; roles that are not known are left
+// out, not written as an array of another length.
 func putCreds(m map[int64]any, creds [][]byte, roles []Roles, ids []SenderID) {
 	m[labelCreds] = creds
-	m[labelPeerRoles] = roles
+	if roles != nil || len(creds) == 0 {
+		m[labelPeerRoles] = roles
+	}
 	m[labelPeerIdentifiers] = ids
 }
 
