@@ -121,9 +121,9 @@ type Group struct {
 	GM            string        `yaml:"gm"`
 	Interface     string        `yaml:"interface"`
 	SignAlg       string        `yaml:"sign_alg"`
-	GpEncAlg      string        `yaml:"gp_enc_alg"`
+	GpEncAlg      string        `yaml:"gp_enc_alg"` // "": AES-CCM-16-64-128; none with SignAlg none
 	Alg           string        `yaml:"alg"`
-	ECDHAlg       string        `yaml:"ecdh_alg"`
+	ECDHAlg       string        `yaml:"ecdh_alg"`   // "": the one that fits HKDF; none with Alg none
 	ECDHCurve     string        `yaml:"ecdh_curve"` // "": the curve that fits SignAlg
 	HKDF          string        `yaml:"hkdf"`
 	CredFmt       string        `yaml:"cred_fmt"`

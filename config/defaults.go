@@ -31,6 +31,10 @@ func Default() *Config {
 	}
 }
 
+// defaultAEAD protects messages of both modes
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 14).
+const defaultAEAD = "AES-CCM-16-64-128"
+
 // DefaultGroup returns what a groups entry holds for the keys that it lacks.
 func DefaultGroup() Group {
 	var g Group
@@ -43,9 +47,7 @@ func (g *Group) setDefaults() {
 		GM:          "local",
 		Interface:   "current",
 		SignAlg:     "EdDSA",
-		GpEncAlg:    "AES-CCM-16-64-128",
-		Alg:         "AES-CCM-16-64-128",
-		ECDHAlg:     "ECDH-SS+HKDF-256",
+		Alg:         defaultAEAD,
 		HKDF:        "HMAC-256",
 		CredFmt:     "ccs",
 		KeyLifetime: 720 * time.Hour,

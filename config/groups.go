@@ -25,10 +25,7 @@ func (c *Config) GroupConfigs() ([]groupcomm.GroupConfig, error) {
 }
 
 func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
-	curve := g.ECDHCurve
-	if curve == "" {
-		curve = curveFor(g.SignAlg)
-	}
+	g = g.resolved()
 	// Validate has looked the names up.
 	alg := func(name string) int64 { id, _ := groupcomm.AlgByName(name); return id }
 	credFmt, _ := groupcomm.CredFmtByName(g.CredFmt)
@@ -53,7 +50,7 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		List:            g.List,
 	}
 	if gc.ECDHAlg != 0 {
-		gc.ECDHCrv, _ = groupcomm.CurveByName(curve)
+		gc.ECDHCrv, _ = groupcomm.CurveByName(g.ECDHCurve)
 	}
 	if g.Gid.Prefix != "auto" {
 		prefix, err := hex.DecodeString(g.Gid.Prefix)
@@ -66,6 +63,28 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		return gc, fmt.Errorf("config: group %q: %w", g.Name, err)
 	}
 	return gc, nil
+}
+
+// resolved fills in the keys that follow others where they are left open: a mode
+// that is not used has no algorithm at all
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 14).
+func (g Group) resolved() Group {
+	if g.GpEncAlg == "" {
+		if g.GpEncAlg = defaultAEAD; g.SignAlg == groupcomm.None {
+			g.GpEncAlg = groupcomm.None
+		}
+	}
+	if g.ECDHAlg == "" {
+		if g.ECDHAlg = ecdhAlgFor(g.HKDF); g.Alg == groupcomm.None {
+			g.ECDHAlg = groupcomm.None
+		}
+	}
+	if g.ECDHCurve == "" {
+		if g.ECDHCurve = curveFor(g.SignAlg); g.ECDHCurve == "" {
+			g.ECDHCurve = "X25519"
+		}
+	}
+	return g
 }
 
 // ScopeOf translates the scope of a policy.

@@ -124,13 +124,16 @@ func TestFaults(t *testing.T) {
 			"3 groups[0].key_lifetime: must be a duration", "4 groups[0].rekey.batch_window: must be a duration"}},
 		{"not yet", "proxy: {enabled: true}\ndelegates: []\n", []string{"1 proxy: not supported by this version", "2 delegates: not supported by this version"}},
 		{"old keys", "groups:\n- {name: a, mode: local}\n", []string{"2 groups[0].mode: unknown key: `gm:` says"}},
-		{"unsupported values", "groups:\n- name: a\n  gm: coaps://gm.example\n  interface: both\n  sign_alg: ES384\n  cred_fmt: cwt\n", []string{
+		{"unsupported values", "groups:\n- name: a\n  gm: coaps://gm.example\n  interface: both\n  sign_alg: PS256\n  cred_fmt: cwt\n", []string{
 			"3 groups[0].gm: \"coaps://gm.example\" is not supported by this version; use local",
-			"4 groups[0].interface: \"both\" is not supported", "5 groups[0].sign_alg: \"ES384\" is not supported", "6 groups[0].cred_fmt: \"cwt\" is not supported"}},
-		{"no signatures", "groups: [{name: a, sign_alg: none}]\n", []string{`1 groups[0].sign_alg: "none" is not supported by this version; use EdDSA or ES256`}},
+			"4 groups[0].interface: \"both\" is not supported", "5 groups[0].sign_alg: must be one of EdDSA, ES256", "6 groups[0].cred_fmt: \"cwt\" is not supported"}},
+		{"no signatures", "groups: [{name: a, sign_alg: none}]\n", []string{"1 groups[0].sign_alg: pairwise-only groups are not supported"}},
 		{"misspelt value", "groups: [{name: a, sign_alg: edsa}]\n", []string{`1 groups[0].sign_alg: must be one of`}},
 		{"curve", "groups: [{name: a, sign_alg: ES256, ecdh_curve: X25519}]\n", []string{"1 groups[0].ecdh_curve: does not fit"}},
-		{"half pairwise", "groups: [{name: a, alg: none}]\n", []string{"1 groups[0].ecdh_alg: pairwise mode needs both"}},
+		{"half pairwise", "groups: [{name: a, alg: none, ecdh_alg: ECDH-SS+HKDF-256}]\n", []string{"1 groups[0].ecdh_alg: pairwise mode needs both"}},
+		{"half group mode", "groups: [{name: a, gp_enc_alg: none}]\n", []string{"1 groups[0].gp_enc_alg: group mode needs both"}},
+		{"hash", "groups: [{name: a, hkdf: HMAC-512, ecdh_alg: ECDH-SS+HKDF-256}]\n", []string{
+			"1 groups[0].ecdh_alg: does not fit hkdf HMAC-512: it must be ECDH-SS+HKDF-512"}},
 		{"group names", "groups:\n- name: a/b\n- name: x\n- name: x\n- {list: true}\n", []string{
 			"2 groups[0].name: must be", `4 groups[2].name: "x" is taken by groups[1]`, "5 groups[3].name: must be"}},
 		{"gid", "groups: [{name: a, gid: {prefix: xyz, epoch_bytes: 9, reuse: true}}]\n", []string{

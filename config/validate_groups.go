@@ -32,10 +32,7 @@ func (g Group) validate(f *faults, key string) {
 	if oneOf(f, key+".interface", g.Interface, "current", "draft-03", "hackathon-109", "both") {
 		supported(f, key+".interface", g.Interface, "current")
 	}
-	if oneOf(f, key+".sign_alg", g.SignAlg, "EdDSA", "ES256", "ES384", "ES512", "none") {
-		supported(f, key+".sign_alg", g.SignAlg, "EdDSA", "ES256")
-	}
-	g.validateEncryption(f, key)
+	g.validateAlgorithms(f, key)
 	if oneOf(f, key+".cred_fmt", g.CredFmt, "ccs", "cwt", "x5chain") {
 		supported(f, key+".cred_fmt", g.CredFmt, "ccs")
 	}
@@ -62,21 +59,45 @@ func (g Group) validate(f *faults, key string) {
 	}
 }
 
-func (g Group) validateEncryption(f *faults, key string) {
-	aeads := []string{"AES-CCM-16-64-128", "AES-CCM-16-128-128", "A128GCM", "A256GCM", "ChaCha20/Poly1305"}
-	oneOf(f, key+".gp_enc_alg", g.GpEncAlg, aeads...)
-	oneOf(f, key+".alg", g.Alg, append(aeads, "none")...)
-	oneOf(f, key+".ecdh_alg", g.ECDHAlg, "ECDH-SS+HKDF-256", "ECDH-SS+HKDF-512", "none")
-	if (g.Alg == "none") != (g.ECDHAlg == "none") {
-		f.add(key+".ecdh_alg", "pairwise mode needs both alg and ecdh_alg; a signature-only group has none in both")
-	}
-	oneOf(f, key+".hkdf", g.HKDF, "HMAC-256", "HMAC-512")
-	if g.ECDHCurve == "" {
+// validateAlgorithms: each mode has all of its algorithms or none of them, and a
+// group has at least one mode.
+func (g Group) validateAlgorithms(f *faults, key string) {
+	r := g.resolved()
+	aeads := []string{defaultAEAD, "AES-CCM-16-128-128", "A128GCM", "A256GCM", "ChaCha20/Poly1305", groupcomm.None}
+	known := oneOf(f, key+".sign_alg", r.SignAlg, "EdDSA", "ES256", "ES384", "ES512", groupcomm.None)
+	known = oneOf(f, key+".gp_enc_alg", r.GpEncAlg, aeads...) && known
+	known = oneOf(f, key+".alg", r.Alg, aeads...) && known
+	known = oneOf(f, key+".hkdf", r.HKDF, "HMAC-256", "HMAC-512") && known
+	known = oneOf(f, key+".ecdh_alg", r.ECDHAlg, "ECDH-SS+HKDF-256", "ECDH-SS+HKDF-512", groupcomm.None) && known
+	known = oneOf(f, key+".ecdh_curve", r.ECDHCurve, "X25519", "P-256", "P-384", "P-521") && known
+	if !known {
 		return
 	}
-	if oneOf(f, key+".ecdh_curve", g.ECDHCurve, "X25519", "P-256", "P-384", "P-521") && g.ECDHCurve != curveFor(g.SignAlg) && curveFor(g.SignAlg) != "" {
-		f.add(key+".ecdh_curve", "does not fit sign_alg %s: members have one key pair, so it must be %s", g.SignAlg, curveFor(g.SignAlg))
+	if r.SignAlg == groupcomm.None {
+		f.add(key+".sign_alg", "pairwise-only groups are not supported by this version; use EdDSA, ES256, ES384 or ES512")
+		return
 	}
+	if (r.SignAlg == groupcomm.None) != (r.GpEncAlg == groupcomm.None) {
+		f.add(key+".gp_enc_alg", "group mode needs both sign_alg and gp_enc_alg; a pairwise-only group has none in both")
+	}
+	if (r.Alg == groupcomm.None) != (r.ECDHAlg == groupcomm.None) {
+		f.add(key+".ecdh_alg", "pairwise mode needs both alg and ecdh_alg; a signature-only group has none in both")
+	}
+	if r.SignAlg == groupcomm.None && r.Alg == groupcomm.None {
+		f.add(key+".alg", "a group needs a mode: sign_alg and gp_enc_alg, alg and ecdh_alg, or all four")
+	}
+	if want := ecdhAlgFor(r.HKDF); r.ECDHAlg != groupcomm.None && r.ECDHAlg != want {
+		f.add(key+".ecdh_alg", "does not fit hkdf %s: it must be %s", r.HKDF, want)
+	}
+	if want := curveFor(r.SignAlg); want != "" && r.ECDHCurve != want {
+		f.add(key+".ecdh_curve", "does not fit sign_alg %s: members have one key pair, so it must be %s", r.SignAlg, want)
+	}
+}
+
+// ecdhAlgFor returns the ECDH algorithm with the hash of an HKDF.
+func ecdhAlgFor(hkdf string) string {
+	id, _ := groupcomm.AlgByName(hkdf)
+	return groupcomm.AlgName(groupcomm.ECDHAlgFor(id))
 }
 
 // curveFor returns the ECDH curve on which the key pair of a signature

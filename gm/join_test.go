@@ -14,12 +14,12 @@ import (
 )
 
 func TestJoin(t *testing.T) {
-	for _, alg := range []int64{cose.AlgEdDSA, cose.AlgES256} {
+	for alg, crv := range map[int64]int64{
+		cose.AlgEdDSA: cose.CrvX25519, cose.AlgES256: cose.CrvP256, cose.AlgES384: cose.CrvP384, cose.AlgES512: cose.CrvP521,
+	} {
 		t.Run(groupcomm.AlgName(alg), func(t *testing.T) {
 			c := groupConfig("g1")
-			if c.SignAlg = alg; alg == cose.AlgES256 {
-				c.ECDHCrv = cose.CrvP256
-			}
+			c.SignAlg, c.ECDHCrv = alg, crv
 			f := newFixture(t, c)
 			j := f.joinerWith("n1", alg, groupcomm.Scope{{Group: "g1", Roles: both}}, time.Time{})
 			msg, err := j.JoinMessage("g1", both)

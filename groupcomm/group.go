@@ -45,6 +45,10 @@ func (c GroupConfig) GroupMode() bool { return c.SignAlg != 0 && c.GpEncAlg != 0
 // PairwiseMode reports whether the group uses the pairwise mode.
 func (c GroupConfig) PairwiseMode() bool { return c.Alg != 0 && c.ECDHAlg != 0 }
 
+// PairwiseOnly reports whether the group uses the pairwise mode alone: proofs of
+// possession are MACs then, and the Group Manager has a Diffie-Hellman key pair.
+func (c GroupConfig) PairwiseOnly() bool { return c.PairwiseMode() && !c.GroupMode() }
+
 // NonceLen is the nonce length in bytes of an AEAD, 0 when it is not known.
 func NonceLen(alg int64) int {
 	_, nonce, _, _ := cose.AEADSizes(alg)
@@ -102,6 +106,19 @@ func ecdhCurveFor(signAlg int64) int64 {
 		return cose.CrvP384
 	case cose.AlgES512:
 		return cose.CrvP521
+	}
+	return 0
+}
+
+// ECDHAlgFor is the pairwise key agreement algorithm that goes with the HKDF of
+// a group, 0 for an HKDF that no group uses: the same hash serves both
+// (draft-ietf-core-oscore-groupcomm-28, Section 2.1).
+func ECDHAlgFor(hkdf int64) int64 {
+	switch hkdf {
+	case cose.AlgHMAC256:
+		return cose.AlgECDHSSHKDF256
+	case cose.AlgHMAC512:
+		return cose.AlgECDHSSHKDF512
 	}
 	return 0
 }
@@ -196,6 +213,8 @@ func (c GroupConfig) validateECDH() (errs []error) {
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.ECDHAlg != cose.AlgECDHSSHKDF256 && c.ECDHAlg != cose.AlgECDHSSHKDF512 {
 		fault("ecdh_alg: %s is not a supported ECDH algorithm", AlgName(c.ECDHAlg))
+	} else if want := ECDHAlgFor(c.HKDF); want != 0 && c.ECDHAlg != want {
+		fault("ecdh_alg: %s does not match hkdf %s, which needs %s", AlgName(c.ECDHAlg), AlgName(c.HKDF), AlgName(want))
 	}
 	if _, _, ok := ecdhCaps(c.ECDHCrv); !ok {
 		fault("ecdh_curve: %s is not a supported curve", CurveName(c.ECDHCrv))

@@ -174,6 +174,8 @@ func TestGroupConfig(t *testing.T) {
 		"unknown curve":     func(c *GroupConfig) { c.ECDHCrv = 6 },
 		"ECDH":              func(c *GroupConfig) { c.ECDHAlg = -25 },
 		"HKDF":              func(c *GroupConfig) { c.HKDF = 4 },
+		"ECDH's hash":       func(c *GroupConfig) { c.HKDF = 7 },
+		"HKDF's hash":       func(c *GroupConfig) { c.ECDHAlg = -28 },
 		"format":            func(c *GroupConfig) { c.CredFmt = 33 },
 		"one stale set":     func(c *GroupConfig) { c.MaxStaleSets = 1 },
 		"duration":          func(c *GroupConfig) { c.BatchWindow = -time.Second },

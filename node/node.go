@@ -208,8 +208,10 @@ func New(cfg Config, t Transport) (*Member, error) {
 	}
 	if tr := cfg.Transfer; tr != nil {
 		m.ns = tr.KDCChallenge
-		if err := m.learnLocked(tr.SignInfo); err != nil {
-			return nil, err
+		if tr.SignInfo != nil {
+			if err := m.learnLocked(tr.SignInfo); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return m, nil

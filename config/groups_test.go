@@ -1,0 +1,60 @@
+package config
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/seed4911071e/groupgate/cose"
+)
+
+// TestAlgorithms reads every combination of algorithms that a group may have.
+func TestAlgorithms(t *testing.T) {
+	aeads := map[string]int64{
+		"AES-CCM-16-64-128": cose.AlgAESCCM16_64_128, "AES-CCM-16-128-128": cose.AlgAESCCM16_128_128,
+		"A128GCM": cose.AlgA128GCM, "A256GCM": cose.AlgA256GCM, "ChaCha20/Poly1305": cose.AlgChaCha20Poly1305,
+	}
+	for sign, want := range map[string][2]int64{
+		"EdDSA": {cose.AlgEdDSA, cose.CrvX25519}, "ES256": {cose.AlgES256, cose.CrvP256},
+		"ES384": {cose.AlgES384, cose.CrvP384}, "ES512": {cose.AlgES512, cose.CrvP521},
+	} {
+		for hkdf, ecdh := range map[string][2]int64{
+			"HMAC-256": {cose.AlgHMAC256, cose.AlgECDHSSHKDF256}, "HMAC-512": {cose.AlgHMAC512, cose.AlgECDHSSHKDF512},
+		} {
+			for gpEnc := range aeads {
+				for alg := range aeads {
+					text := fmt.Sprintf("groups: [{name: a, sign_alg: %s, gp_enc_alg: %s, alg: %s, hkdf: %s}]\n", sign, gpEnc, alg, hkdf)
+					c, err := Parse("f", []byte(text))
+					if err != nil {
+						t.Fatal(err)
+					}
+					list, err := c.GroupConfigs()
+					if err != nil {
+						t.Fatal(err)
+					}
+					g := list[0]
+					if g.SignAlg != want[0] || g.ECDHCrv != want[1] || g.HKDF != ecdh[0] || g.ECDHAlg != ecdh[1] ||
+						g.GpEncAlg != aeads[gpEnc] || g.Alg != aeads[alg] || !g.GroupMode() || !g.PairwiseMode() {
+						t.Errorf("%s gives %+v", text, g)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestSignatureOnly: a mode that is not used has no algorithms.
+func TestSignatureOnly(t *testing.T) {
+	for _, text := range []string{"{name: a, alg: none}", "{name: a, alg: none, ecdh_alg: none, hkdf: HMAC-512}"} {
+		c, err := Parse("f", []byte("groups: ["+text+"]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := c.GroupConfigs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g := list[0]; !g.GroupMode() || g.PairwiseMode() || g.Alg != 0 || g.ECDHAlg != 0 || g.ECDHCrv != 0 {
+			t.Errorf("%s gives %+v", text, g)
+		}
+	}
+}
