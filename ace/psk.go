@@ -18,7 +18,9 @@ import (
 const exporterLabel = "EXPORTER-ACE-Pop-Input-coap-group-oscore-app"
 
 // ErrIdentity is a psk_identity for which there is no key: an unknown name or a
-// token that is not accepted. The handshake ends with illegal_parameter.
+// token that is not accepted. RFC 9202, Section 3.3.2, ends the handshake with
+// illegal_parameter; pion's server, which asks for the key, makes it
+// internal_error.
 var ErrIdentity = errors.New("ace: no key for this psk_identity")
 
 // subjectTimeout bounds the store in Subject, which has no context.

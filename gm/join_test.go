@@ -11,6 +11,7 @@ import (
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/gm/gmtest"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
 )
 
 func TestJoin(t *testing.T) {
@@ -567,4 +568,43 @@ func (a expired) Grant(ctx context.Context, p coap.Peer) (*groupcomm.Grant, erro
 		g.Expires = time.Now().Add(-time.Millisecond)
 	}
 	return g, err
+}
+
+// TestMonitorIgnoresCredential: draft-ietf-ace-key-groupcomm-oscore-21, Section
+// 6.1: what a monitor says of a credential is ignored, however wrong it is.
+func TestMonitorIgnoresCredential(t *testing.T) {
+	f := newFixture(t, groupConfig("g1"))
+	j := f.joiner("m", "g1", groupcomm.Monitor)
+	msg, err := j.JoinMessage("g1", groupcomm.Monitor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg.ClientCred, msg.ClientCredVerify = []byte{1, 2, 3}, []byte("no proof")
+	r := gmtest.Serve(t.Context(), f.m, j.Request(coap.POST, msg.Encode(), "ace-group", "g1"))
+	if r.Code != coap.Created {
+		t.Fatalf("%v (%x)", r.Code, r.Payload)
+	}
+	d, err := groupcomm.DecodeKeyDistribution(r.Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Key.SenderID != nil {
+		t.Error("a monitor has a Sender ID")
+	}
+	if got := f.creds(t, "g1"); got != 0 {
+		t.Errorf("%d credentials are stored", got)
+	}
+}
+
+// creds counts the credentials that the group holds of its members.
+func (f *fixture) creds(t *testing.T, group string) (n int) {
+	t.Helper()
+	err := f.st.View(t.Context(), func(tx *store.Tx) error {
+		return tx.QueryRow(`SELECT COUNT(m.cred) FROM gm_members m JOIN gm_groups g ON g.id = m.group_id
+			WHERE g.name = ?`, group).Scan(&n)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

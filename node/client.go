@@ -83,19 +83,25 @@ func LoadClient(path string) (Client, error) {
 	if err != nil {
 		return Client{}, fmt.Errorf("node: load client: %w", err)
 	}
-	var v clientJSON
-	if err := json.Unmarshal(body, &v); err != nil {
-		return Client{}, fmt.Errorf("node: load client: %s is no JSON credential", path) // the cause may quote the key
-	}
-	key, err := hex.DecodeString(v.Key)
+	c, err := parseClient(body)
 	if err != nil {
-		return Client{}, fmt.Errorf("node: load client: %s: the key is not hexadecimal", path)
-	}
-	c := Client{Identity: v.Identity, Key: cose.NewSecret(key), Audience: v.Audience, AS: v.AS}
-	if err := c.validate(); err != nil {
 		return Client{}, fmt.Errorf("node: load client: %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// parseClient reads the text of a credential. Its errors do not quote it.
+func parseClient(body []byte) (Client, error) {
+	var v clientJSON
+	if err := json.Unmarshal(body, &v); err != nil {
+		return Client{}, errors.New("no JSON credential") // the cause may quote the key
+	}
+	key, err := hex.DecodeString(v.Key)
+	if err != nil {
+		return Client{}, errors.New("the key is not hexadecimal")
+	}
+	c := Client{Identity: v.Identity, Key: cose.NewSecret(key), Audience: v.Audience, AS: v.AS}
+	return c, c.validate()
 }
 
 func (c *Client) validate() error {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/plugin"
@@ -11,6 +12,17 @@ import (
 // checkCmd validates without changing anything.
 type checkCmd struct {
 	where
+	JSON bool `name:"json" help:"Print JSON."`
+}
+
+// checked is what check prints as JSON.
+type checked struct {
+	File      string   `json:"file"` // "" for the built-in configuration
+	Valid     bool     `json:"valid"`
+	Groups    int      `json:"groups"`
+	TokenKeys int      `json:"token_keys"`
+	Peers     int      `json:"peers"`
+	Warnings  []string `json:"warnings"`
 }
 
 // Run checks the configuration and every key file that exists already.
@@ -21,6 +33,10 @@ func (c *checkCmd) Run(e *env) error {
 	}
 	if err := cfg.CheckKeys(); err != nil {
 		return err
+	}
+	if c.JSON {
+		return printJSON(e.stdout, checked{cfg.File(), true, len(cfg.Groups), len(cfg.Tokens), len(cfg.PSK),
+			append([]string{}, cfg.Warnings()...)})
 	}
 	printWarnings(e.stderr, cfg)
 	name := cfg.File()
@@ -46,10 +62,15 @@ func count(n int, thing string) string {
 }
 
 // versionCmd prints which program this is.
-type versionCmd struct{}
+type versionCmd struct {
+	JSON bool `name:"json" help:"Print JSON."`
+}
 
 // Run prints the version.
-func (versionCmd) Run(e *env) error {
+func (c versionCmd) Run(e *env) error {
+	if c.JSON {
+		return printJSON(e.stdout, map[string]string{"version": plugin.Version(), "go": runtime.Version()})
+	}
 	_, err := fmt.Fprintf(e.stdout, "groupgate %s\n", plugin.Version())
 	return err
 }

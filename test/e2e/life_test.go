@@ -147,8 +147,10 @@ func TestKilled(t *testing.T) {
 	d := s.door()
 	olga := d.join()
 	mike := s.join("mike", "--mqtt", "--poll", "1h") // a process of its own
+	vera := s.join("vera", "--poll", "1s") // observes; what she misses she asks for
 	version := s.rekey()
 	mike.holds(version)
+	vera.holds(version)
 	if err := olga.Poll(soon(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -195,6 +197,9 @@ func TestKilled(t *testing.T) {
 	if via := mike.holds(version).Via; via != "mqtt" {
 		t.Errorf("mike was told by %q", via)
 	}
+	// Vera's observation went with the association: her next question meets
+	// silence, so she dials again and registers anew, by herself.
+	vera.holds(version)
 	s.shown("both confirmed after the restart", func(g *admin.GroupInfo) bool {
 		a, b := row(g, node), row(g, mike.joined.NodeName)
 		return a.State == "current" && b.State == "current" && a.Version == version && b.Version == version

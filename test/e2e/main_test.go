@@ -13,9 +13,10 @@ import (
 	"time"
 )
 
-// patience bounds every wait. Nothing here takes that long on an idle machine;
-// a busy one is no failure.
-const patience = 30 * time.Second
+// patience bounds every wait. Nothing here takes that long on an idle machine,
+// where only a node that has to find its association dead waits at all, for the
+// 30 s or so that CoAP sends a request again; a busy machine is no failure.
+const patience = 90 * time.Second
 
 // program is the gateway as users start it, built once.
 var program = sync.OnceValues(func() (string, error) {

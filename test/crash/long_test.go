@@ -1,0 +1,9 @@
+//go:build !race && long
+
+package crash
+
+const (
+	raceDetector  = false
+	stretch       = 1 // of the gateway's lives
+	defaultRounds = 2000
+)
