@@ -147,7 +147,7 @@ func TestKilled(t *testing.T) {
 	d := s.door()
 	olga := d.join()
 	mike := s.join("mike", "--mqtt", "--poll", "1h") // a process of its own
-	vera := s.join("vera", "--poll", "1s") // observes; what she misses she asks for
+	vera := s.join("vera", "--poll", "1s")           // observes; what she misses she asks for
 	version := s.rekey()
 	mike.holds(version)
 	vera.holds(version)
