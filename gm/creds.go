@@ -121,10 +121,5 @@ func (m *Manager) getKDCCred(c *call) (*coap.Response, error) {
 	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {
 		return nil, err
 	}
-	d := &groupcomm.KeyDistribution{}
-	if err := m.proveKDC(c.g, c.row.member.cnonce, d); err != nil {
-		return nil, err
-	}
-	body := groupcomm.KDCCred{Cred: d.KDCCred, Nonce: d.KDCNonce, Verify: d.KDCCredVerify}
-	return keyed(coap.Content, body.Encode()), nil
+	return m.kdcCred(c, c.row.member.cnonce)
 }

@@ -95,7 +95,6 @@ type verdict int
 const (
 	never     verdict = iota // no type of client may: 4.05
 	allow                    //
-	later                    // permitted, but not served yet: 5.01
 	forbidden                // 4.03 without an error identifier
 	members                  // 4.03 error 0
 	verifiers                // 4.03 error 8
@@ -108,8 +107,6 @@ func (v verdict) err() error {
 		return errMethod
 	case allow:
 		return nil
-	case later:
-		return errNotServed
 	case forbidden:
 		return errForbidden
 	case members:
@@ -127,7 +124,6 @@ var (
 	errMethod    = coap.Errorf(coap.MethodNotAllowed, "")
 	errForbidden = coap.Errorf(coap.Forbidden, "")
 	errNotFound  = coap.Errorf(coap.NotFound, "")
-	errNotServed = coap.Errorf(coap.NotImplemented, "")
 )
 
 // joinRoles are the roles with which a node can join: a signature verifier is
@@ -145,14 +141,14 @@ var permitted = map[resource]map[coap.Code]methodRow{
 		coap.POST: {allow, allow, allow, allow}, // with a role to join with: see gate
 	},
 	resActive:    {coap.GET: {allow, allow, members, members}},
-	resVerifData: {coap.GET: {verifiers, verifiers, later, verifiers}},
+	resVerifData: {coap.GET: {verifiers, verifiers, allow, verifiers}},
 	resCreds: {
 		coap.GET:   {allow, allow, allow, forbidden},
 		coap.FETCH: {allow, allow, allow, forbidden},
 	},
 	resKDCCred: {
 		coap.GET:   {allow, allow, members, members},
-		coap.FETCH: {verifiers, verifiers, later, verifiers},
+		coap.FETCH: {verifiers, verifiers, allow, verifiers},
 	},
 	resStaleSIDs: {coap.FETCH: {allow, allow, members, members}},
 	resPolicies:  {coap.GET: {allow, allow, members, members}},
@@ -162,7 +158,7 @@ var permitted = map[resource]map[coap.Code]methodRow{
 		coap.POST:   {allow, wrongRole, members, members},
 		coap.DELETE: {allow, allow, members, members},
 	},
-	resNodeCred: {coap.POST: {later, wrongRole, members, members}},
+	resNodeCred: {coap.POST: {allow, wrongRole, members, members}},
 }
 
 // call is a request that passed the gate.
@@ -196,7 +192,12 @@ func (m *Manager) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respo
 		return m.getActive(c)
 	case resCreds:
 		return m.creds(ctx, c)
+	case resVerifData:
+		return m.verifData(c)
 	case resKDCCred:
+		if req.Code == coap.FETCH {
+			return m.fetchKDCCred(c)
+		}
 		return m.getKDCCred(c)
 	case resStaleSIDs:
 		return m.staleSIDs(ctx, c)
@@ -213,6 +214,8 @@ func (m *Manager) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respo
 		case coap.DELETE:
 			return m.leave(ctx, c)
 		}
+	case resNodeCred:
+		return m.newCred(ctx, c)
 	}
 	return nil, fmt.Errorf("gm: internal error: the gate let %v through to resource %d", req.Code, c.target.res)
 }

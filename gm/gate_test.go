@@ -108,8 +108,8 @@ func TestPermittedMethodsPerClient(t *testing.T) {
 		{member, coap.FETCH, nonce, kdc, coap.Forbidden, 8},
 		{monitor, coap.FETCH, nonce, kdc, coap.Forbidden, 8},
 		{other, coap.FETCH, nonce, kdc, coap.Forbidden, 8},
-		{verifier, coap.FETCH, nonce, kdc, coap.NotImplemented, 0},
-		{verifier, coap.GET, nil, []string{"ace-group", "g1", "verif-data"}, coap.NotImplemented, 0},
+		{verifier, coap.FETCH, nonce, kdc, coap.Content, 0},
+		{verifier, coap.GET, nil, []string{"ace-group", "g1", "verif-data"}, coap.Content, 0},
 		// A token for nothing but verification does not admit to Join Requests.
 		{verifier, coap.POST, nil, []string{"ace-group", "g1"}, coap.Forbidden, -1},
 		{other, coap.POST, nil, []string{"ace-group", "g1"}, coap.BadRequest, -2},
@@ -124,7 +124,7 @@ func TestPermittedMethodsPerClient(t *testing.T) {
 		{verifier, coap.GET, nil, member.Path, coap.Forbidden, 0},
 		{monitor, coap.POST, nil, monitor.Path, coap.BadRequest, 1},
 		{monitor, coap.POST, nil, cred(monitor), coap.BadRequest, 1},
-		{member, coap.POST, nil, cred(member), coap.NotImplemented, 0},
+		{member, coap.POST, nil, cred(member), coap.BadRequest, -1},
 		// RFC 9594, Section 4.8: whose resource it is goes before roles.
 		{monitor, coap.POST, nil, member.Path, coap.Forbidden, -1},
 		{monitor, coap.POST, nil, cred(member), coap.Forbidden, -1},

@@ -13,10 +13,7 @@
 // every change writes an event in its own transaction: the room that delivers
 // rekeys follows those events. Keys, tokens and proofs never reach a log.
 //
-// Not served yet, and answered with 5.01 where the caller would be entitled:
-// GET verif-data and FETCH kdc-cred (for signature verifiers) and POST
-// nodes/NODE/cred. Groups that use the pairwise mode only are refused at
-// start.
+// Groups that use the pairwise mode only are refused at start.
 package gm
 
 import (

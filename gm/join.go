@@ -211,28 +211,37 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 		j.cred = cred
 		return nil
 	}
-	unsuitable := func(err error) error {
-		return fmt.Errorf("gm: %w: %w", coap.Detail(groupcomm.ErrCredential, "%s", credHint(j.g.cfg)), err)
-	}
-	key, err := parseCred(j.g.cfg, cred)
+	ns, err := provenBy(j.g.cfg, cred, j.grant.Challenges, j.msg.Scope, j.msg.CNonce, proof)
 	if err != nil {
-		return unsuitable(err)
+		return err
 	}
-	for i, ns := range j.grant.Challenges {
+	j.cred, j.ns, j.verified = cred, ns, cred
+	return nil
+}
+
+// provenBy judges a credential and the proof that its owner holds the key: error
+// 2 when it does not suit the group, error 3 when the proof covers none of the
+// challenges (draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.2 and 9.4). It
+// returns the N_S that the proof covers.
+func provenBy(g *groupcomm.GroupConfig, cred []byte, challenges [][]byte, scope, cnonce, proof []byte) (ns []byte, err error) {
+	key, err := parseCred(g, cred)
+	if err != nil {
+		return nil, unsuitable(g, err)
+	}
+	for i, ns := range challenges {
 		// No channel that we serve proves possession of the credential's key in
 		// another way, so an empty proof is none.
 		if i == maxPoPTries || len(proof) == 0 {
 			break
 		}
-		if key.Verify(groupcomm.ClientPoPInput(j.msg.Scope, ns, j.msg.CNonce), proof) == nil {
-			j.cred, j.ns, j.verified = cred, ns, cred
-			return nil
+		if key.Verify(groupcomm.ClientPoPInput(scope, ns, cnonce), proof) == nil {
+			return ns, nil
 		}
 	}
 	if err := key.Check(); err != nil {
-		return unsuitable(err)
+		return nil, unsuitable(g, err)
 	}
-	return groupcomm.ErrPoP
+	return nil, groupcomm.ErrPoP
 }
 
 // beforeJoin runs or awaits the rekey that must come before a newcomer is let

@@ -9,6 +9,7 @@ type metrics struct {
 	removals  *prometheus.CounterVec // kind: left, evicted
 	lapses    prometheus.Counter
 	renewals  prometheus.Counter
+	newCreds  prometheus.Counter
 	rekeys    *prometheus.CounterVec // group
 	overtaken prometheus.Counter
 	seconds   prometheus.Histogram
@@ -26,6 +27,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		removals:  prometheus.NewCounterVec(counter("removals_total", "Members that went, by kind."), []string{"kind"}),
 		lapses:    prometheus.NewCounter(counter("lapses_total", "Memberships whose token expired.")),
 		renewals:  prometheus.NewCounter(counter("renewals_total", "Sender IDs given out by key renewal.")),
+		newCreds:  prometheus.NewCounter(counter("new_credentials_total", "Credentials that members replaced.")),
 		rekeys:    prometheus.NewCounterVec(counter("rekeys_total", "Completed rekeys."), []string{"group"}),
 		overtaken: prometheus.NewCounter(counter("rekeys_overtaken_total", "Attempts of a rekey that a change of the membership overtook.")),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -34,6 +36,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 9),
 		}),
 	}
-	reg.MustRegister(m.joins, m.removals, m.lapses, m.renewals, m.rekeys, m.overtaken, m.seconds)
+	reg.MustRegister(m.joins, m.removals, m.lapses, m.renewals, m.newCreds, m.rekeys, m.overtaken, m.seconds)
 	return m
 }

@@ -148,6 +148,11 @@ func parseCred(c *groupcomm.GroupConfig, cred []byte) (*cose.Key, error) {
 	return key, nil
 }
 
+// unsuitable is error 2 with a hint what would suit.
+func unsuitable(c *groupcomm.GroupConfig, err error) error {
+	return fmt.Errorf("gm: %w: %w", coap.Detail(groupcomm.ErrCredential, "%s", credHint(c)), err)
+}
+
 func credHint(c *groupcomm.GroupConfig) string {
 	return fmt.Sprintf("credential format %d with a key for signature algorithm %d expected", c.CredFmt, c.SignAlg)
 }

@@ -81,6 +81,9 @@ var (
 		MasterSecret: []byte("0123456789abcdef"), HKDF: 5, Alg: 10, Salt: []byte{}, ContextID: Gid{0xb1, 0}, SenderID: SenderID{},
 		CredFmt: 14, GpEncAlg: 10, SignAlg: -8, SignParams: [][]int64{{1}, {1, 6}}, ECDHAlg: -27, ECDHParams: [][]int64{{1}, {1, 4}},
 	}
+	testVerifKey = KeyMap{
+		HKDF: 5, Alg: 10, ContextID: Gid{0xb1, 0}, CredFmt: 14, GpEncAlg: 10, SignAlg: -8, SignParams: [][]int64{{1}, {1, 6}}, ECDHAlg: -27,
+	}
 	testInfo = []SignInfoEntry{
 		testGroup.SignInfo(),
 		{Groups: []string{"a", "b"}, Alg: -7, AlgParams: []int64{2}, KeyParams: []int64{2, 1}},
@@ -153,6 +156,10 @@ func codecs() []codec {
 		{"CredsRequest", []any{EncodeCredsRequest(&GetCreds{Roles: []Roles{}, IDs: []SenderID{{1}}})}, recodeWith(DecodeCredsRequest, EncodeCredsRequest)},
 		{"KDCCred", []any{&KDCCred{[]byte{1}, []byte{2}, []byte{3}}}, recode(DecodeKDCCred)},
 		{"KDCCredRequest", []any{EncodeKDCCredRequest([]byte("12345678"))}, recodeWith(DecodeKDCCredRequest, EncodeKDCCredRequest)},
+		{"VerifData", []any{
+			&VerifData{Key: testVerifKey, SignEncKey: []byte("0123456789abcdef")},
+			&VerifData{Key: testVerifKey, Num: 3, Exp: 1924992000, Exi: 60, SignEncKey: []byte{1}},
+		}, recode(DecodeVerifData)},
 		{"KeyRenewal", []any{&KeyRenewal{SenderID{}}, &KeyRenewal{SenderID{1}}}, recode(DecodeKeyRenewal)},
 		{"StaleIDs", []any{EncodeStaleIDs(nil), EncodeStaleIDs([]SenderID{{}, {1}})}, recodeWith(DecodeStaleIDs, EncodeStaleIDs)},
 		{"Num", []any{EncodeNum(0), EncodeNum(math.MaxUint64)}, recodeWith(DecodeNum, EncodeNum)},
@@ -394,6 +401,7 @@ func FuzzGidResponse(f *testing.F)           { fuzzCodec(f, "GidResponse") }
 func FuzzCredsRequest(f *testing.F)          { fuzzCodec(f, "CredsRequest") }
 func FuzzKDCCred(f *testing.F)               { fuzzCodec(f, "KDCCred") }
 func FuzzKDCCredRequest(f *testing.F)        { fuzzCodec(f, "KDCCredRequest") }
+func FuzzVerifData(f *testing.F)             { fuzzCodec(f, "VerifData") }
 func FuzzKeyRenewal(f *testing.F)            { fuzzCodec(f, "KeyRenewal") }
 func FuzzStaleIDs(f *testing.F)              { fuzzCodec(f, "StaleIDs") }
 func FuzzNum(f *testing.F)                   { fuzzCodec(f, "Num") }

@@ -202,10 +202,11 @@ func TestRedacted(t *testing.T) {
 	dist := KeyDistribution{Key: key, MgtKeyMaterial: secret}
 	rekey := RekeyMessage{MasterSecret: secret, Salt: secret}
 	mgt := MgtKeyMaterial{Key: secret, Password: string(secret)}
+	verif := VerifData{SignEncKey: secret}
 	plan := RekeyPlan{Message: secret}
 	token := TokenTransfer{AccessToken: secret}
 	for _, v := range []any{
-		key, &key, dist, &dist, rekey, &rekey, mgt, &mgt, plan, &plan, token, &token,
+		verif, &verif, key, &key, dist, &dist, rekey, &rekey, mgt, &mgt, plan, &plan, token, &token,
 		[]KeyMap{key}, map[string]RekeyMessage{"x": rekey}, struct{ K *KeyDistribution }{&dist},
 		fmt.Errorf("error with %v", mgt),
 	} {

@@ -256,6 +256,7 @@ const (
 	EventJoined       = "group.joined"
 	EventLeft         = "group.left"
 	EventEvicted      = "group.evicted"
+	EventNewCred      = "group.credential" // a member replaced its credential
 	EventTokenExpired = "token.expired"
 	EventTokenStored  = "token.stored"
 )

@@ -33,6 +33,7 @@ const (
 	labelKDCChallenge     int64 = 30
 	labelECDHInfo         int64 = 31
 	labelKDCDHCreds       int64 = 32
+	labelSignEncKey       int64 = 33
 	labelStaleNodeIDs     int64 = 34
 	labelDelivery         int64 = SchemeMQTT
 )

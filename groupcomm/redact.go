@@ -40,6 +40,15 @@ func (RekeyMessage) LogValue() slog.Value { return slog.StringValue(cose.Redacte
 func (RekeyMessage) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
 
 // Format prints [redacted] under every verb.
+func (VerifData) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the key out of logs.
+func (VerifData) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the key out of JSON and YAML.
+func (VerifData) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
+
+// Format prints [redacted] under every verb.
 func (MgtKeyMaterial) Format(f fmt.State, _ rune) { cose.Redact(f) }
 
 // LogValue keeps the keys out of logs.
