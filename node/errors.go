@@ -72,7 +72,8 @@ func (e *Error) Error() string {
 func title(code coap.Code, id int) string {
 	for _, row := range [...]*coap.Problem{
 		groupcomm.ErrNotMember, groupcomm.ErrRoles, groupcomm.ErrCredential, groupcomm.ErrPoP, groupcomm.ErrNoSenderID,
-		groupcomm.ErrTerminated, groupcomm.ErrGroupDeleted, groupcomm.ErrInactive,
+		groupcomm.ErrTerminated, groupcomm.ErrGroupDeleted, groupcomm.ErrNoSignatures, groupcomm.ErrVerifiersOnly,
+		groupcomm.ErrInactive,
 	} {
 		if row.Code == code && row.ID == id {
 			return row.Title

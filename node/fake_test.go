@@ -41,6 +41,10 @@ type fakeGM struct {
 	joins    int
 	mgt      *groupcomm.MgtKeyMaterial
 	want     chan struct{} // told at each registration of the group
+
+	scope      []byte // of the latest Join Request
+	clientCred []byte // of the latest update
+	renew      []byte // N_S to ask a proof over at the next update
 }
 
 func newFakeGM(t testing.TB) *fakeGM {
@@ -146,6 +150,27 @@ func (g *fakeGM) serve(req *coap.Request) *coap.Response {
 			return reply(coap.Content, 0, nil)
 		}
 		return reply(coap.Content, coap.CBOR, groupcomm.EncodeStaleIDs(g.stale))
+	case len(below) == 3 && below[2] == "cred" && req.Code == coap.POST:
+		u, err := groupcomm.DecodeCredUpdate(req.Payload)
+		if err != nil {
+			g.t.Errorf("credential update: %v", err)
+			return reply(coap.BadRequest, 0, nil)
+		}
+		if g.renew != nil {
+			g.ns, g.renew = g.renew, nil
+			return reply(coap.BadRequest, coap.ACEGroupcomm, (&groupcomm.InfoBody{KDCChallenge: g.ns}).Encode())
+		}
+		key, err := cose.DecodeCCS(u.ClientCred)
+		if err != nil || key.CheckAlg(g.cfg.SignAlg) != nil {
+			return coap.ErrorResponse(groupcomm.ErrCredential)
+		}
+		if key.Verify(groupcomm.ClientPoPInput(g.scope, g.ns, u.CNonce), u.ClientCredVerify) != nil {
+			return coap.ErrorResponse(groupcomm.ErrPoP)
+		}
+		g.clientCred = u.ClientCred
+		return reply(coap.Changed, 0, nil)
+	case len(below) == 1 && below[0] == "active":
+		return reply(coap.Content, coap.CBOR, groupcomm.EncodeActive(true))
 	case len(below) == 2 && below[0] == "nodes" && req.Code == coap.DELETE:
 		g.member = false
 		return reply(coap.Deleted, 0, nil)
@@ -183,6 +208,7 @@ func (g *fakeGM) join(req *coap.Request) *coap.Response {
 		}
 	}
 	g.joins++
+	g.scope = j.Scope
 	kd := g.full(g.num)
 	if scope.Roles != groupcomm.Monitor {
 		kd.Key.SenderID = groupcomm.SenderID{byte(0x24 + g.joins)}
