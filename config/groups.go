@@ -47,6 +47,7 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		KeyCheck:        g.GroupPolicies.KeyCheck,
 		ExpirationDelta: g.GroupPolicies.ExpirationDelta,
 		GidEpochBytes:   g.Gid.EpochBytes,
+		GidReuse:        g.Gid.Reuse,
 		List:            g.List,
 	}
 	if gc.ECDHAlg != 0 {

@@ -137,7 +137,8 @@ func TestFaults(t *testing.T) {
 		{"group names", "groups:\n- name: a/b\n- name: x\n- name: x\n- {list: true}\n", []string{
 			"2 groups[0].name: must be", `4 groups[2].name: "x" is taken by groups[1]`, "5 groups[3].name: must be"}},
 		{"gid", "groups: [{name: a, gid: {prefix: xyz, epoch_bytes: 9, reuse: true}}]\n", []string{
-			"1 groups[0].gid.prefix: must be auto", "1 groups[0].gid.epoch_bytes: must be from", "1 groups[0].gid.reuse: using"}},
+			"1 groups[0].gid.prefix: must be auto", "1 groups[0].gid.epoch_bytes: must be from"}},
+		{"gid without reuse", "groups: [{name: a, gid: {epoch_bytes: 1}}]\n", []string{"1 groups[0].gid.epoch_bytes: must be from 2"}},
 		{"open mqtt", "listen:\n  mqtt: ':1883'\n", []string{"2 listen.mqtt: plain MQTT beyond loopback"}},
 		{"mqtts", "listen:\n  mqtts: ':8883'\n", []string{"1 listen.mqtts_cert_file: is missing", "1 listen.mqtts_key_file: is missing"}},
 		{"same address", "listen: {coaps: ':5683'}\n", []string{"1 listen.coap: the same address as listen.coaps"}},

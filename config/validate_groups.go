@@ -53,10 +53,12 @@ func (g Group) validate(f *faults, key string) {
 			f.add(key+".gid.prefix", "must be auto or 1 to %d bytes in hexadecimal", maxGidPrefix)
 		}
 	}
-	inRange(f, key+".gid.epoch_bytes", g.Gid.EpochBytes, 2, maxEpochBytes)
+	// One byte is 256 rekeys: the end of a group that never uses a Gid again.
+	shortest := 2
 	if g.Gid.Reuse {
-		f.add(key+".gid.reuse", "using a Gid again is not supported by this version")
+		shortest = 1
 	}
+	inRange(f, key+".gid.epoch_bytes", g.Gid.EpochBytes, shortest, maxEpochBytes)
 }
 
 // validateAlgorithms: each mode has all of its algorithms or none of them, and a

@@ -19,6 +19,10 @@ type Config struct {
 	// RenewalInterval is the time in which a member earns one more Sender ID
 	// by re-join or key renewal. Zero: 1 s. Negative: no limit.
 	RenewalInterval time.Duration
+
+	// epochs is the number of epochs of a Gid, where that is to be less than
+	// GidEpochBytes hold. Zero: as many as they hold.
+	epochs uint64
 }
 
 // Defaults of policies that a declared group leaves at zero.

@@ -263,6 +263,10 @@ func (m *Manager) beforeJoin(ctx context.Context, j *joinCall) (moved bool, err 
 		_, err = m.rekey(ctx, j.g, r.dueReasons, "", r.num)
 		return true, toPeer(err)
 	case j.g.cfg.RekeyOnJoin && r.handed && r.num <= j.arrived:
+		// Section 11: none for an elder that the latest rekey evicted.
+		if known, err := m.elder(ctx, j.g, j.grant.Subject); known || err != nil {
+			return false, err
+		}
 		return true, m.awaitJoinRekey(ctx, j.g, j.arrived)
 	}
 	return false, nil

@@ -168,6 +168,14 @@ func (g *group) release(tx *store.Tx, num uint64, p sidPlace) error {
 // due (draft-ietf-ace-key-groupcomm-oscore-21, Section 10). num is the version
 // in this transaction.
 func (m *Manager) remove(tx *store.Tx, g *group, num uint64, mb *member, kind string, why reasons, window time.Duration) error {
+	if err := m.takeOut(tx, g, num, mb, kind, why.String()); err != nil {
+		return err
+	}
+	return g.makeDue(tx, time.Now().Add(window), why)
+}
+
+// takeOut is a removal without the rekey.
+func (m *Manager) takeOut(tx *store.Tx, g *group, num uint64, mb *member, kind, reason string) error {
 	n, err := tx.Exec(`DELETE FROM gm_members WHERE group_id = ? AND node = ?`, g.id, mb.node)
 	if err != nil {
 		return err
@@ -178,15 +186,12 @@ func (m *Manager) remove(tx *store.Tx, g *group, num uint64, mb *member, kind st
 	if err := g.release(tx, num, mb.sid); err != nil {
 		return err
 	}
-	if err := g.makeDue(tx, time.Now().Add(window), why); err != nil {
-		return err
-	}
 	if m.deliver != nil {
 		if err := m.deliver.Remove(tx, g.cfg.Name, mb.node); err != nil {
 			return err
 		}
 	}
-	return emit(tx, kind, groupcomm.Event{Group: g.cfg.Name, Node: mb.node, Version: num, Subject: mb.subject, Reason: why.String()})
+	return emit(tx, kind, groupcomm.Event{Group: g.cfg.Name, Node: mb.node, Version: num, Subject: mb.subject, Reason: reason})
 }
 
 func emit(tx *store.Tx, kind string, e groupcomm.Event) error {

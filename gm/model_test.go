@@ -1,45 +1,67 @@
 package gm
 
 import (
-	"bytes"
-	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
-	"testing"
+	"time"
 
-	"github.com/seed4911071e/groupgate/coap"
-	"github.com/seed4911071e/groupgate/gm/gmtest"
 	"github.com/seed4911071e/groupgate/groupcomm"
-	"github.com/seed4911071e/groupgate/store/storetest"
 )
 
-// model is a group as the specification describes it, in the simplest form: the
-// set of Sender IDs that may not be given out is kept as a set
-// (draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.3 and 7.1).
+// model is a group as the specification describes it, in the simplest form:
+// what may not be given out is kept as a set
+// (draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.3, 7, 10 and 11).
 type model struct {
+	cfg    groupcomm.GroupConfig
+	epochs uint64
+
 	num     uint64
-	members map[string]string          // node → Sender ID in hex; "-" for a monitor
+	epoch   uint64
+	state   state
+	handed  bool                       // a member has this version
+	members map[string]*modelMember    // by name of the node
 	used    map[string]bool            // Sender IDs not assignable under this Gid
 	stale   map[uint64]map[string]bool // by version
-	due     bool                       // somebody who left holds the keys
+	elders  map[string]bool            // names of those that the latest rekey evicted
+	given   map[string]bool            // stale Sender IDs that the latest rekey told of
+
+	due   reasons
+	dueAt time.Time
 }
 
-func newModel() *model {
+type modelMember struct {
+	sid     string // hex; "-" for a monitor
+	birth   string // Gid
+	lapsed  bool
+	since   time.Time // when it lapsed
+	version uint64    // that it had then
+}
+
+func newModel(cfg groupcomm.GroupConfig, epochs uint64) *model {
 	return &model{
-		members: map[string]string{}, used: map[string]bool{},
+		cfg: cfg, epochs: epochs, state: stateActive,
+		members: map[string]*modelMember{}, used: map[string]bool{}, elders: map[string]bool{},
 		stale: map[uint64]map[string]bool{0: {}},
 	}
 }
 
+func (m *model) gid() string {
+	gid, err := makeGid(m.cfg.GidPrefix, m.epoch, m.cfg.GidEpochBytes)
+	if err != nil {
+		panic(err)
+	}
+	return gid.String()
+}
+
 // assign gives out the shortest Sender ID, the smallest of its length.
-func (m *model) assign() string {
-	for p := sidPlace(0); ; p++ {
+func (m *model) assign(monitor bool) string {
+	for p := sidPlace(0); !monitor; p++ {
 		if s := p.id().String(); !m.used[s] {
 			m.used[s] = true
 			return s
 		}
 	}
+	return "-"
 }
 
 func (m *model) release(sid string) {
@@ -48,39 +70,131 @@ func (m *model) release(sid string) {
 	}
 }
 
-func (m *model) join(node string, monitor bool) string {
-	if old, ok := m.members[node]; ok {
-		m.release(old)
-	} else if m.due {
-		m.rekey()
+// join returns the Sender ID that a node gets, and whether it gets one.
+func (m *model) join(name string, monitor bool) (string, bool) {
+	if m.state != stateActive {
+		return "", false
 	}
-	sid := "-"
-	if !monitor {
-		sid = m.assign()
+	old := m.members[name]
+	if old == nil {
+		ok := true
+		switch {
+		case m.due&forward != 0:
+			ok = m.rekey()
+		case m.cfg.RekeyOnJoin && m.handed && !m.elders[name]:
+			ok = m.rekey()
+		}
+		if !ok {
+			return "", false
+		}
+	} else {
+		m.release(old.sid)
 	}
-	m.members[node] = sid
-	return sid
+	mb := &modelMember{sid: m.assign(monitor), birth: m.gid()}
+	m.members[name] = mb
+	m.handed = true
+	return mb.sid, true
 }
 
-func (m *model) remove(node string) {
-	m.release(m.members[node])
-	delete(m.members, node)
-	m.due = true
+// renew returns the new Sender ID, or that the answer is a rekey.
+func (m *model) renew(name string, now time.Time) (sid string, byRekey, ok bool) {
+	if m.state != stateActive {
+		return "", false, false
+	}
+	if m.due != 0 && (m.due != byExpiry || !m.dueAt.After(now.Add(renewalWindow))) {
+		ok = m.rekey()
+		return "", true, ok && m.members[name] != nil
+	}
+	mb := m.members[name]
+	m.release(mb.sid)
+	mb.sid = m.assign(false)
+	return mb.sid, false, true
 }
 
-func (m *model) rekey() {
-	m.num++
-	m.due = false
-	m.stale[m.num] = map[string]bool{}
-	if len(m.stale) > 3 {
-		delete(m.stale, m.num-3)
+func (m *model) makeDue(why reasons, at time.Time) {
+	if m.state == stateStopped {
+		return
 	}
-	clear(m.used)
-	for _, sid := range m.members {
-		if sid != "-" {
-			m.used[sid] = true
+	if m.due == 0 || at.Before(m.dueAt) {
+		m.dueAt = at
+	}
+	m.due |= why
+}
+
+func (m *model) remove(name string, why reasons, at time.Time) {
+	m.release(m.members[name].sid)
+	delete(m.members, name)
+	m.makeDue(why, at)
+}
+
+// lapse is the end of a member's token.
+func (m *model) lapse(name string, revoked bool, now time.Time) {
+	mb := m.members[name]
+	switch {
+	case mb == nil:
+	case revoked:
+		m.remove(name, byRevocation|byEviction, now.Add(m.cfg.BatchWindow))
+	case m.cfg.ExpiryGrace == 0:
+		m.remove(name, byExpiry|byEviction, now.Add(m.cfg.BatchWindow))
+	case !mb.lapsed:
+		mb.lapsed, mb.since, mb.version = true, now, m.num
+		m.makeDue(byExpiry, now.Add(m.cfg.ExpiryBatch))
+	}
+}
+
+// rekey returns false when there is no Gid for it.
+func (m *model) rekey() bool {
+	next := m.epoch + 1
+	if next == m.epochs {
+		if !m.cfg.GidReuse {
+			m.state, m.due = stateStopped, 0
+			return false
+		}
+		next = 0
+	}
+	m.epoch = next
+	clear(m.elders)
+	m.handed = false
+	for name, mb := range m.members {
+		if m.cfg.GidReuse && mb.birth == m.gid() {
+			m.release(mb.sid)
+			delete(m.members, name)
+			m.elders[name] = true
+		} else if !mb.lapsed {
+			m.handed = true
 		}
 	}
+	m.given = m.stale[m.num]
+	m.num++
+	m.stale[m.num] = map[string]bool{}
+	delete(m.stale, m.num-uint64(m.cfg.MaxStaleSets))
+	m.due = 0
+	clear(m.used)
+	for _, mb := range m.members {
+		m.used[mb.sid] = true
+	}
+	return true
+}
+
+// work does what is due at now.
+func (m *model) work(now time.Time) {
+	for name, mb := range m.members {
+		if mb.lapsed && !mb.since.After(now.Add(-m.cfg.ExpiryGrace)) {
+			m.remove(name, byExpiry|byEviction, now.Add(m.cfg.ExpiryBatch))
+		}
+	}
+	if m.due == 0 || m.dueAt.After(now) {
+		return
+	}
+	needed := m.due != byExpiry
+	for _, mb := range m.members {
+		needed = needed || mb.lapsed && mb.version == m.num
+	}
+	if !needed {
+		m.due = 0
+		return
+	}
+	m.rekey()
 }
 
 // staleSince is what FETCH stale-sids answers; nil means everything.
@@ -93,233 +207,4 @@ func (m *model) staleSince(v uint64) []string {
 		maps.Copy(out, m.stale[n])
 	}
 	return append([]string{}, slices.Sorted(maps.Keys(out))...)
-}
-
-// TestModel drives a group and its model through the same random sequence and
-// compares all that can be seen.
-func TestModel(t *testing.T) {
-	for seed := range uint64(6) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { runModel(t, seed, 150) })
-	}
-}
-
-func runModel(t *testing.T, seed uint64, steps int) {
-	rnd := rand.New(rand.NewPCG(seed, 1))
-	f := newFixture(t, groupConfig("g1"))
-	mod := newModel()
-	nodes := map[string]*gmtest.Joiner{}
-	in := map[string]string{} // name → node name at the Group Manager
-	given := map[string]string{}
-	secrets := map[string]uint64{}
-
-	// see checks a Join Response, and that no Sender ID is given twice under a
-	// Gid, no Gid and no Master Secret serve two versions.
-	see := func(name string, d *groupcomm.KeyDistribution, want string) {
-		t.Helper()
-		got := "-"
-		if d.Key.SenderID != nil {
-			got = d.Key.SenderID.String()
-			key := d.Key.ContextID.String() + "/" + got
-			if who, ok := given[key]; ok {
-				t.Fatalf("Sender ID %s given to %s and %s", key, who, name)
-			}
-			given[key] = name
-		}
-		if got != want || d.Num != mod.num {
-			t.Fatalf("%s got Sender ID %q at %d, want %q at %d", name, got, d.Num, want, mod.num)
-		}
-		for _, s := range []string{string(d.Key.MasterSecret), string(d.Key.ContextID)} {
-			if num, ok := secrets[s]; ok && num != d.Num {
-				t.Fatalf("a secret or Gid of versions %d and %d", num, d.Num)
-			}
-			secrets[s] = d.Num
-		}
-	}
-	rekeyed := func(stale map[string]bool) {
-		t.Helper()
-		num, body, err := f.m.RekeyMessage(t.Context(), "g1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		msg, err := groupcomm.DecodeRekeyMessage(body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := map[string]bool{}
-		for _, id := range msg.Stale {
-			got[id.String()] = true
-		}
-		if num != mod.num || msg.Num != num || !maps.Equal(got, stale) || len(msg.Stale) != len(stale) {
-			t.Fatalf("rekey to %d (model %d) with stale %v, want %v", num, mod.num, got, stale)
-		}
-	}
-	pick := func() string {
-		names := slices.Sorted(maps.Keys(in))
-		if len(names) == 0 {
-			return ""
-		}
-		return names[rnd.IntN(len(names))]
-	}
-
-	for step := range steps {
-		before, version := maps.Clone(mod.stale[mod.num]), mod.num
-		op := rnd.IntN(20)
-		name := pick()
-		if name == "" && op > 5 {
-			op = 0
-		}
-		switch {
-		case op < 6:
-			name = fmt.Sprint("n", step)
-			monitor := rnd.IntN(6) == 0
-			roles := both
-			if monitor {
-				roles = groupcomm.Monitor
-			}
-			nodes[name] = f.joiner(name, "g1", both|groupcomm.Monitor)
-			d := f.join(nodes[name], "g1", roles)
-			in[name] = nodes[name].Path[3]
-			see(name, d, mod.join(in[name], monitor))
-		case op < 9:
-			monitor := rnd.IntN(4) == 0
-			roles := both
-			if monitor {
-				roles = groupcomm.Monitor
-			}
-			see(name, f.join(nodes[name], "g1", roles), mod.join(in[name], monitor))
-		case op < 11 && mod.members[in[name]] != "-":
-			if mod.due { // the rekey answers
-				mod.rekey()
-			} else {
-				mod.release(mod.members[in[name]])
-				mod.members[in[name]] = mod.assign()
-			}
-			if r := f.do(nodes[name], coap.POST, nil, nodes[name].Path...); r.Code != coap.Changed {
-				t.Fatalf("renewal: %v", r.Code)
-			}
-		case op < 13:
-			f.leave(nodes[name])
-			mod.remove(in[name])
-			delete(in, name)
-			if r := f.do(nodes[name], coap.GET, nil, "ace-group", "g1"); r.Code != coap.Forbidden {
-				t.Fatalf("who left gets %v", r.Code)
-			}
-		case op < 15:
-			var sids [][]byte
-			var names []string
-			if sid := mod.members[in[name]]; sid != "-" && rnd.IntN(2) == 0 {
-				sids = append(sids, unhex(sid))
-			} else {
-				names = append(names, in[name])
-			}
-			if _, err := f.m.Evict(t.Context(), "g1", names, sids); err != nil {
-				t.Fatal(err)
-			}
-			mod.remove(in[name])
-			delete(in, name)
-		case op < 17:
-			f.rekey("g1")
-			mod.rekey()
-		case op < 18:
-			f.reopen(f.st)
-		case op < 19:
-			f.reopen(storetest.Crash(t, f.st, Migrations()))
-		default:
-			v := uint64(rnd.IntN(int(mod.num) + 2))
-			req := nodes[name].Request(coap.FETCH, groupcomm.EncodeNum(v), "ace-group", "g1", "stale-sids")
-			req.Options.SetContentFormat(coap.CBOR)
-			r := gmtest.Serve(t.Context(), f.m, req)
-			switch want := mod.staleSince(v); {
-			case v >= mod.num:
-				if r.Code != coap.BadRequest {
-					t.Fatalf("fetch(%d) at %d: %v", v, mod.num, r.Code)
-				}
-			case want == nil:
-				if r.Code != coap.Content || len(r.Payload) != 0 {
-					t.Fatalf("fetch(%d) at %d: %v %x", v, mod.num, r.Code, r.Payload)
-				}
-			default:
-				ids, err := groupcomm.DecodeStaleIDs(r.Payload)
-				if err != nil {
-					t.Fatal(err)
-				}
-				got := []string{}
-				for _, id := range ids {
-					got = append(got, id.String())
-				}
-				slices.Sort(got)
-				if !slices.Equal(got, want) {
-					t.Fatalf("fetch(%d) at %d: %v, want %v", v, mod.num, got, want)
-				}
-			}
-		}
-		if mod.num != version {
-			rekeyed(before)
-		}
-		s := f.status()
-		if s.Version != mod.num || s.Due != mod.due || s.Members != len(mod.members) {
-			t.Fatalf("step %d, op %d: %+v; model: version %d, due %v, %d members", step, op, s, mod.num, mod.due, len(mod.members))
-		}
-	}
-	f.checkState()
-	// All that is left is what the model says, and every member reads it.
-	members, err := f.m.Members(t.Context(), "g1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]string{}
-	for _, mb := range members {
-		got[mb.Node] = "-"
-		if mb.SenderID != nil {
-			got[mb.Node] = mb.SenderID.String()
-		}
-	}
-	if !maps.Equal(got, mod.members) {
-		t.Errorf("members %v, want %v", got, mod.members)
-	}
-	for name, node := range in {
-		d, err := groupcomm.DecodeKeyDistribution(f.do(nodes[name], coap.GET, nil, nodes[name].Path...).Payload)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sid := mod.members[node]
-		if sid == "-" && d.Key.SenderID != nil || sid != "-" && !bytes.Equal(d.Key.SenderID, unhex(sid)) {
-			t.Errorf("%s reads Sender ID %x, want %s", name, d.Key.SenderID, sid)
-		}
-	}
-}
-
-func TestSenderIDPlaces(t *testing.T) {
-	want := map[sidPlace]string{0: "", 1: "00", 2: "01", 256: "ff", 257: "0000", 257 + 65535: "ffff", 257 + 65536: "000000"}
-	for p, s := range want {
-		if got := p.id().String(); got != s {
-			t.Errorf("place %d: %s, want %s", p, got, s)
-		}
-	}
-	if noSID.id() != nil {
-		t.Error("a monitor has an ID")
-	}
-	if n := places(1); n != 257 {
-		t.Errorf("%d IDs of at most one byte", n)
-	}
-	if last := sidPlace(places(7) - 1).id().String(); last != "ffffffffffffff" {
-		t.Errorf("last place: %s", last)
-	}
-	if _, ok := placeOf(make([]byte, 8)); ok {
-		t.Error("an ID of 8 bytes has a place")
-	}
-}
-
-func FuzzSenderIDPlaces(f *testing.F) {
-	f.Add([]byte{})
-	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
-	f.Fuzz(func(t *testing.T, id []byte) {
-		p, ok := placeOf(id)
-		if ok != (len(id) <= 7) {
-			t.Fatal("place or no place")
-		}
-		if ok && !bytes.Equal(p.id(), id) {
-			t.Errorf("%x came back as %x", id, p.id())
-		}
-	})
 }

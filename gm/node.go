@@ -58,11 +58,14 @@ func (m *Manager) renew(ctx context.Context, c *call) (*coap.Response, error) {
 		if _, err := m.rekey(ctx, c.g, c.row.dueReasons, "", c.row.num); err != nil {
 			return nil, toPeer(err)
 		}
-		mat, err := m.current(ctx, c.g)
-		if err != nil {
+		// Who did not stay a member, an elder for instance, gets no newer key.
+		if err := m.st.View(ctx, func(tx *store.Tx) error { return m.see(tx, c) }); err != nil {
 			return nil, err
 		}
-		return keyed(coap.Changed, mat.message.Bytes()), nil
+		if mb := c.row.member; mb == nil || mb.lapsed {
+			return nil, groupcomm.ErrNotMember
+		}
+		return keyed(coap.Changed, c.mat.message.Bytes()), nil
 	}
 	for range maxJoinTries {
 		p, err := m.newSenderID(ctx, c)

@@ -121,13 +121,14 @@ type snapshot struct {
 	num       uint64
 	state     state
 	gid       groupcomm.Gid
-	epoch     uint64
+	place     gidPlace
 	changes   int64
 	staleFrom uint64
 	reasons   reasons
 	stale     []groupcomm.SenderID
-	nodes     []string // entitled to the new material
-	members   bool     // there are entitled members
+	elders    []*member // evicted with this rekey
+	nodes     []string  // entitled to the new material
+	members   bool      // there are entitled members
 }
 
 func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail string, given uint64) (*material, error) {
@@ -141,8 +142,10 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 			newer, err = m.materialAt(tx, g, s.num)
 			return err
 		}
-		s.gid, s.epoch, err = nextGid(tx, g.cfg, s.epoch)
-		return err
+		if s.gid, s.place, err = m.nextGid(tx, g.cfg, s.place); err != nil {
+			return err
+		}
+		return s.findElders(tx, g)
 	})
 	switch {
 	case err != nil:
@@ -163,7 +166,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 	}
 	sealed := m.seal(g.id, mat)
 	err = m.st.Update(ctx, func(tx *store.Tx) error {
-		if err := writeRekey(tx, g, s, mat, sealed); err != nil {
+		if err := m.writeRekey(tx, g, s, mat, sealed); err != nil {
 			return err
 		}
 		if commit != nil {
@@ -180,6 +183,11 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		return nil, err
 	}
 	m.met.rekeys.WithLabelValues(g.cfg.Name).Inc()
+	if len(s.elders) > 0 {
+		m.met.removals.WithLabelValues("evicted").Add(float64(len(s.elders)))
+		m.log.InfoContext(ctx, "elders evicted, because their gid is used again", "group", g.cfg.Name,
+			"gid", mat.gid.String(), "nodes", nodeNames(s.elders))
+	}
 	m.log.InfoContext(ctx, "group rekeyed", "group", g.cfg.Name, "reason", detail, "version", mat.num,
 		"gid", mat.gid.String(), "stale", len(s.stale), "members", len(s.nodes))
 	m.poke()
@@ -189,8 +197,8 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 // snapshot reads what a rekey needs to know.
 func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
 	s := &snapshot{}
-	err := tx.QueryRow(`SELECT num, state, gid_epoch, changes, stale_from, due_reasons FROM gm_groups WHERE id = ?`, g.id).
-		Scan(&s.num, &s.state, &s.epoch, &s.changes, &s.staleFrom, &s.reasons)
+	err := tx.QueryRow(`SELECT num, state, gid_epoch, gid_wraps, changes, stale_from, due_reasons FROM gm_groups WHERE id = ?`, g.id).
+		Scan(&s.num, &s.state, &s.place.epoch, &s.place.wraps, &s.changes, &s.staleFrom, &s.reasons)
 	if err != nil {
 		return nil, err
 	}
@@ -214,26 +222,6 @@ func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
 	}
 	s.members = len(s.nodes) > 0
 	return s, rows.Err()
-}
-
-// nextGid finds the group's next Gid. Epochs at which another group of this
-// manager has the Gid are skipped.
-func nextGid(tx *store.Tx, c *groupcomm.GroupConfig, epoch uint64) (groupcomm.Gid, uint64, error) {
-	for {
-		epoch++
-		gid, err := makeGid(c.GidPrefix, epoch, c.GidEpochBytes)
-		if err != nil {
-			return nil, 0, err
-		}
-		var id int64
-		err = tx.QueryRow(`SELECT id FROM gm_groups WHERE gid = ?`, []byte(gid)).Scan(&id)
-		if isNotFound(err) {
-			return gid, epoch, nil
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-	}
 }
 
 // newMaterial makes the material that follows s, and encodes its rekey message:
@@ -303,17 +291,17 @@ func (m *Manager) seal(groupID int64, mat *material) sealedMaterial {
 }
 
 // writeRekey brings mat into force if the group is still what s says.
-func writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material, sealed sealedMaterial) error {
+func (m *Manager) writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material, sealed sealedMaterial) error {
 	// draft-ietf-ace-key-groupcomm-oscore-21, Section 7.1: with the new version
 	// there are at most N stale sets.
 	staleFrom := s.staleFrom
 	if n := uint64(g.cfg.MaxStaleSets); mat.num-staleFrom+1 > n {
 		staleFrom = mat.num - n + 1
 	}
-	n, err := tx.Exec(`UPDATE gm_groups SET num = ?, gid = ?, gid_epoch = ?, exp = ?, handed = ?,
+	n, err := tx.Exec(`UPDATE gm_groups SET num = ?, gid = ?, gid_epoch = ?, gid_wraps = ?, exp = ?, handed = ?,
 		sid_free = sid_free + ?, stale_from = ?, due_at = 0, due_reasons = 0
 		WHERE id = ? AND num = ? AND changes = ?`,
-		mat.num, []byte(mat.gid), s.epoch, mat.exp, s.members,
+		mat.num, []byte(mat.gid), s.place.epoch, s.place.wraps, mat.exp, s.members,
 		len(s.stale), staleFrom, g.id, s.num, s.changes)
 	if err != nil {
 		return err
@@ -323,6 +311,9 @@ func writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material, sealed seale
 	}
 	if _, err := tx.Exec(`UPDATE gm_material SET num = ?, master_secret = ?, salt = ?, message = ? WHERE group_id = ?`,
 		mat.num, sealed.secret, sealed.salt, sealed.message, g.id); err != nil {
+		return err
+	}
+	if err := m.removeElders(tx, g, s); err != nil {
 		return err
 	}
 	// Section 10: under the new Gid the released Sender IDs are assignable again.

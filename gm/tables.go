@@ -9,7 +9,7 @@ import "github.com/seed4911071e/groupgate/store"
 // Times: exp is in seconds since 1970 as on the wire; due_at and expires are
 // in milliseconds, 0 meaning never.
 func Migrations() store.Migrations {
-	return store.Migrations{Room: "gm", Steps: []string{schema1}}
+	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2}}
 }
 
 const schema1 = `
@@ -19,7 +19,7 @@ CREATE TABLE gm_groups (
 	state         INTEGER NOT NULL,            -- group.go
 	num           INTEGER NOT NULL,            -- version of the keying material
 	gid           BLOB    NOT NULL UNIQUE,
-	gid_epoch     INTEGER NOT NULL,            -- of gid; never decreases
+	gid_epoch     INTEGER NOT NULL,            -- of gid; gid.go
 	exp           INTEGER NOT NULL,
 	handed        INTEGER NOT NULL,            -- 1: somebody has been given this version
 	changes       INTEGER NOT NULL,            -- counts changes of the membership
@@ -74,5 +74,17 @@ CREATE TABLE gm_free (
 	group_id INTEGER NOT NULL,
 	sid      INTEGER NOT NULL,
 	PRIMARY KEY (group_id, sid)
+);
+`
+
+// schema2: reuse of Gids. gid_wraps counts how often the epochs began anew;
+// gm_elders are those that the latest rekey evicted, see elders.go.
+const schema2 = `
+ALTER TABLE gm_groups ADD COLUMN gid_wraps INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE gm_elders (
+	group_id     INTEGER NOT NULL,
+	subject_kind INTEGER NOT NULL,
+	subject_id   BLOB    NOT NULL,
+	PRIMARY KEY (group_id, subject_kind, subject_id)
 );
 `

@@ -75,6 +75,7 @@ type GroupConfig struct {
 	ExpirationDelta uint64 // group_policies 2, seconds
 	GidPrefix       []byte // nil: one random byte chosen at creation
 	GidEpochBytes   int
+	GidReuse        bool // Gids are used again when the epochs are used up
 	List            bool // shown in /.well-known/core
 }
 

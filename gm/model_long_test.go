@@ -1,0 +1,8 @@
+//go:build long
+
+package gm
+
+const (
+	modelSeeds = 400
+	modelSteps = 400
+)

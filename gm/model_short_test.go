@@ -1,0 +1,9 @@
+//go:build !long
+
+package gm
+
+// How much TestModel does: .ci/run long does more.
+const (
+	modelSeeds = 10
+	modelSteps = 150
+)
