@@ -14,7 +14,8 @@ import (
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 8.5). Order:
 // a valid token (4.01), the group in its scope (4.03, whether or not the group
 // exists), the group and the resource exist (4.04), some type of client may
-// use the method there (4.05), this client may (4.03 or the row's error).
+// use the method there (4.05), this client may (4.03 or the row's error). The table
+// is in permitted.go.
 
 // resource is a kind of resource under /ace-group.
 type resource int
@@ -78,47 +79,6 @@ func parsePath(path []string) (target, bool) {
 	return t, true
 }
 
-// clientType is a column of the table of permitted methods.
-type clientType int
-
-const (
-	typeMember   clientType = iota // member with requester or responder
-	typeMonitor                    // member, monitor only
-	typeVerifier                   // not a member; the token has the role verifier
-	typeOther                      // not a member; any other token for the group
-	clientTypes
-)
-
-// verdict is a cell of the table.
-type verdict int
-
-const (
-	never     verdict = iota // no type of client may: 4.05
-	allow                    //
-	forbidden                // 4.03 without an error identifier
-	members                  // 4.03 error 0
-	verifiers                // 4.03 error 8
-	wrongRole                // 4.00 error 1
-)
-
-func (v verdict) err() error {
-	switch v {
-	case never:
-		return errMethod
-	case allow:
-		return nil
-	case forbidden:
-		return errForbidden
-	case members:
-		return groupcomm.ErrNotMember
-	case verifiers:
-		return groupcomm.ErrVerifiersOnly
-	case wrongRole:
-		return groupcomm.ErrRoles
-	}
-	panic(fmt.Sprintf("gm: internal error: verdict %d", v))
-}
-
 // Failures without an error identifier.
 var (
 	errMethod    = coap.Errorf(coap.MethodNotAllowed, "")
@@ -129,37 +89,6 @@ var (
 // joinRoles are the roles with which a node can join: a signature verifier is
 // no member (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.5.1).
 const joinRoles = groupcomm.Requester | groupcomm.Responder | groupcomm.Monitor
-
-type methodRow [clientTypes]verdict
-
-// permitted is the table of permitted methods. What is missing is 4.05.
-var permitted = map[resource]map[coap.Code]methodRow{
-	//                                    member    monitor    verifier   other
-	resRoot: {coap.FETCH: {allow, allow, allow, allow}},
-	resGroup: {
-		coap.GET:  {allow, allow, members, members},
-		coap.POST: {allow, allow, allow, allow}, // with a role to join with: see gate
-	},
-	resActive:    {coap.GET: {allow, allow, members, members}},
-	resVerifData: {coap.GET: {verifiers, verifiers, allow, verifiers}},
-	resCreds: {
-		coap.GET:   {allow, allow, allow, forbidden},
-		coap.FETCH: {allow, allow, allow, forbidden},
-	},
-	resKDCCred: {
-		coap.GET:   {allow, allow, members, members},
-		coap.FETCH: {verifiers, verifiers, allow, verifiers},
-	},
-	resStaleSIDs: {coap.FETCH: {allow, allow, members, members}},
-	resPolicies:  {coap.GET: {allow, allow, members, members}},
-	resNum:       {coap.GET: {allow, allow, members, members}},
-	resNode: {
-		coap.GET:    {allow, allow, members, members},
-		coap.POST:   {allow, wrongRole, members, members},
-		coap.DELETE: {allow, allow, members, members},
-	},
-	resNodeCred: {coap.POST: {allow, wrongRole, members, members}},
-}
 
 // call is a request that passed the gate.
 type call struct {
@@ -236,7 +165,7 @@ func (m *Manager) gate(ctx context.Context, req *coap.Request) (*call, error) {
 		if !ok {
 			return nil, errMethod
 		}
-		return c, row[typeOther].err()
+		return c, row.who[typeOther].err()
 	}
 	if c.roles = grant.Scope.RolesFor(t.group); c.roles == 0 {
 		return nil, errForbidden
@@ -262,7 +191,7 @@ func (m *Manager) gate(ctx context.Context, req *coap.Request) (*call, error) {
 	if mb := c.row.member; mb != nil && t.node != "" && mb.node != t.node {
 		return nil, errForbidden
 	}
-	v := row[clientTypeOf(c.row.member, c.roles)]
+	v := row.who[clientTypeOf(c.row.member, c.roles)]
 	if v == wrongRole && !c.row.active() {
 		// draft-ietf-ace-key-groupcomm-oscore-21, Sections 9.2 and 9.4: that the
 		// group is inactive is said before anything about roles.
