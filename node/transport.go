@@ -58,9 +58,9 @@ const (
 	idleTick = 5 * time.Second
 	// blockTimeout bounds one blockwise transfer.
 	blockTimeout = 10 * time.Second
-	// maxBody bounds a response of a Group Manager: a Join Response with the
-	// credentials of some hundred members.
-	maxBody = 256 << 10
+	// maxBody bounds a response of a Group Manager: the credentials of a group of
+	// 10,000 members are 0.6 MB.
+	maxBody = 1 << 20
 )
 
 // conn is a [Transport] over go-coap.

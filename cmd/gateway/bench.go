@@ -10,7 +10,21 @@ import (
 
 // benchCmd measures the gateway.
 type benchCmd struct {
+	GM   benchGMCmd   `cmd:"" name:"gm" help:"The Group Manager on a store: joins, FETCH of all credentials, rekeys of large groups."`
 	Join benchJoinCmd `cmd:"" help:"Joins over DTLS, durable, 64 at once; beside the floor of one verification and one signature on one core."`
+}
+
+type benchGMCmd struct {
+	N     int    `default:"10000" help:"Members of each group."`
+	Store string `placeholder:"DSN" help:"The store, as in the configuration; a database of its own. Default: SQLite in a temporary folder."`
+	JSON  bool   `help:"Print JSON."`
+}
+
+// Run measures a Group Manager of its own.
+func (c *benchGMCmd) Run(e *env) error {
+	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
+		return bench.GM(e.ctx, dir, c.Store, c.N, progress)
+	})
 }
 
 type benchJoinCmd struct {
@@ -20,17 +34,23 @@ type benchJoinCmd struct {
 
 // Run measures joins in a gateway of its own, in a temporary folder.
 func (c *benchJoinCmd) Run(e *env) error {
+	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
+		return bench.Join(e.ctx, dir, c.N, progress)
+	})
+}
+
+// bench runs a benchmark in a temporary folder and prints its figures.
+func (e *env) bench(asJSON bool, run func(dir string, progress func(string)) ([]bench.Result, error)) error {
 	dir, err := os.MkdirTemp("", "groupgate-bench-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	progress := func(what string) { _, _ = fmt.Fprintf(e.stderr, "%s …\n", what) }
-	results, err := bench.Join(e.ctx, dir, c.N, progress)
+	results, err := run(dir, func(what string) { _, _ = fmt.Fprintf(e.stderr, "%s …\n", what) })
 	if err != nil {
 		return err
 	}
-	return printResults(e, results, c.JSON)
+	return printResults(e, results, asJSON)
 }
 
 // printResults prints figures as a table or as JSON.
