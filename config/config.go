@@ -27,6 +27,7 @@ type Config struct {
 	Limits              Limits              `yaml:"limits"`
 	Groups              []Group             `yaml:"groups"`
 	MQTT                MQTT                `yaml:"mqtt"`
+	ResourceDirectory   ResourceDirectory   `yaml:"resource_directory"`
 	Compat              Compat              `yaml:"compat"`
 	Log                 Log                 `yaml:"log"`
 
@@ -61,6 +62,8 @@ type Token struct {
 	PublicKeyFile     string `yaml:"public_key_file"`     // PEM, SubjectPublicKeyInfo
 	EncryptionKeyFile string `yaml:"encryption_key_file"` // hex; opens an Encrypted_COSE_Key in COSE_Mac0 and COSE_Sign1 tokens
 	DerivationKeyFile string `yaml:"derivation_key_file"` // hex; RFC 9202, Section 3.3.1
+
+	ASURI string `yaml:"as_uri"` // token endpoint that peers are told of; "": none
 
 	// Filled by Bootstrap, besides SymmetricKey.
 	PublicKey     *cose.Key `yaml:"-"`
@@ -134,6 +137,7 @@ type Group struct {
 	X5RootsFile   string        `yaml:"x5_roots_file"`
 	GroupPolicies GroupPolicies `yaml:"policies"`
 	List          bool          `yaml:"list"`
+	AppGroups     []string      `yaml:"app_groups"` // names of application groups that use it
 }
 
 // Rekey says when a group's keying material is renewed.
@@ -185,6 +189,20 @@ type MQTT struct {
 	// Filled by Bootstrap.
 	Password       Secret `yaml:"-"`
 	MemberPassword Secret `yaml:"-"`
+}
+
+// ResourceDirectory is a CoRE Resource Directory (RFC 9176) at which the listed
+// groups are registered.
+type ResourceDirectory struct {
+	URI      string        `yaml:"uri"`      // coap:// or coaps://; "": none. Without a path the resource is asked for
+	Endpoint string        `yaml:"endpoint"` // ep
+	D        string        `yaml:"d"`        // sector; "": none
+	Base     string        `yaml:"base"`     // what links are relative to; "": coaps:// and the address of listen.coaps
+	Lifetime time.Duration `yaml:"lifetime"` // lt
+	Identity string        `yaml:"identity"` // psk_identity with coaps
+	KeyFile  string        `yaml:"key_file"` // hex
+
+	Key Secret `yaml:"-"` // filled by Bootstrap
 }
 
 // Compat holds switches for peers that differ from the specifications.

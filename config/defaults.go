@@ -26,6 +26,7 @@ func Default() *Config {
 		Seal:                Seal{KeyFile: SealKeyFile},
 		Limits:              Limits{Sessions: 200000, Handshakes: 256, PerPeerRPS: 50},
 		MQTT:                MQTT{TopicPrefix: "groupgate"},
+		ResourceDirectory:   ResourceDirectory{Lifetime: 25 * time.Hour},
 		Compat:              Compat{RISELabels: true},
 		Log:                 Log{Level: "info", Format: "text"},
 	}

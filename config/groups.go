@@ -49,6 +49,7 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		GidEpochBytes:   g.Gid.EpochBytes,
 		GidReuse:        g.Gid.Reuse,
 		List:            g.List,
+		AppGroups:       g.AppGroups,
 	}
 	if gc.ECDHAlg != 0 {
 		gc.ECDHCrv, _ = groupcomm.CurveByName(g.ECDHCurve)

@@ -49,6 +49,7 @@ func (c *Config) readKeys(absent func(file string) bool) error {
 			checkPSK(r.faults, key, p.Key)
 		}
 	}
+	r.remotePSK("resource_directory.key_file", c.ResourceDirectory.KeyFile, &c.ResourceDirectory.Key)
 	r.seal()
 	for _, p := range []struct {
 		key, file string
@@ -75,6 +76,14 @@ type keyReader struct {
 	c      *Config
 	faults *faults
 	absent func(file string) bool
+}
+
+// remotePSK reads the key that the gateway has with a CoAP server elsewhere.
+func (r *keyReader) remotePSK(key, file string, to *Secret) {
+	if b, ok := r.hexFile(key, file); ok {
+		*to = newSecret(b)
+		checkPSK(r.faults, key, *to)
+	}
 }
 
 func (r *keyReader) token(key string, t *Token) {

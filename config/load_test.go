@@ -54,7 +54,7 @@ func TestExplainedExamples(t *testing.T) {
 	}
 	want := DefaultGroup()
 	want.Name = "sensors"
-	if c.Groups[0] != want {
+	if !reflect.DeepEqual(c.Groups[0], want) {
 		t.Errorf("the example of a group differs from the defaults:\n got %+v\nwant %+v", c.Groups[0], want)
 	}
 	if got := c.AuthorizationServer.Policies[0].Lifetime; got != (24 * time.Hour) {
@@ -159,6 +159,17 @@ func TestFaults(t *testing.T) {
 			`4 authorization_server.policies[0].client: no psk entry`, `4 authorization_server.policies[0].audience: no tokens entry`,
 			`4 authorization_server.policies[0].scope[0].roles[0]: must be one of`, `4 authorization_server.policies[0].lifetime: must be from`,
 			`5 authorization_server.policies[1].audience: no tokens entry`, `5 authorization_server.policies[1].scope: must list groups`}},
+		{"app groups", "groups:\n- name: g\n  app_groups: ['', a, a, \"b\\tc\"]\n", []string{
+			"3 groups[0].app_groups[0]: must have 1", "3 groups[0].app_groups[2]: is groups[0].app_groups[1] again", "3 groups[0].app_groups[3]: must have 1"}},
+		{"no directory", "resource_directory: {endpoint: gm1, key_file: k}\n", []string{
+			"1 resource_directory.endpoint: is for a directory", "1 resource_directory.key_file: is for a directory"}},
+		{"directory", "resource_directory:\n  uri: coaps://rd.example.com/rd\n  lifetime: 1s\n  base: coaps://gm/x\n", []string{
+			"1 resource_directory.endpoint: is missing", "1 resource_directory.identity: is missing", "1 resource_directory.key_file: is missing",
+			"3 resource_directory.lifetime: must be from", "4 resource_directory.base: must be a scheme"}},
+		{"directory in clear", "listen: {coaps: ''}\nresource_directory: {uri: 'coap://rd', endpoint: gm1, identity: a}\n", []string{
+			"2 resource_directory.identity: is for coaps", "2 resource_directory.base: is missing"}},
+		{"uris", "tokens:\n- {audience: a, symmetric_key_file: f, as_uri: ftp://as}\n- {audience: a, symmetric_key_file: f, as_uri: 'coaps://as/token?x'}\nresource_directory: {uri: 'coap://rd:0', endpoint: gm1}\n", []string{
+			"2 tokens[0].as_uri: must be coaps://", "3 tokens[1].as_uri: must have no user, query", "4 resource_directory.uri: has a port"}},
 		{"limits", "limits: {sessions: 0, handshakes: -1, per_peer_rps: nan}\n", []string{
 			"1 limits.sessions: must be from", "1 limits.handshakes: must be from", "1 limits.per_peer_rps: must be from"}},
 	}

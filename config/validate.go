@@ -19,6 +19,7 @@ const (
 	maxName       = 64
 	maxGidPrefix  = 8
 	maxEpochBytes = 7
+	maxAppGroups  = 16
 )
 
 // Validate reports every fault of the configuration, as a [*FaultError]. It
@@ -51,6 +52,7 @@ func (c *Config) validate(f *faults) {
 	inRange(f, "limits.handshakes", c.Limits.Handshakes, 1, 65536)
 	inRange(f, "limits.per_peer_rps", c.Limits.PerPeerRPS, 0.01, 1e6)
 	c.validateMQTT(f)
+	c.validateResourceDirectory(f)
 	oneOf(f, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(f, "log.format", c.Log.Format, "text", "json")
 	c.validateGroups(f)

@@ -33,6 +33,9 @@ func (c *Config) validateTokens(f *faults) {
 	for i, t := range c.Tokens {
 		key := fmt.Sprintf("tokens[%d]", i)
 		required(f, key+".audience", t.Audience, "tokens are accepted for one audience")
+		if t.ASURI != "" {
+			validateURI(f, key+".as_uri", t.ASURI)
+		}
 		given := 0
 		for _, set := range []bool{inline(f, key+".symmetric_key", t.SymmetricKey, t.SymmetricKeyFile), t.SymmetricKeyFile != "", t.PublicKeyFile != ""} {
 			if set {

@@ -3,7 +3,11 @@ package config
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
@@ -47,6 +51,7 @@ func (g Group) validate(f *faults, key string) {
 	if g.Rekey.OnStart {
 		f.add(key+".rekey.on_start", "a restart never rekeys by itself in this version")
 	}
+	g.validateAppGroups(f, key)
 	inRange(f, key+".max_stale_sets", g.MaxStaleSets, 2, maxStaleSets)
 	if g.Gid.Prefix != "auto" {
 		if b, err := hex.DecodeString(g.Gid.Prefix); err != nil || len(b) == 0 || len(b) > maxGidPrefix {
@@ -59,6 +64,21 @@ func (g Group) validate(f *faults, key string) {
 		shortest = 1
 	}
 	inRange(f, key+".gid.epoch_bytes", g.Gid.EpochBytes, shortest, maxEpochBytes)
+}
+
+// validateAppGroups: the names stand as app-gp in link attributes.
+func (g Group) validateAppGroups(f *faults, key string) {
+	if len(g.AppGroups) > maxAppGroups {
+		f.add(key+".app_groups", "must list at most %d names", maxAppGroups)
+	}
+	for i, name := range g.AppGroups {
+		k := fmt.Sprintf("%s.app_groups[%d]", key, i)
+		if name == "" || len(name) > maxName || strings.ContainsFunc(name, unicode.IsControl) || !utf8.ValidString(name) {
+			f.add(k, "must have 1 to %d bytes and no control characters", maxName)
+		} else if j := slices.Index(g.AppGroups, name); j < i {
+			f.add(k, "is %s.app_groups[%d] again", key, j)
+		}
+	}
 }
 
 // validateAlgorithms: each mode has all of its algorithms or none of them, and a

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -45,6 +46,9 @@ func linkAttrs(c *groupcomm.GroupConfig) []coap.LinkAttr {
 		{Name: "obs", Flag: true},
 		{Name: "sec-gp", Value: c.Name},
 	}
+	for _, name := range c.AppGroups {
+		attrs = append(attrs, coap.LinkAttr{Name: "app-gp", Value: name})
+	}
 	number := func(name string, v int64) {
 		attrs = append(attrs, coap.LinkAttr{Name: name, Value: strconv.FormatInt(v, 10)})
 	}
@@ -63,4 +67,28 @@ func linkAttrs(c *groupcomm.GroupConfig) []coap.LinkAttr {
 		number("ecdh_alg_crv", c.ECDHCrv)
 	}
 	return attrs
+}
+
+// olderNames are what drafts of before called some of the attributes. Lookups
+// by them are understood; links show the names of now.
+var olderNames = map[string]string{
+	"cs_alg":       "sign_alg",
+	"cs_alg_crv":   "sign_alg_crv",
+	"sign_enc_alg": "gp_enc_alg",
+}
+
+// CurrentQueries puts attribute names of now into the queries of a lookup
+// (RFC 6690, Section 4.1).
+func CurrentQueries(queries []string) []string {
+	out := slices.Clone(queries)
+	for i, q := range out {
+		name, value, valued := strings.Cut(q, "=")
+		if now, ok := olderNames[name]; ok {
+			out[i] = now
+			if valued {
+				out[i] += "=" + value
+			}
+		}
+	}
+	return out
 }

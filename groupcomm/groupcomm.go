@@ -75,8 +75,9 @@ type GroupConfig struct {
 	ExpirationDelta uint64 // group_policies 2, seconds
 	GidPrefix       []byte // nil: one random byte chosen at creation
 	GidEpochBytes   int
-	GidReuse        bool // Gids are used again when the epochs are used up
-	List            bool // shown in /.well-known/core
+	GidReuse        bool     // Gids are used again when the epochs are used up
+	List            bool     // shown in /.well-known/core and the Resource Directory
+	AppGroups       []string // application groups that use the group: app-gp of its link
 }
 
 // SignInfoEntry is one entry of 'sign_info': [id, sign_alg, sign_params_alg,

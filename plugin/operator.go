@@ -9,6 +9,7 @@ import (
 	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/gm"
+	"github.com/seed4911071e/groupgate/rd"
 )
 
 // operator answers the admin API from several rooms: members are the Group
@@ -17,6 +18,7 @@ type operator struct {
 	gm     *gm.Manager
 	bridge *bridge.Bridge
 	ace    *ace.Server
+	rd     *rd.Registrar // nil: no Resource Directory
 	ready  <-chan struct{}
 }
 
@@ -74,7 +76,12 @@ func (o *operator) Components(context.Context) []admin.Component {
 		up = true
 	default:
 	}
-	return []admin.Component{{Name: "groups", Ready: up}}
+	list := []admin.Component{{Name: "groups", Ready: up}}
+	if o.rd != nil {
+		// A directory that is away is told, but keeps nobody from joining.
+		list = append(list, admin.Component{Name: "resource_directory", Ready: true, Detail: o.rd.Status()})
+	}
+	return list
 }
 
 // Version is the version of the program as its build tells it.

@@ -105,19 +105,3 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 	}
 	return nil, coap.Errorf(coap.NotFound, "no such resource")
 }
-
-// wellKnown lists what can be discovered (RFC 6690;
-// draft-ietf-ace-key-groupcomm-oscore-21, Section 8, for the resource type).
-// The answer is never empty of meaning: no match is 2.05 without payload.
-func (g *Gateway) wellKnown(ctx context.Context, r *rooms, req *coap.Request) (*coap.Response, error) {
-	if req.Code != coap.GET {
-		return nil, coap.Errorf(coap.MethodNotAllowed, "only GET")
-	}
-	body, err := coap.EncodeLinks(coap.FilterLinks(r.groups.Links(ctx), req.Options.Queries()))
-	if err != nil {
-		return nil, err
-	}
-	resp := &coap.Response{Code: coap.Content, Payload: body}
-	resp.Options.SetContentFormat(coap.LinkFormat)
-	return resp, nil
-}

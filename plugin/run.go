@@ -13,6 +13,7 @@ import (
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/gm"
+	"github.com/seed4911071e/groupgate/rd"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -47,7 +48,11 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		return err
 	}
 	eg, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, g.server.Run, b.admin} {
+	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, g.server.Run, b.admin}
+	if b.rd != nil {
+		runs = append(runs, b.register)
+	}
+	for _, run := range runs {
 		eg.Go(func() error { return run(ctx) })
 	}
 	g.rooms.Store(b.rooms())
@@ -67,6 +72,8 @@ type built struct {
 	ace    *ace.Server
 	gm     *gm.Manager
 	bridge *bridge.Bridge
+	rd     *rd.Registrar // nil: no Resource Directory
+	dir    *outbound     // the way there
 	op     *operator
 }
 
@@ -94,7 +101,10 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		Store: st, Authority: as, Delivery: br, Log: g.log.With("part", "gm"), Registerer: g.registry,
 	})
 	b := &built{g: g, ace: as, gm: late.Manager, bridge: br}
-	b.op = &operator{gm: late.Manager, bridge: br, ace: as, ready: g.ready}
+	if b.rd, b.dir, err = g.registrar(late); err != nil {
+		return nil, err
+	}
+	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, ready: g.ready}
 	return b, nil
 }
 
@@ -113,7 +123,13 @@ func (b *built) setup(ctx context.Context) error {
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
-	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), groups: b.gm}
+	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), groups: b.gm, tokenURIs: b.g.tokenEndpoints()}
+}
+
+// register keeps the groups in the Resource Directory until ctx ends.
+func (b *built) register(ctx context.Context) error {
+	defer b.dir.Close() // what became of the socket is no matter any more
+	return b.rd.Run(ctx)
 }
 
 // admin serves the admin API, health and metrics until ctx ends.

@@ -31,7 +31,9 @@ func (g *Gateway) aceConfig() (ace.Config, error) {
 			as.Policies = append(as.Policies, ace.Policy{Client: p.Client, Audience: p.Audience, Scope: scope, Lifetime: p.Lifetime})
 		}
 		out.AS = as
-		out.ASURI = tokenURI(c.Listen.CoAPS)
+	}
+	if uris := g.tokenEndpoints(); len(uris) > 0 {
+		out.ASURI = uris[0]
 	}
 	return out, out.Validate()
 }
@@ -43,8 +45,34 @@ func tokenEntry(t *config.Token) ace.TokenEntry {
 	}
 }
 
+// tokenEndpoints are where tokens for this gateway are to be had: those that
+// the operator names, then that of the embedded Authorization Server.
+func (g *Gateway) tokenEndpoints() []string {
+	var uris []string
+	for _, t := range g.cfg.Tokens {
+		if t.ASURI != "" && !slices.Contains(uris, t.ASURI) {
+			uris = append(uris, t.ASURI)
+		}
+	}
+	if g.cfg.AuthorizationServer.Enabled {
+		if own := tokenURI(g.cfg.Listen.CoAPS); own != "" && !slices.Contains(uris, own) {
+			uris = append(uris, own)
+		}
+	}
+	return uris
+}
+
 // tokenURI is where peers without a token are sent (RFC 9200, Section 5.3).
 func tokenURI(listen string) string {
+	base := ownBase(listen)
+	if base == "" {
+		return ""
+	}
+	return base + "/token"
+}
+
+// ownBase is the URI of this gateway as others see it, without a path.
+func ownBase(listen string) string {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		return ""
@@ -54,7 +82,7 @@ func tokenURI(listen string) string {
 			return ""
 		}
 	}
-	return "coaps://" + net.JoinHostPort(host, port) + "/token"
+	return "coaps://" + net.JoinHostPort(host, port)
 }
 
 // bridgeConfig translates the mqtt section.

@@ -3,6 +3,7 @@ package plugin
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"net"
 	"os"
@@ -211,4 +212,14 @@ func TestRunWaits(t *testing.T) {
 	if err := <-over; err != nil {
 		t.Errorf("Run: %v", err)
 	}
+}
+
+// keyFile writes a key as configuration files name it.
+func keyFile(t *testing.T, key []byte) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "psk.key")
+	if err := os.WriteFile(name, []byte(hex.EncodeToString(key)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/gm"
+	"github.com/seed4911071e/groupgate/rd"
 )
 
 // Who serves whom. Rooms do not know each other: each declares the little that
@@ -19,6 +20,7 @@ var (
 	_ access        = (*ace.Server)(nil)    // the host adapter asks ace: whose key is this?
 	_ bridge.Source = (*lateManager)(nil)
 	_ ace.GroupInfo = (*lateManager)(nil)
+	_ rd.Client     = (*outbound)(nil) // rd reaches the directory over the node's transport
 )
 
 // access is what the host adapter asks about a DTLS peer.
@@ -49,4 +51,5 @@ type rooms struct {
 	authzInfo coap.Handler
 	token     coap.Handler
 	groups    groups
+	tokenURIs []string // token endpoints, to be listed with the groups
 }
