@@ -45,6 +45,9 @@ type GroupInfo interface {
 	// GroupConfigs returns the configurations of those names that exist, in
 	// any order.
 	GroupConfigs(ctx context.Context, names []string) ([]groupcomm.GroupConfig, error)
+	// KDCDHCreds returns the Group Manager's Diffie-Hellman credentials in those
+	// of the groups that use the pairwise mode only.
+	KDCDHCreds(ctx context.Context, names []string) ([]groupcomm.KDCDHCred, error)
 }
 
 // Deps are the collaborators of a Server.

@@ -109,7 +109,7 @@ func readTransfer(req *coap.Request) (*groupcomm.TokenTransfer, error) {
 // left out where nobody will join, which is no reason to.
 func (s *Server) transferResponse(ctx context.Context, t *groupcomm.TokenTransfer, v *verified, ns []byte) (*groupcomm.TokenTransferResponse, error) {
 	answer := &groupcomm.TokenTransferResponse{KDCChallenge: ns, RISELabels: t.RISELabels}
-	if s.groups == nil || !t.WantSignInfo && !t.WantECDHInfo {
+	if s.groups == nil || !t.WantSignInfo && !t.WantECDHInfo && !t.WantKDCDH {
 		return answer, nil
 	}
 	scope, err := groupcomm.DecodeScope(v.scope)
@@ -128,6 +128,11 @@ func (s *Server) transferResponse(ctx context.Context, t *groupcomm.TokenTransfe
 		}
 		if t.WantECDHInfo && g.ECDHAlg != 0 {
 			answer.ECDHInfo = merge(answer.ECDHInfo, g.ECDHInfo())
+		}
+	}
+	if t.WantKDCDH {
+		if answer.KDCDHCreds, err = s.groups.KDCDHCreds(ctx, scope.Groups()); err != nil {
+			return nil, err
 		}
 	}
 	return answer, nil

@@ -95,11 +95,18 @@ func TestTransferResponse(t *testing.T) {
 	if got := groups(a.ECDHInfo); len(got) != 3 || a.RISELabels {
 		t.Errorf("ecdh_info is about %v", got)
 	}
+	// KGO 5.3.2: the groups that use the pairwise mode only.
+	if d := a.KDCDHCreds; len(d) != 1 || d[0].Groups[0] != "pairs" || d[0].CredFmt != 14 || string(d[0].Cred) != "dh credential of pairs" {
+		t.Errorf("kdc_dh_creds %+v", d)
+	}
+	if a := send(groupcomm.TokenTransfer{WantKDCDH: true}); len(a.KDCDHCreds) != 1 || a.SignInfo != nil || a.ECDHInfo != nil {
+		t.Errorf("only kdc_dh_creds asked for: %+v", a)
+	}
 	// protocol.md, Section 3: the labels 92 and 93 are aliases, answered in kind;
 	// where they are not wanted they are parameters that nobody knows.
 	rise := groupcomm.TokenTransfer{WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true, RISELabels: true}
 	a = send(rise)
-	if got := groups(a.ECDHInfo); len(got) != 3 || !a.RISELabels || len(a.SignInfo) != 1 {
+	if got := groups(a.ECDHInfo); len(got) != 3 || !a.RISELabels || len(a.SignInfo) != 1 || len(a.KDCDHCreds) != 1 {
 		t.Errorf("under label 92 ecdh_info is about %v", got)
 	}
 	b.cfg.RISELabels = false

@@ -45,6 +45,15 @@ func (g groupTable) GroupConfigs(_ context.Context, names []string) (out []group
 	return out, nil
 }
 
+func (g groupTable) KDCDHCreds(_ context.Context, names []string) (out []groupcomm.KDCDHCred, _ error) {
+	for _, n := range names {
+		if c, ok := g[n]; ok && c.PairwiseOnly() {
+			out = append(out, groupcomm.KDCDHCred{Groups: []string{n}, CredFmt: c.CredFmt, Cred: []byte("dh credential of " + n)})
+		}
+	}
+	return out, nil
+}
+
 func testGroups() groupTable {
 	full := groupcomm.GroupConfig{
 		SignAlg: cose.AlgEdDSA, GpEncAlg: 10, Alg: 10, ECDHAlg: cose.AlgECDHSSHKDF256, ECDHCrv: cose.CrvX25519, HKDF: 5, CredFmt: 14,

@@ -58,3 +58,26 @@ func TestSignatureOnly(t *testing.T) {
 		}
 	}
 }
+
+// TestPairwiseOnly: sign_alg none leaves the pairwise mode, with any curve.
+func TestPairwiseOnly(t *testing.T) {
+	for text, crv := range map[string]int64{
+		"{name: a, sign_alg: none}":                                             cose.CrvX25519,
+		"{name: a, sign_alg: none, gp_enc_alg: none, ecdh_curve: P-256}":        cose.CrvP256,
+		"{name: a, sign_alg: none, ecdh_curve: P-384, alg: A256GCM}":            cose.CrvP384,
+		"{name: a, sign_alg: none, ecdh_curve: P-521, hkdf: HMAC-512}":          cose.CrvP521,
+		"{name: a, sign_alg: none, ecdh_curve: X25519, alg: AES-CCM-16-64-128}": cose.CrvX25519,
+	} {
+		c, err := Parse("f", []byte("groups: ["+text+"]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := c.GroupConfigs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g := list[0]; !g.PairwiseOnly() || g.SignAlg != 0 || g.GpEncAlg != 0 || g.ECDHCrv != crv {
+			t.Errorf("%s gives %+v", text, g)
+		}
+	}
+}

@@ -127,7 +127,8 @@ func TestFaults(t *testing.T) {
 		{"unsupported values", "groups:\n- name: a\n  gm: coaps://gm.example\n  interface: both\n  sign_alg: PS256\n  cred_fmt: cwt\n", []string{
 			"3 groups[0].gm: \"coaps://gm.example\" is not supported by this version; use local",
 			"4 groups[0].interface: \"both\" is not supported", "5 groups[0].sign_alg: must be one of EdDSA, ES256", "6 groups[0].cred_fmt: \"cwt\" is not supported"}},
-		{"no signatures", "groups: [{name: a, sign_alg: none}]\n", []string{"1 groups[0].sign_alg: pairwise-only groups are not supported"}},
+		{"no mode", "groups: [{name: a, sign_alg: none, alg: none}]\n", []string{"1 groups[0].alg: a group needs a mode"}},
+		{"encryption without signatures", "groups: [{name: a, sign_alg: none, gp_enc_alg: A128GCM}]\n", []string{"1 groups[0].gp_enc_alg: group mode needs both"}},
 		{"misspelt value", "groups: [{name: a, sign_alg: edsa}]\n", []string{`1 groups[0].sign_alg: must be one of`}},
 		{"curve", "groups: [{name: a, sign_alg: ES256, ecdh_curve: X25519}]\n", []string{"1 groups[0].ecdh_curve: does not fit"}},
 		{"half pairwise", "groups: [{name: a, alg: none, ecdh_alg: ECDH-SS+HKDF-256}]\n", []string{"1 groups[0].ecdh_alg: pairwise mode needs both"}},

@@ -95,10 +95,6 @@ func (g Group) validateAlgorithms(f *faults, key string) {
 	if !known {
 		return
 	}
-	if r.SignAlg == groupcomm.None {
-		f.add(key+".sign_alg", "pairwise-only groups are not supported by this version; use EdDSA, ES256, ES384 or ES512")
-		return
-	}
 	if (r.SignAlg == groupcomm.None) != (r.GpEncAlg == groupcomm.None) {
 		f.add(key+".gp_enc_alg", "group mode needs both sign_alg and gp_enc_alg; a pairwise-only group has none in both")
 	}

@@ -270,6 +270,22 @@ func GenerateDHKey(crv int64) (*Key, error) {
 	return k, k.check()
 }
 
+// CheckDH reports whether the key serves Diffie-Hellman on the curve: key type,
+// curve and, where the key names one, an algorithm of key agreement with static
+// keys (RFC 9053, Section 6.3).
+func (k *Key) CheckDH(crv int64) error {
+	if _, err := k.ecdhCurve(); err != nil {
+		return err
+	}
+	if k.Crv != crv {
+		return fmt.Errorf("key is of curve %d, not %d", k.Crv, crv)
+	}
+	if k.Alg != 0 && k.Alg != AlgECDHSSHKDF256 && k.Alg != AlgECDHSSHKDF512 {
+		return fmt.Errorf("key is for algorithm %d, not for Diffie-Hellman", k.Alg)
+	}
+	return nil
+}
+
 func (k *Key) ecdhCurve() (ecdh.Curve, error) {
 	switch {
 	case k.Kty == KtyOKP && k.Crv == CrvX25519:

@@ -82,9 +82,6 @@ func (c Config) validate() error {
 func validateGroup(g groupcomm.GroupConfig) error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if !g.GroupMode() {
-		fail("groups without the group mode are not served yet")
-	}
 	if n := g.MaxSenderIDLen(); n < 1 || n > maxSenderID {
 		fail("the algorithms leave %d bytes for Sender IDs", n)
 	}

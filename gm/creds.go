@@ -121,5 +121,5 @@ func (m *Manager) getKDCCred(c *call) (*coap.Response, error) {
 	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {
 		return nil, err
 	}
-	return m.kdcCred(c, c.row.member.cnonce)
+	return m.kdcCred(c, c.row.member.cred, c.row.member.cnonce)
 }

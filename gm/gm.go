@@ -12,8 +12,6 @@
 // What the Group Manager decides is on disk before anybody hears of it, and
 // every change writes an event in its own transaction: the room that delivers
 // rekeys follows those events. Keys, tokens and proofs never reach a log.
-//
-// Groups that use the pairwise mode only are refused at start.
 package gm
 
 import (
@@ -149,6 +147,20 @@ func (m *Manager) GroupConfigs(_ context.Context, names []string) ([]groupcomm.G
 	for _, n := range names {
 		if g, ok := m.group(n); ok {
 			out = append(out, *g.cfg)
+		}
+	}
+	return out, nil
+}
+
+// KDCDHCreds tells the Group Manager's Diffie-Hellman credentials in those of
+// the named groups that use the pairwise mode only, in the order asked.
+func (m *Manager) KDCDHCreds(_ context.Context, names []string) ([]groupcomm.KDCDHCred, error) {
+	var out []groupcomm.KDCDHCred
+	for _, n := range names {
+		if g, ok := m.group(n); ok {
+			if e, ok := g.dhCred(); ok {
+				out = append(out, e)
+			}
 		}
 	}
 	return out, nil

@@ -79,9 +79,7 @@ type group struct {
 	id   int64
 	cfg  *groupcomm.GroupConfig // not written after Setup
 	sids int64                  // how many Sender IDs there are
-	cred []byte                 // the Group Manager's credential in this group
-	// sign makes a raw COSE signature with the key of cred.
-	sign func(message []byte) ([]byte, error)
+	kdc  kdc
 
 	cur   atomic.Pointer[material]
 	known known

@@ -36,7 +36,8 @@ type joinCall struct {
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 6). The conditions are
 // evaluated in this order:
 //
-//	malformed, no scope, no cnonce, foreign scope, illegal roles   4.00 INFO
+//	malformed, no scope, no cnonce, foreign scope, illegal roles,
+//	  a monitor in a group that uses the pairwise mode only        4.00 INFO
 //	roles not in the token                                         4.03
 //	group not active                                               5.03 error 9
 //	newcomer without credential or proof; member without a
@@ -100,6 +101,11 @@ func (m *Manager) parseJoin(j *joinCall) error {
 	}
 	if err := j.entry.Roles.ValidJoin(); err != nil {
 		return refuse("%w", err)
+	}
+	if j.entry.Roles.MonitorOnly() && j.g.cfg.PairwiseOnly() {
+		// No message of such a group is for a monitor, and kdc_cred_verify could
+		// not be made for it.
+		return refuse("a monitor in a group that uses the pairwise mode only")
 	}
 	// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.2: the roles are among
 	// those that the token grants.
@@ -211,7 +217,7 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 		j.cred = cred
 		return nil
 	}
-	ns, err := provenBy(j.g.cfg, cred, j.grant.Challenges, j.msg.Scope, j.msg.CNonce, proof)
+	ns, err := provenBy(j.g, cred, j.grant.Challenges, j.msg.Scope, j.msg.CNonce, proof)
 	if err != nil {
 		return err
 	}
@@ -223,10 +229,14 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 // 2 when it does not suit the group, error 3 when the proof covers none of the
 // challenges (draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.2 and 9.4). It
 // returns the N_S that the proof covers.
-func provenBy(g *groupcomm.GroupConfig, cred []byte, challenges [][]byte, scope, cnonce, proof []byte) (ns []byte, err error) {
-	key, err := parseCred(g, cred)
+func provenBy(g *group, cred []byte, challenges [][]byte, scope, cnonce, proof []byte) (ns []byte, err error) {
+	key, err := parseCred(g.cfg, cred)
 	if err != nil {
-		return nil, unsuitable(g, err)
+		return nil, unsuitable(g.cfg, err)
+	}
+	verify, err := g.kdc.verifier(key)
+	if err != nil {
+		return nil, unsuitable(g.cfg, err)
 	}
 	for i, ns := range challenges {
 		// No channel that we serve proves possession of the credential's key in
@@ -234,12 +244,12 @@ func provenBy(g *groupcomm.GroupConfig, cred []byte, challenges [][]byte, scope,
 		if i == maxPoPTries || len(proof) == 0 {
 			break
 		}
-		if key.Verify(groupcomm.ClientPoPInput(scope, ns, cnonce), proof) == nil {
+		if verify(groupcomm.ClientPoPInput(scope, ns, cnonce), proof) {
 			return ns, nil
 		}
 	}
 	if err := key.Check(); err != nil {
-		return nil, unsuitable(g, err)
+		return nil, unsuitable(g.cfg, err)
 	}
 	return nil, groupcomm.ErrPoP
 }
@@ -398,7 +408,7 @@ func (m *Manager) joinResponse(ctx context.Context, j *joinCall, p sidPlace) (*c
 	d := keyDistribution(j.g, j.mat)
 	d.Key.SenderID = p.id()
 	d.Policies = policies(j.g)
-	if err := m.proveKDC(j.g, j.msg.CNonce, d); err != nil {
+	if err := m.proveKDC(j.g, j.cred, j.msg.CNonce, d); err != nil {
 		return nil, err
 	}
 	if q := j.msg.GetCreds; q != nil {
@@ -411,8 +421,12 @@ func (m *Manager) joinResponse(ctx context.Context, j *joinCall, p sidPlace) (*c
 		d.Creds, d.PeerRoles, d.PeerIdentifiers = cr.Creds, cr.PeerRoles, cr.PeerIdentifiers
 	}
 	if j.mgt != nil {
+		mgt, err := j.g.introduceCourier(j.mgt, j.msg.CNonce)
+		if err != nil {
+			return nil, err
+		}
 		scheme := groupcomm.SchemeMQTT
-		d.RekeyingScheme, d.MgtKeyMaterial = &scheme, j.mgt
+		d.RekeyingScheme, d.MgtKeyMaterial = &scheme, mgt
 	}
 	code, outcome := coap.Created, "joined"
 	if j.row.member != nil {

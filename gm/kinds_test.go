@@ -70,6 +70,15 @@ func kinds() []groupcomm.GroupConfig {
 		c.GidPrefix, c.GidEpochBytes = []byte{0xb1, byte(len(list) >> 8), byte(len(list))}, 2
 		list = append(list, c)
 	}
+	for _, crv := range curves { // pairwise-only
+		for _, hkdf := range []int64{cose.AlgHMAC256, cose.AlgHMAC512} {
+			for _, alg := range aeads {
+				add(func(c *groupcomm.GroupConfig) {
+					c.SignAlg, c.GpEncAlg, c.ECDHCrv, c.HKDF, c.Alg = 0, 0, crv, hkdf, alg
+				})
+			}
+		}
+	}
 	for sign, crv := range curves {
 		for _, hkdf := range []int64{cose.AlgHMAC256, cose.AlgHMAC512} {
 			for i, gpEnc := range aeads {
@@ -97,8 +106,8 @@ func kindName(c groupcomm.GroupConfig) string {
 }
 
 // TestKinds has two nodes live a membership in every kind of group: they learn
-// the parameters, make keys, join, know each other, join again, ask for
-// credentials, follow a rekey and leave.
+// the parameters, make keys, join, know each other, replace a key, join
+// again, ask for credentials, follow a rekey and leave.
 func TestKinds(t *testing.T) {
 	list := kinds()
 	f := newFixture(t, list...)
@@ -145,13 +154,20 @@ func (f *fixture) liveIn(c groupcomm.GroupConfig) {
 	if g.sids != places(longest) {
 		t.Errorf("%d Sender IDs, want those of up to %d bytes", g.sids, longest)
 	}
+	key, err := makeKDCKey(&c) // of the same kind
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ReplaceCred(ctx, key); err != nil {
+		t.Fatal(err)
+	}
 	if err := a.Rejoin(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if s, _ := a.State(); bytes.Equal(s.SenderID, sa.SenderID) || len(s.Peers) != 1 {
 		t.Errorf("after the second join: Sender ID %v, %d peers", s.SenderID, len(s.Peers))
 	}
-	if peers, err := b.Creds(ctx); err != nil || len(peers) != 1 {
+	if peers, err := b.Creds(ctx); err != nil || len(peers) != 1 || !peers[0].Key.SamePublic(key) {
 		t.Errorf("credentials %+v, %v", peers, err)
 	}
 	f.rekey(c.Name)

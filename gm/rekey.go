@@ -274,8 +274,8 @@ func (m *Manager) prepare(ctx context.Context, g *group, s *snapshot, mat *mater
 		Num:     mat.num,
 		Message: msg,
 		Nodes:   s.nodes,
-		SignAlg: g.cfg.SignAlg,
-		Sign:    g.sign,
+		SignAlg: g.kdc.signAlg,
+		Sign:    g.kdc.sign,
 	})
 }
 

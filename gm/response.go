@@ -1,7 +1,6 @@
 package gm
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -56,9 +55,15 @@ func soon(p *coap.Problem, seconds uint32) error {
 // (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.2), with a new N_S when
 // ns is given.
 func (m *Manager) info(g *group, ns []byte, cause error) error {
-	b := groupcomm.InfoBody{SignInfo: []groupcomm.SignInfoEntry{g.cfg.SignInfo()}, KDCChallenge: ns}
+	b := groupcomm.InfoBody{KDCChallenge: ns}
+	if g.cfg.GroupMode() {
+		b.SignInfo = []groupcomm.SignInfoEntry{g.cfg.SignInfo()}
+	}
 	if g.cfg.PairwiseMode() {
 		b.ECDHInfo = []groupcomm.SignInfoEntry{g.cfg.ECDHInfo()}
+	}
+	if e, ok := g.dhCred(); ok {
+		b.KDCDHCreds = []groupcomm.KDCDHCred{e}
 	}
 	r := keyed(coap.BadRequest, b.Encode())
 	return coap.Respond(r, fmt.Errorf("gm: join: %w", cause))
@@ -115,20 +120,6 @@ func policies(g *group) *groupcomm.Policies {
 	return &groupcomm.Policies{KeyCheck: g.cfg.KeyCheck, ExpirationDelta: g.cfg.ExpirationDelta}
 }
 
-// proveKDC adds the Group Manager's credential and a fresh proof that it holds
-// the key, over the client's nonce (draft-ietf-ace-key-groupcomm-oscore-21,
-// Section 6.3).
-func (m *Manager) proveKDC(g *group, cnonce []byte, d *groupcomm.KeyDistribution) error {
-	nonce := make([]byte, kdcNonceLen)
-	rand.Read(nonce)
-	sig, err := g.sign(groupcomm.KDCPoPInput(cnonce, nonce))
-	if err != nil {
-		return fmt.Errorf("gm: sign for %q: %w", g.cfg.Name, err)
-	}
-	d.KDCCred, d.KDCNonce, d.KDCCredVerify = g.cred, nonce, sig
-	return nil
-}
-
 // parseCred reads a credential and checks that it fits the group. Whether its
 // key is a point of the curve is open until a proof verifies: see
 // [cose.ParseCCS].
@@ -136,6 +127,9 @@ func parseCred(c *groupcomm.GroupConfig, cred []byte) (*cose.Key, error) {
 	key, err := cose.ParseCCS(cred)
 	if err != nil {
 		return nil, err
+	}
+	if c.PairwiseOnly() {
+		return key, key.CheckDH(c.ECDHCrv)
 	}
 	if err := key.CheckAlg(c.SignAlg); err != nil {
 		return nil, err
@@ -154,6 +148,9 @@ func unsuitable(c *groupcomm.GroupConfig, err error) error {
 }
 
 func credHint(c *groupcomm.GroupConfig) string {
+	if c.PairwiseOnly() {
+		return fmt.Sprintf("credential format %d with a key for Diffie-Hellman on curve %d expected", c.CredFmt, c.ECDHCrv)
+	}
 	return fmt.Sprintf("credential format %d with a key for signature algorithm %d expected", c.CredFmt, c.SignAlg)
 }
 

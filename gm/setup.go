@@ -12,10 +12,6 @@ import (
 	"github.com/seed4911071e/groupgate/store"
 )
 
-// kdcSubject is the subject of the credential that the Group Manager has in
-// each group.
-const kdcSubject = "gm"
-
 // Setup reads the groups and brings the declared ones into being: an absent
 // group is created, a present one is compared. Its policies follow the
 // declaration; anything else that differs is a [DifferentError], and nothing is
@@ -101,7 +97,9 @@ func (m *Manager) load(ctx context.Context) (map[string]*group, error) {
 				return fmt.Errorf("key of %q: %w", name, err)
 			}
 			g := newGroup(id, cfg)
-			g.sign, g.cred = key.Signer(), cred
+			if g.kdc, err = newKDC(&cfg, key, cred); err != nil {
+				return fmt.Errorf("key of %q: %w", name, err)
+			}
 			groups[name] = g
 		}
 		return rows.Err()
@@ -145,7 +143,7 @@ func (m *Manager) gidSpaces(groups map[string]*group) ([]gidSpace, error) {
 
 // create makes a group at version 0 with a key pair of its own.
 func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group, error) {
-	key, err := cose.GenerateKey(cfg.SignAlg)
+	key, err := makeKDCKey(&cfg)
 	if err != nil {
 		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
 	}
@@ -156,13 +154,17 @@ func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group
 	var g *group
 	var mat *material
 	cred := cose.EncodeCCS(kdcSubject, key.Public())
+	self, err := newKDC(&cfg, key, cred)
+	if err != nil {
+		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
+	}
 	err = m.st.Update(ctx, func(tx *store.Tx) error {
 		var id int64
 		if err := tx.QueryRow(`SELECT COALESCE(MAX(id), 0) + 1 FROM gm_groups`).Scan(&id); err != nil {
 			return err
 		}
 		g = newGroup(id, cfg)
-		g.sign, g.cred = key.Signer(), cred
+		g.kdc = self
 		gid, err := makeGid(cfg.GidPrefix, 0, cfg.GidEpochBytes)
 		if err != nil {
 			return err

@@ -30,13 +30,14 @@ func (m *Manager) fetchKDCCred(c *call) (*coap.Response, error) {
 	if err != nil || len(cnonce) < nonceMin || len(cnonce) > nonceMax {
 		return nil, coap.Errorf(coap.BadRequest, "a cnonce of %d to %d bytes is expected", nonceMin, nonceMax)
 	}
-	return m.kdcCred(c, cnonce)
+	return m.kdcCred(c, nil, cnonce)
 }
 
-// kdcCred is the answer of kdc-cred with a fresh proof over cnonce.
-func (m *Manager) kdcCred(c *call, cnonce []byte) (*coap.Response, error) {
+// kdcCred is the answer of kdc-cred with a fresh proof over cnonce, for the
+// member with memberCred where the proof is for one alone.
+func (m *Manager) kdcCred(c *call, memberCred, cnonce []byte) (*coap.Response, error) {
 	d := &groupcomm.KeyDistribution{}
-	if err := m.proveKDC(c.g, cnonce, d); err != nil {
+	if err := m.proveKDC(c.g, memberCred, cnonce, d); err != nil {
 		return nil, err
 	}
 	body := groupcomm.KDCCred{Cred: d.KDCCred, Nonce: d.KDCNonce, Verify: d.KDCCredVerify}

@@ -135,6 +135,8 @@ func codecs() []codec {
 		}, recode(DecodeCredsResponse)},
 		{"MgtKeyMaterial", []any{
 			&MgtKeyMaterial{KID: []byte("8 bytes."), Key: make([]byte, 16), Alg: 10, BaseIV: make([]byte, 13), Broker: "mqtt://b", Topic: "t"},
+			&MgtKeyMaterial{KID: []byte("8 bytes."), Key: make([]byte, 16), Alg: 10, BaseIV: make([]byte, 13), Broker: "mqtt://b", Topic: "t",
+				KDCCred: []byte{1}, KDCNonce: []byte{2}, KDCCredVerify: []byte{3}},
 			&MgtKeyMaterial{
 				KID: []byte{1}, Key: make([]byte, 32), Alg: 3, BaseIV: make([]byte, 12), Broker: "mqtts://b", Topic: "t",
 				User: "u", Password: "p", AckTopic: "a",

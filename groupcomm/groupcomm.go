@@ -194,6 +194,12 @@ type MgtKeyMaterial struct {
 	User     string // 6
 	Password string // 7
 	AckTopic string // 8
+
+	// In a group that uses the pairwise mode only: the credential that
+	// countersigns rekeys, and the proof that the Group Manager has its key.
+	KDCCred       []byte // 17
+	KDCNonce      []byte // 18
+	KDCCredVerify []byte // 19
 }
 
 // SchemeMQTT is the private value of rekeying_scheme (label 20) and the label

@@ -281,6 +281,9 @@ func (k *MgtKeyMaterial) Encode() []byte {
 			m[label] = v
 		}
 	}
+	putBytes(m, labelKDCCred, k.KDCCred)
+	putBytes(m, labelKDCNonce, k.KDCNonce)
+	putBytes(m, labelKDCCredVerify, k.KDCCredVerify)
 	return cose.MustMarshal(m)
 }
 
@@ -299,6 +302,10 @@ func DecodeMgtKeyMaterial(b []byte) (*MgtKeyMaterial, error) {
 		User:     f.text(mgtUser),
 		Password: f.text(mgtPassword),
 		AckTopic: f.text(mgtAckTopic),
+
+		KDCCred:       f.bytes(labelKDCCred),
+		KDCNonce:      f.bytes(labelKDCNonce),
+		KDCCredVerify: f.bytes(labelKDCCredVerify),
 	}
 	if f.err != nil {
 		return nil, f.err

@@ -1,6 +1,8 @@
 package groupcomm
 
 import (
+	"crypto/subtle"
+
 	"github.com/seed4911071e/groupgate/cose"
 )
 
@@ -24,11 +26,16 @@ func byteStrings(parts ...[]byte) []byte {
 // PoPMAC is the proof of possession in a group that uses only the pairwise mode:
 // 8 bytes of HKDF-SHA-256 of the Diffie-Hellman secret z, whatever the group's
 // own HKDF is (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1). Compare
-// it in constant time.
+// it with [CheckPoPMAC].
 func PoPMAC(z, input []byte) []byte {
 	mac, err := cose.HKDF256(z, nil, input, 8)
 	if err != nil {
 		panic("groupcomm: internal error: " + err.Error())
 	}
 	return mac
+}
+
+// CheckPoPMAC verifies a proof of possession that is a MAC, in constant time.
+func CheckPoPMAC(z, input, mac []byte) bool {
+	return subtle.ConstantTimeCompare(PoPMAC(z, input), mac) == 1
 }

@@ -164,7 +164,7 @@ func PostToken(ctx context.Context, t Transport, a *Access) (*groupcomm.TokenTra
 	}
 	req := &coap.Request{
 		Code:    coap.POST,
-		Payload: (&groupcomm.TokenTransfer{AccessToken: bytes.Clone(a.Token), WantSignInfo: true, WantECDHInfo: true}).Encode(),
+		Payload: (&groupcomm.TokenTransfer{AccessToken: bytes.Clone(a.Token), WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true}).Encode(),
 	}
 	req.Options.SetPath("authz-info")
 	req.Options.SetContentFormat(coap.ACE)

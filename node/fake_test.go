@@ -64,6 +64,16 @@ func (g *fakeGM) transfer() *groupcomm.TokenTransferResponse {
 	return &groupcomm.TokenTransferResponse{KDCChallenge: g.ns, SignInfo: []groupcomm.SignInfoEntry{g.cfg.SignInfo()}}
 }
 
+// params are what a node learns from this Group Manager.
+func (g *fakeGM) params(t testing.TB) *params {
+	t.Helper()
+	p, err := announced(g.cfg.Name, []groupcomm.SignInfoEntry{g.cfg.SignInfo()}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func secretOf(v groupcomm.Version) []byte {
 	b := make([]byte, 16)
 	copy(b, "secret of ")

@@ -3,9 +3,9 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -69,11 +69,11 @@ func (m *Member) join(ctx context.Context, again bool) error {
 	}
 }
 
-// prepare learns what a Join Request needs and is not known yet: the signature
-// algorithm, N_S, and with them the key.
+// prepare learns what a Join Request needs and is not known yet: the group's
+// algorithms, N_S, and with them the key.
 func (m *Member) prepare(ctx context.Context) error {
 	m.mu.Lock()
-	missing := m.sign == nil
+	missing := m.params == nil
 	if m.ns == nil && m.cfg.Transfer == nil {
 		ns, err := Challenge(m.t)
 		if err == nil {
@@ -96,11 +96,11 @@ func (m *Member) prepare(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.sign == nil {
-		return badAnswer("join", "no signature parameters for %q", m.cfg.Group)
+	if m.params == nil {
+		return badAnswer("join", "no parameters for %q", m.cfg.Group)
 	}
 	if m.key == nil {
-		key, err := cose.GenerateKey(m.sign.Alg)
+		key, err := m.params.generate()
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrUnsupported, err)
 		}
@@ -140,7 +140,7 @@ func (m *Member) learnFrom(r *coap.Response) bool {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.learnLocked(info.SignInfo); err != nil {
+	if err := m.learnLocked(info.SignInfo, info.ECDHInfo, info.KDCDHCreds); err != nil {
 		m.log.Warn("parameters of the group are of no use", "err", err)
 		return false
 	}
@@ -176,12 +176,12 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 		if m.ns == nil {
 			return nil, fmt.Errorf("%w: the Group Manager gave no challenge (kdcchallenge): post the token to it", ErrUnsupported)
 		}
-		sig, err := m.prove(groupcomm.ClientPoPInput(r.Scope, m.ns, nc))
+		proof, err := m.params.evidence(m.key, m.prove, groupcomm.ClientPoPInput(r.Scope, m.ns, nc))
 		if err != nil {
 			return nil, fmt.Errorf("node: join: proof of possession: %w", err)
 		}
 		r.ClientCred = m.cred
-		r.ClientCredVerify = sig
+		r.ClientCredVerify = proof
 	}
 	return r, nil
 }
@@ -193,18 +193,22 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 // Group Manager does not verify, the Join Response is dropped.
 func (m *Member) accept(r *coap.Response, nc []byte, wantCreds bool) error {
 	m.mu.Lock()
-	sign, pinned := *m.sign, m.pinned
+	want := expected{group: m.cfg.Group, roles: m.cfg.Roles, params: m.params, key: m.key, nc: nc, pinned: m.pinned}
 	m.mu.Unlock()
 
-	s, kd, kdc, err := readJoin(r, m.cfg.Group, m.cfg.Roles, sign, nc, pinned)
+	s, kd, kdc, err := readJoin(r, &want)
 	if err != nil {
 		m.emit(Event{Kind: Refused, Via: ViaJoin, Err: err})
 		return err
 	}
 	var mgt *groupcomm.MgtKeyMaterial
 	if m.cfg.MQTT && kd.RekeyingScheme != nil && *kd.RekeyingScheme == groupcomm.SchemeMQTT {
-		if mgt, err = readMgt(kd.MgtKeyMaterial); err != nil {
+		if mgt, err = readMgt(kd.MgtKeyMaterial); err == nil && want.params.sign == nil {
+			kdc, err = courier(mgt, nc)
+		}
+		if err != nil {
 			// CoAP delivers as well: a broker that cannot be used costs a channel.
+			mgt = nil
 			m.emit(Event{Kind: Refused, Via: ViaMQTT, Err: err})
 		}
 	}
@@ -220,10 +224,21 @@ func (m *Member) accept(r *coap.Response, nc []byte, wantCreds bool) error {
 	return nil
 }
 
-// readJoin makes a state out of a Join Response. nc is the N_C of its request;
-// pinned is the only credential of the Group Manager that may be in it, unless
-// nil.
-func readJoin(r *coap.Response, group string, roles groupcomm.Roles, sign groupcomm.SignInfoEntry, nc, pinned []byte) (*State, *groupcomm.KeyDistribution, *cose.Key, error) {
+// expected is what a Join Response has to agree with.
+type expected struct {
+	group  string
+	roles  groupcomm.Roles
+	params *params
+	key    *cose.Key // the node's own
+	nc     []byte    // N_C of the request
+	pinned []byte    // the only credential of the Group Manager that may come; nil: any
+}
+
+// Format keeps the node's key out of what is printed.
+func (*expected) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// readJoin makes a state out of a Join Response.
+func readJoin(r *coap.Response, want *expected) (*State, *groupcomm.KeyDistribution, *cose.Key, error) {
 	const op = "join"
 	fail := func(format string, args ...any) (*State, *groupcomm.KeyDistribution, *cose.Key, error) {
 		return nil, nil, nil, badAnswer(op, format, args...)
@@ -235,8 +250,8 @@ func readJoin(r *coap.Response, group string, roles groupcomm.Roles, sign groupc
 		return fail("Content-Format %d", f)
 	}
 	at := r.Options.Strings(coap.LocationPath)
-	if len(at) != 4 || at[0] != "ace-group" || at[1] != group || at[2] != "nodes" || at[3] == "" || len(at[3]) > maxName {
-		return fail("the node resource is not below the group %q", group)
+	if len(at) != 4 || at[0] != "ace-group" || at[1] != want.group || at[2] != "nodes" || at[3] == "" || len(at[3]) > maxName {
+		return fail("the node resource is not below the group %q", want.group)
 	}
 	kd, err := groupcomm.DecodeKeyDistribution(r.Payload)
 	if err != nil {
@@ -247,44 +262,31 @@ func readJoin(r *coap.Response, group string, roles groupcomm.Roles, sign groupc
 	if len(kd.KDCNonce) < minNonce || len(kd.KDCNonce) > maxNonce {
 		return fail("kdc_nonce of %d bytes", len(kd.KDCNonce))
 	}
-	if pinned != nil && !bytes.Equal(pinned, kd.KDCCred) {
+	if want.pinned != nil && !bytes.Equal(want.pinned, kd.KDCCred) {
 		return nil, nil, nil, fmt.Errorf("%w: its credential is not the one known for this group", ErrProof)
 	}
-	kdc, err := cose.ParseCCS(kd.KDCCred)
-	if err != nil {
-		return fail("kdc_cred: %v", err)
-	}
-	if err := kdc.CheckAlg(sign.Alg); err != nil {
-		return fail("kdc_cred: %v", err)
-	}
-	if err := kdc.Verify(groupcomm.KDCPoPInput(nc, kd.KDCNonce), kd.KDCCredVerify); err != nil {
-		if err := kdc.Check(); err != nil {
-			return fail("kdc_cred: %v", err)
-		}
+	kdc, err := want.params.checkKDC(want.key, kd.KDCCred, groupcomm.KDCPoPInput(want.nc, kd.KDCNonce), kd.KDCCredVerify)
+	if errors.Is(err, ErrProof) {
 		return nil, nil, nil, ErrProof
+	} else if err != nil {
+		return fail("kdc_cred: %v", err)
 	}
 
 	k := kd.Key
+	if err := want.params.checkJoin(&k); err != nil {
+		return fail("%v", err)
+	}
+	roles := want.roles
 	switch {
 	case kd.Profile != 1:
 		return fail("ace_groupcomm_profile %d, want 1 (coap_group_oscore_app)", kd.Profile)
-	case k.SignAlg != sign.Alg:
-		return fail("sign_alg %d, announced was %d", k.SignAlg, sign.Alg)
-	case !slices.EqualFunc(k.SignParams, [][]int64{sign.AlgParams, sign.KeyParams}, slices.Equal):
-		return fail("sign_params differ from those announced")
-	case k.GpEncAlg == 0:
-		return fail("group mode without gp_enc_alg")
-	case k.CredFmt != sign.CredFmt:
-		return fail("cred_fmt %d, announced was %d", k.CredFmt, sign.CredFmt)
-	case (k.Alg == 0) != (k.ECDHAlg == 0):
-		return fail("pairwise mode needs alg and ecdh_alg")
 	case roles == groupcomm.Monitor && k.SenderID != nil:
 		return fail("a Sender ID for a monitor")
 	case roles != groupcomm.Monitor && k.SenderID == nil:
 		return fail("no Sender ID")
 	}
 	s := &State{
-		Group: group, Node: at[3], Roles: roles, SenderID: k.SenderID,
+		Group: want.group, Node: at[3], Roles: roles, SenderID: k.SenderID,
 		Params: k, KDCCred: kd.KDCCred,
 	}
 	if s.Params.HKDF == 0 {
@@ -297,7 +299,7 @@ func readJoin(r *coap.Response, group string, roles groupcomm.Roles, sign groupc
 	if kd.Policies != nil {
 		s.Policies = *kd.Policies
 	}
-	if s.Peers, err = readPeers(kd.Creds, kd.PeerRoles, kd.PeerIdentifiers, sign.Alg); err != nil {
+	if s.Peers, err = readPeers(kd.Creds, kd.PeerRoles, kd.PeerIdentifiers, &k); err != nil {
 		return fail("%v", err)
 	}
 	return s, kd, kdc, nil
@@ -323,8 +325,9 @@ func (s *State) setMaterial(ms, salt []byte, gid groupcomm.Gid, num groupcomm.Ve
 	return nil
 }
 
-// readPeers aligns creds (13), peer_roles (14) and peer_identifiers (15).
-func readPeers(creds [][]byte, roles []groupcomm.Roles, ids []groupcomm.SenderID, signAlg int64) ([]Peer, error) {
+// readPeers aligns creds (13), peer_roles (14) and peer_identifiers (15) of a
+// group with the parameters k.
+func readPeers(creds [][]byte, roles []groupcomm.Roles, ids []groupcomm.SenderID, k *groupcomm.KeyMap) ([]Peer, error) {
 	if len(creds) != len(ids) || roles != nil && len(roles) != len(creds) {
 		return nil, fmt.Errorf("%d creds, %d peer_roles, %d peer_identifiers", len(creds), len(roles), len(ids))
 	}
@@ -334,7 +337,7 @@ func readPeers(creds [][]byte, roles []groupcomm.Roles, ids []groupcomm.SenderID
 		if err != nil {
 			return nil, fmt.Errorf("credential of Sender ID %s: %w", ids[i], err)
 		}
-		if err := key.CheckAlg(signAlg); err != nil {
+		if err := checkPeer(k, key); err != nil {
 			return nil, fmt.Errorf("credential of Sender ID %s: %w", ids[i], err)
 		}
 		p := Peer{SenderID: ids[i], Cred: c, Key: key}

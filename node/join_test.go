@@ -90,7 +90,8 @@ func TestJoinResponseVector(t *testing.T) {
 		r.Options.AddString(coap.LocationPath, s)
 	}
 	nc := unhex(t, p.Inputs.NC)
-	s, _, kdc, err := readJoin(r, "g1", m.cfg.Roles, *m.sign, nc, nil)
+	want := &expected{group: "g1", roles: m.cfg.Roles, params: m.params, nc: nc}
+	s, _, kdc, err := readJoin(r, want)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,14 +101,14 @@ func TestJoinResponseVector(t *testing.T) {
 		t.Errorf("state %+v", s)
 	}
 	nc[0] ^= 1
-	if _, _, _, err := readJoin(r, "g1", m.cfg.Roles, *m.sign, nc, nil); !errors.Is(err, ErrProof) {
+	if _, _, _, err := readJoin(r, want); !errors.Is(err, ErrProof) {
 		t.Errorf("another nonce: %v", err)
 	}
 	// No strict prefix is a Join Response.
 	whole := r.Payload
 	for i := range whole {
 		r.Payload = whole[:i]
-		if _, _, _, err := readJoin(r, "g1", m.cfg.Roles, *m.sign, nc, nil); err == nil {
+		if _, _, _, err := readJoin(r, want); err == nil {
 			t.Fatalf("prefix of %d bytes accepted", i)
 		}
 	}
@@ -142,6 +143,7 @@ func TestJoinAlgorithms(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.key, g.cred, g.cfg.SignAlg = key, cose.EncodeCCS("gm", key.Public()), alg
+		g.cfg.Alg, g.cfg.ECDHAlg = 0, 0 // signature-only
 		m, _ := joinedMember(t, g, nil)
 		if s := state(t, m); s.Params.SignAlg != alg {
 			t.Errorf("sign_alg %d, want %d", s.Params.SignAlg, alg)

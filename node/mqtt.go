@@ -57,6 +57,25 @@ func readMgt(b []byte) (*groupcomm.MgtKeyMaterial, error) {
 	return nil, fmt.Errorf("%w: %s: broker %q", ErrUnsupported, op, printable(g.Broker))
 }
 
+// courier reads the key that countersigns rekeys in a group that uses the
+// pairwise mode only, where the Group Manager's credential cannot sign
+// (protocol.md, Section 5). It came over the node's own association, and its
+// owner has proven possession over the N_C of the join.
+func courier(g *groupcomm.MgtKeyMaterial, nc []byte) (*cose.Key, error) {
+	const op = "mgt_key_material"
+	if n := len(g.KDCNonce); n < minNonce || n > maxNonce {
+		return nil, badAnswer(op, "kdc_nonce of %d bytes", n)
+	}
+	key, err := cose.DecodeCCS(g.KDCCred)
+	if err != nil {
+		return nil, badAnswer(op, "signing credential: %v", err)
+	}
+	if key.Verify(groupcomm.KDCPoPInput(nc, g.KDCNonce), g.KDCCredVerify) != nil {
+		return nil, fmt.Errorf("%w: %s", ErrProof, op)
+	}
+	return key, nil
+}
+
 // receiveMQTT takes one message from the broker, which is trusted with nothing:
 // the message must be encrypted under this membership's key and countersigned
 // by the Group Manager.

@@ -376,7 +376,9 @@ func FuzzJoinResponse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		r := reply(coap.Created, coap.ACEGroupcomm, body)
 		relocate(r, "ace-group", "g1", "nodes", "n")
-		s, _, kdc, err := readJoin(r, "g1", groupcomm.Requester, g.cfg.SignInfo(), nc, g.cred)
+		s, _, kdc, err := readJoin(r, &expected{
+			group: "g1", roles: groupcomm.Requester, params: g.params(t), nc: nc, pinned: g.cred,
+		})
 		if err == nil && (kdc == nil || !s.Installed || s.SenderID == nil) {
 			t.Fatal("accepted an incomplete Join Response")
 		}

@@ -27,8 +27,11 @@ func (m *Member) ReplaceCred(ctx context.Context, key *cose.Key) error {
 	if err != nil {
 		return err
 	}
-	if err := key.CheckAlg(s.Params.SignAlg); err != nil {
-		return fmt.Errorf("%w: the key does not fit the group's signature algorithm: %w", ErrUnsupported, err)
+	m.mu.Lock()
+	group := m.params
+	m.mu.Unlock()
+	if err := group.checkKey(key); err != nil {
+		return fmt.Errorf("%w: the key does not fit the group's algorithm: %w", ErrUnsupported, err)
 	}
 	scope := groupcomm.ScopeEntry{Group: m.cfg.Group, Roles: s.Roles}.Encode()
 	sign := key.Signer()
@@ -41,7 +44,7 @@ func (m *Member) ReplaceCred(ctx context.Context, key *cose.Key) error {
 		ns := m.ns
 		m.mu.Unlock()
 		// Without a challenge the request is how to get one.
-		proof, err := sign(groupcomm.ClientPoPInput(scope, ns, nc))
+		proof, err := group.evidence(key, sign, groupcomm.ClientPoPInput(scope, ns, nc))
 		if err != nil {
 			return fmt.Errorf("node: %s: proof of possession: %w", op, err)
 		}

@@ -41,9 +41,6 @@ const (
 	maxSecret = 64
 )
 
-// credCCS is the COSE header label kccs: the format of credentials spoken here.
-const credCCS = 14
-
 // Config says who joins what. Group and Roles are required.
 type Config struct {
 	Group string
@@ -159,9 +156,9 @@ type Member struct {
 	key    *cose.Key
 	prove  func([]byte) ([]byte, error) // signs with key
 	cred   []byte                       // the credential of key
-	sign   *groupcomm.SignInfoEntry     // what the group announced last
+	params *params                      // what the group announced last; nil: nothing yet
 	ns     []byte                       // N_S: the newest challenge
-	kdc    *cose.Key                    // of state.KDCCred
+	kdc    *cose.Key                    // countersigns rekeys over MQTT
 	pinned []byte                       // credential that every join must show
 	state  *State                       // nil: not joined; never modified once set
 	missed *offer                       // newest material that cannot be installed yet
@@ -208,8 +205,9 @@ func New(cfg Config, t Transport) (*Member, error) {
 	}
 	if tr := cfg.Transfer; tr != nil {
 		m.ns = tr.KDCChallenge
-		if tr.SignInfo != nil {
-			if err := m.learnLocked(tr.SignInfo); err != nil {
+		if tr.SignInfo != nil || tr.ECDHInfo != nil {
+			err := m.learnLocked(tr.SignInfo, tr.ECDHInfo, tr.KDCDHCreds)
+			if err != nil && !errors.Is(err, errNoDHCred) { // which can be asked for
 				return nil, err
 			}
 		}
@@ -267,24 +265,18 @@ func (m *Member) joined() (*State, Transport, error) {
 	return m.state, m.t, nil
 }
 
-// learnLocked takes the signature parameters of the group out of sign_info.
-//
-// RFC 9594, Section 3.3.1: one entry may cover several groups.
-func (m *Member) learnLocked(entries []groupcomm.SignInfoEntry) error {
-	i := slices.IndexFunc(entries, func(e groupcomm.SignInfoEntry) bool { return slices.Contains(e.Groups, m.cfg.Group) })
-	if i < 0 {
-		return fmt.Errorf("%w: the Group Manager announces no signature parameters for %q: the access token does not cover the group, or the group has no group mode", ErrUnsupported, m.cfg.Group)
-	}
-	e := entries[i]
-	if e.CredFmt != credCCS {
-		return fmt.Errorf("%w: credential format %d, only CCS (%d) is known here", ErrUnsupported, e.CredFmt, credCCS)
+// learnLocked takes the parameters of the group out of what was announced.
+func (m *Member) learnLocked(sign, ecdh []groupcomm.SignInfoEntry, dh []groupcomm.KDCDHCred) error {
+	p, err := announced(m.cfg.Group, sign, ecdh, dh)
+	if err != nil {
+		return err
 	}
 	if m.key != nil {
-		if err := m.key.CheckAlg(e.Alg); err != nil {
-			return fmt.Errorf("%w: the node's key does not fit the group's signature algorithm: %w", ErrUnsupported, err)
+		if err := p.checkKey(m.key); err != nil {
+			return fmt.Errorf("%w: the node's key does not fit the group's algorithm: %w", ErrUnsupported, err)
 		}
 	}
-	m.sign = &e
+	m.params = p
 	return nil
 }
 

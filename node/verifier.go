@@ -65,7 +65,7 @@ func (v *Verifier) Fetch(ctx context.Context) (*Verification, error) {
 		if err != nil {
 			return nil, err
 		}
-		num, peers, err := v.creds(ctx, data.Key.SignAlg)
+		num, peers, err := v.creds(ctx, &data.Key)
 		if err != nil {
 			return nil, err
 		}
@@ -154,7 +154,7 @@ func (v *Verifier) kdcCred(ctx context.Context, signAlg int64) ([]byte, error) {
 
 // creds lists the members' credentials and their version, nil when there are
 // none.
-func (v *Verifier) creds(ctx context.Context, signAlg int64) (*groupcomm.Version, []Peer, error) {
+func (v *Verifier) creds(ctx context.Context, k *groupcomm.KeyMap) (*groupcomm.Version, []Peer, error) {
 	const op = "get creds"
 	body, err := v.do(ctx, op, coap.GET, "creds", nil)
 	if err != nil {
@@ -167,7 +167,7 @@ func (v *Verifier) creds(ctx context.Context, signAlg int64) (*groupcomm.Version
 	if len(c.Creds) == 0 {
 		return nil, nil, nil
 	}
-	peers, err := readPeers(c.Creds, c.PeerRoles, c.PeerIdentifiers, signAlg)
+	peers, err := readPeers(c.Creds, c.PeerRoles, c.PeerIdentifiers, k)
 	if err != nil {
 		return nil, nil, badAnswer(op, "%v", err)
 	}

@@ -17,6 +17,9 @@ type Joiner struct {
 	Key  *cose.Key
 	Cred []byte // CCS with the public key
 	NS   []byte
+	// KDC is the Group Manager's Diffie-Hellman key, for a group that uses the
+	// pairwise mode only: proofs are MACs then. nil: they are signatures.
+	KDC *cose.Key
 
 	Path   []string // of its node resource, from the latest Join Response
 	CNonce []byte   // of its latest Join Request
@@ -28,6 +31,20 @@ func NewJoiner(name string, signAlg int64) (*Joiner, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newJoiner(name, key), nil
+}
+
+// NewDHJoiner makes a node of that name with a key for Diffie-Hellman on the
+// curve. Set KDC before it proves possession.
+func NewDHJoiner(name string, crv int64) (*Joiner, error) {
+	key, err := cose.GenerateDHKey(crv)
+	if err != nil {
+		return nil, err
+	}
+	return newJoiner(name, key), nil
+}
+
+func newJoiner(name string, key *cose.Key) *Joiner {
 	return &Joiner{
 		Peer: coap.Peer{
 			Link:    coap.LinkID("test/" + name),
@@ -36,7 +53,7 @@ func NewJoiner(name string, signAlg int64) (*Joiner, error) {
 		},
 		Key:  key,
 		Cred: cose.EncodeCCS(name, key.Public()),
-	}, nil
+	}
 }
 
 // Request makes a request of the node. A body gets Content-Format 261.
@@ -67,8 +84,16 @@ func (j *Joiner) JoinMessage(group string, roles groupcomm.Roles) (*groupcomm.Jo
 
 // Prove sets the proof of possession of msg for its scope and N_C.
 func (j *Joiner) Prove(msg *groupcomm.JoinRequest) error {
-	sig, err := j.Key.Sign(groupcomm.ClientPoPInput(msg.Scope, j.NS, msg.CNonce))
-	msg.ClientCredVerify = sig
+	input := groupcomm.ClientPoPInput(msg.Scope, j.NS, msg.CNonce)
+	if j.KDC == nil {
+		sig, err := j.Key.Sign(input)
+		msg.ClientCredVerify = sig
+		return err
+	}
+	z, err := j.Key.ECDH(j.KDC)
+	if err == nil {
+		msg.ClientCredVerify = groupcomm.PoPMAC(z, input)
+	}
 	return err
 }
 
@@ -102,11 +127,23 @@ func (j *Joiner) Accept(r *coap.Response) (*groupcomm.KeyDistribution, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := kdc.Verify(groupcomm.KDCPoPInput(j.CNonce, d.KDCNonce), d.KDCCredVerify); err != nil {
+	if err := j.checkKDC(kdc, groupcomm.KDCPoPInput(j.CNonce, d.KDCNonce), d.KDCCredVerify); err != nil {
 		return nil, fmt.Errorf("kdc_cred_verify: %w", err)
 	}
 	j.Path = r.Options.Strings(coap.LocationPath)
 	return d, nil
+}
+
+// checkKDC verifies kdc_cred_verify by the key of the Group Manager's credential.
+func (j *Joiner) checkKDC(kdc *cose.Key, input, proof []byte) error {
+	if j.KDC == nil {
+		return kdc.Verify(input, proof)
+	}
+	z, err := j.Key.ECDH(kdc)
+	if err == nil && !groupcomm.CheckPoPMAC(z, input, proof) {
+		err = cose.ErrSignature
+	}
+	return err
 }
 
 // Serve calls a handler as the server core does: an error becomes a response.

@@ -136,6 +136,7 @@ type site struct {
 	config string
 	client string
 	at     map[string]string
+	group  string // more lines about the group, for the configuration
 }
 
 const anyPort = "127.0.0.1:0"
@@ -178,7 +179,7 @@ authorization_server:
 groups:
   - name: sensors
     rekey: {batch_window: 50ms}
-`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"]))
+%[6]s`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"], s.group))
 }
 
 // run starts the gateway and waits until it serves. The ports of its first life
