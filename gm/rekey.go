@@ -79,7 +79,7 @@ func (m *Manager) rekey(ctx context.Context, g *group, why reasons, detail strin
 		if try >= freeRekeys {
 			g.gate.Lock()
 		}
-		mat, err := m.rekeyOnce(ctx, g, why, detail, given)
+		mat, err := m.rekeyOnce(ctx, g, why, detail, given, beyond{})
 		if try >= freeRekeys {
 			g.gate.Unlock()
 		}
@@ -123,6 +123,7 @@ type snapshot struct {
 	gid       groupcomm.Gid
 	place     gidPlace
 	changes   int64
+	jump      uint64 // versions that are left out
 	staleFrom uint64
 	reasons   reasons
 	stale     []groupcomm.SenderID
@@ -131,7 +132,7 @@ type snapshot struct {
 	members   bool      // there are entitled members
 }
 
-func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail string, given uint64) (*material, error) {
+func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail string, given uint64, past beyond) (*material, error) {
 	var s *snapshot
 	var newer *material
 	err := m.st.View(ctx, func(tx *store.Tx) (err error) {
@@ -142,6 +143,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 			newer, err = m.materialAt(tx, g, s.num)
 			return err
 		}
+		m.leap(s, g, past)
 		if s.gid, s.place, err = m.nextGid(tx, g.cfg, s.place); err != nil {
 			return err
 		}
@@ -227,7 +229,7 @@ func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
 // newMaterial makes the material that follows s, and encodes its rekey message:
 // once, so that all members get the same bytes.
 func newMaterial(g *group, s *snapshot) (*material, []byte) {
-	return makeMaterial(g, s.num+1, s.gid, s.stale)
+	return makeMaterial(g, s.num+s.jump+1, s.gid, s.stale)
 }
 
 // firstMaterial makes version 0. Its message says what a rekey message would,
@@ -297,6 +299,9 @@ func (m *Manager) writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material,
 	staleFrom := s.staleFrom
 	if n := uint64(g.cfg.MaxStaleSets); mat.num-staleFrom+1 > n {
 		staleFrom = mat.num - n + 1
+	}
+	if s.jump > 0 {
+		staleFrom = mat.num // what became stale in between is not known
 	}
 	n, err := tx.Exec(`UPDATE gm_groups SET num = ?, gid = ?, gid_epoch = ?, gid_wraps = ?, exp = ?, handed = ?,
 		sid_free = sid_free + ?, stale_from = ?, due_at = 0, due_reasons = 0

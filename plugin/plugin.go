@@ -42,6 +42,8 @@ type Gateway struct {
 	http         net.Listener
 	listeners    map[string]string
 
+	acceptRollback bool
+
 	rooms   atomic.Pointer[rooms] // nil until the rooms are up
 	ready   chan struct{}         // closed when they are
 	links   sync.Map              // connKey → *linkEntry
@@ -73,6 +75,11 @@ func WithMQTT(l net.Listener) Option { return func(g *Gateway) { g.mqtt = l } }
 func WithListeners(addrs map[string]string) Option {
 	return func(g *Gateway) { g.listeners = addrs }
 }
+
+// WithAcceptedRollback has Run start on a database that is older than its
+// high-water mark, and rekey every group before anything is served. Without it
+// that is [store.ErrRolledBack].
+func WithAcceptedRollback() Option { return func(g *Gateway) { g.acceptRollback = true } }
 
 // New returns a gateway for cfg. It does no I/O and starts nothing: Run creates
 // the data folder and reads the keys.

@@ -32,8 +32,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, unlock()) }()
 	st, err := store.Open(ctx, store.Options{
 		Dir: g.cfg.DataDir, DSN: g.cfg.Store, SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
-		Migrations: []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations()},
-		Log:        g.log.With("part", "store"), Registerer: g.registry,
+		AcceptRollback: g.acceptRollback,
+		Migrations:     []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations()},
+		Log:            g.log.With("part", "store"), Registerer: g.registry,
 	})
 	if err != nil {
 		return err
@@ -45,6 +46,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		return err
 	}
 	if err := b.setup(ctx); err != nil {
+		return err
+	}
+	if err := b.recover(ctx, st); err != nil {
 		return err
 	}
 	eg, ctx := errgroup.WithContext(ctx)
@@ -119,6 +123,19 @@ func (b *built) setup(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// recover makes an accepted rollback of the database harmless before anything
+// is served: a crash in between finds the database as old as it was.
+func (b *built) recover(ctx context.Context, st *store.Store) error {
+	lost, yes := st.RolledBack()
+	if !yes {
+		return nil
+	}
+	if err := b.gm.Recover(ctx, lost); err != nil {
+		return err
+	}
+	return st.Recovered(ctx)
 }
 
 // rooms is the view of what was built that requests need.

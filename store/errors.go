@@ -15,6 +15,8 @@ var (
 	ErrUnseal = errors.New("store: sealed value does not open")
 	// ErrNewerSchema: a newer program wrote the database.
 	ErrNewerSchema = errors.New("store: database is newer than this program")
+	// ErrRolledBack: the database is older than its high-water mark.
+	ErrRolledBack = errors.New("store: the database is older than it was")
 	// ErrFull: the disk takes no write: it is full, read-only or failing.
 	// Nothing of the transaction was applied; the store goes on working once the
 	// disk does.

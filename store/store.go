@@ -41,6 +41,9 @@ type Options struct {
 	DSN string
 	// SealKey is the 32-byte master key of Seal. Required.
 	SealKey []byte
+	// AcceptRollback opens a database that is older than its high-water mark:
+	// see [Store.RolledBack].
+	AcceptRollback bool
 	// Migrations bring the rooms' schemas up to date.
 	Migrations []Migrations
 	// Program names the program and its version; it is recorded with every
@@ -74,6 +77,7 @@ type Store struct {
 	readers chan *conn
 
 	follow followers
+	mark   marker
 
 	closing sync.Once
 	closed  chan struct{}
@@ -83,8 +87,8 @@ type Store struct {
 // every room's schema up to date.
 //
 // Errors: [ErrWrongKey] when the database was sealed under another key,
-// [ErrNewerSchema] when a newer program wrote it, [ErrFull] when the disk takes
-// no more.
+// [ErrNewerSchema] when a newer program wrote it, [ErrRolledBack] when it is
+// older than its high-water mark, [ErrFull] when the disk takes no more.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if len(o.SealKey) != KeySize {
 		return nil, fmt.Errorf("store: the sealing key has %d bytes, it needs %d", len(o.SealKey), KeySize)
@@ -138,7 +142,7 @@ func (s *Store) setup(ctx context.Context, o Options) error {
 		return err
 	}
 	s.writer = w
-	own := []Migrations{{Room: ownRoom, Steps: s.db.schema()}}
+	own := []Migrations{{Room: ownRoom, Steps: append(s.db.schema(), markSchema)}}
 	m, err := planMigrations(w, o.Program, append(own, o.Migrations...))
 	if err != nil {
 		return err
@@ -155,7 +159,10 @@ func (s *Store) setup(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	return s.db.created()
+	if err := s.db.created(); err != nil {
+		return err
+	}
+	return s.checkMark(ctx, o)
 }
 
 // Dir is the data directory that the store was opened with.
@@ -179,6 +186,7 @@ func (s *Store) Close() error {
 			errs = append(errs, s.db.checkpoint(s.writer), s.writer.close())
 			s.writer = nil
 		}
+		s.mark.close()
 		errs = append(errs, s.db.close())
 		s.metrics.unregister()
 		err = errors.Join(errs...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -18,6 +19,7 @@ type Tx struct {
 	err    error // the first failure: the transaction is not to be committed
 	hooks  []func()
 	events int
+	wrote  bool
 	bytes  int // size of the values written, about
 	open   []*Rows
 }
@@ -59,6 +61,7 @@ func (tx *Tx) Exec(query string, args ...any) (int64, error) {
 		return 0, tx.fail(err)
 	}
 	n, err := tx.c.exec(query, args...)
+	tx.wrote = tx.wrote || n > 0
 	return n, tx.fail(err)
 }
 
@@ -70,6 +73,9 @@ func (tx *Tx) Query(query string, args ...any) (*Rows, error) {
 	}
 	if err := tx.values(args); err != nil {
 		return nil, tx.fail(err)
+	}
+	if tx.write && !strings.HasPrefix(query, "SELECT") {
+		tx.wrote = true // … RETURNING
 	}
 	st, err := tx.c.prepare(query)
 	if err != nil {

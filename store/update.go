@@ -186,6 +186,7 @@ type batch struct {
 	members []*update
 	bytes   int
 	events  int
+	seq     uint64 // the database's count of changes with this one; 0: it changes nothing yet
 }
 
 // commitBatch runs the updates that next gives and commits them together.
@@ -256,6 +257,9 @@ func (b *batch) run(u *update) (lost bool) {
 		return true
 	}
 	if err == nil && !u.dead {
+		err = b.count(u)
+	}
+	if err == nil && !u.dead {
 		if !first {
 			if _, err := b.w.exec("RELEASE u"); err != nil {
 				b.s.reply(u, err)
@@ -275,6 +279,14 @@ func (b *batch) run(u *update) (lost bool) {
 		return true
 	}
 	return false
+}
+
+// count has the first change in b count.
+func (b *batch) count(u *update) (err error) {
+	if u.tx.wrote && b.seq == 0 {
+		b.seq, err = b.s.mark.count(b.w)
+	}
+	return err
 }
 
 // enter opens the transaction, or a savepoint in it. The first update needs no
@@ -340,6 +352,9 @@ func (b *batch) finish() {
 	m.seconds.Observe(time.Since(began).Seconds())
 	m.commits.Inc()
 	m.batch.Observe(float64(len(b.members)))
+	if b.seq != 0 {
+		b.s.mark.committed(b.seq)
+	}
 	if b.events > 0 {
 		b.s.db.announce()
 	}

@@ -23,6 +23,7 @@ const stopTime = 10 * time.Second
 // runCmd is the gateway itself.
 type runCmd struct {
 	where
+	AcceptRollback bool `help:"Start although the database is older than it was (put back from a backup), and rekey every group."`
 }
 
 // Run runs the gateway until SIGINT or SIGTERM.
@@ -34,7 +35,7 @@ func (c *runCmd) Run(e *env) error {
 	printWarnings(e.stderr, cfg)
 	log := newLogger(e.stderr, cfg.Log)
 	ended := make(chan error, 1)
-	go func() { ended <- runGateway(e.ctx, cfg, log, e.stdout, c.flags()) }()
+	go func() { ended <- runGateway(e.ctx, cfg, log, e.stdout, c.flags(), c.options()...) }()
 	select {
 	case err := <-ended:
 		return err
@@ -53,7 +54,7 @@ func (c *runCmd) Run(e *env) error {
 
 // runGateway serves cfg until ctx ends. Once everything serves it writes a few
 // lines to out: what listens where, and what to type next.
-func runGateway(ctx context.Context, cfg *config.Config, log *slog.Logger, out io.Writer, flags string) error {
+func runGateway(ctx context.Context, cfg *config.Config, log *slog.Logger, out io.Writer, flags string, opts ...plugin.Option) error {
 	if err := cfg.Bootstrap(); err != nil {
 		return err
 	}
@@ -66,7 +67,14 @@ func runGateway(ctx context.Context, cfg *config.Config, log *slog.Logger, out i
 		}
 		_, _ = io.WriteString(out, greeting(cfg, at, flags))
 		sdNotify(log, "READY=1")
-	})
+	}, opts...)
+}
+
+func (c *runCmd) options() []plugin.Option {
+	if c.AcceptRollback {
+		return []plugin.Option{plugin.WithAcceptedRollback()}
+	}
+	return nil
 }
 
 // greeting is what a person sees after the start.

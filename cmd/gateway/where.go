@@ -116,6 +116,9 @@ func hintFor(err error) string {
 		return "restore the seal.key that belongs to this database, or set " + config.SealKeyEnv
 	case errors.Is(err, store.ErrNewerSchema):
 		return "a newer gateway wrote this database: run that version, or restore a backup"
+	case errors.Is(err, store.ErrRolledBack):
+		return "put the newest copy back; or start with --accept-rollback, which rekeys every group; " +
+			"to begin anew on purpose, remove groupgate.mark too"
 	case errors.Is(err, store.ErrFull):
 		return "free space on the disk of the data folder"
 	}

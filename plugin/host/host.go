@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -59,12 +60,12 @@ type Sockets struct {
 }
 
 // Serve binds every listener of cfg, runs a gateway behind them and calls ready
-// once everything serves. It returns when all is over: nil after ctx ended. A
+// once everything serves; more options are the gateway's. It returns when all is over: nil after ctx ended. A
 // port that is taken is an error that names the key to change.
-func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func(*plugin.Gateway, Addrs)) error {
+func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func(*plugin.Gateway, Addrs), more ...plugin.Option) error {
 	var s Sockets
 	defer s.close()
-	var opts []plugin.Option
+	opts := slices.Clone(more)
 	var addrs Addrs
 	var err error
 	if cfg.Listen.CoAP != "" {

@@ -108,3 +108,15 @@ func copyFile(from, to string) error {
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close())
 }
+
+// Load writes a database from the text of SQL statements, as earlier programs
+// left it, for OpenDir.
+func Load(dir, text string) (err error) {
+	db, err := sql.Open("sqlite", filepath.Join(dir, file))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	_, err = db.ExecContext(context.Background(), text)
+	return err
+}
