@@ -72,6 +72,7 @@ type Server struct {
 
 	stored atomic.Int64 // keys in the store
 	issued atomic.Int64 // remembered keys of the embedded AS
+	nodes  atomic.Int64 // enrolled nodes
 
 	// planned is when the purge looks next, in seconds since 1970; wake has it
 	// look again now.
@@ -110,13 +111,17 @@ func New(cfg Config, d Deps) *Server {
 // expired while the gateway was down, so that nothing starts from them.
 func (s *Server) Setup(ctx context.Context) error {
 	err := s.store.View(ctx, func(tx *store.Tx) error {
-		var keys, issued int64
+		var keys, issued, nodes int64
 		if err := tx.QueryRow(`SELECT COUNT(*) FROM ace_keys`).Scan(&keys); err != nil {
 			return err
 		}
 		if err := tx.QueryRow(`SELECT COUNT(*) FROM ace_issued`).Scan(&issued); err != nil {
 			return err
 		}
+		if err := tx.QueryRow(`SELECT COUNT(*) FROM ace_nodes`).Scan(&nodes); err != nil {
+			return err
+		}
+		s.nodes.Store(nodes)
 		s.stored.Store(keys)
 		s.issued.Store(issued)
 		return nil
@@ -125,6 +130,10 @@ func (s *Server) Setup(ctx context.Context) error {
 		return fmt.Errorf("ace: count tokens: %w", err)
 	}
 	s.metrics.stored.Set(float64(s.stored.Load()))
+	s.metrics.nodes.Set(float64(s.nodes.Load()))
+	if err := s.warnShadowed(ctx); err != nil {
+		return fmt.Errorf("ace: read nodes: %w", err)
+	}
 	if _, err := s.purge(ctx); err != nil {
 		return fmt.Errorf("ace: end expired tokens: %w", err)
 	}

@@ -31,8 +31,11 @@ func (s *Server) Token() coap.Handler {
 }
 
 func (s *Server) serveToken(ctx context.Context, req *coap.Request) (*coap.Response, string, error) {
-	client, ok := s.client(req.Peer)
-	if !ok {
+	client, err := s.client(ctx, req.Peer)
+	if err != nil {
+		return nil, "error", err
+	}
+	if client == nil {
 		return nil, invalidClient.String(), oauthFailure(invalidClient, "peer may not ask for tokens")
 	}
 	format, given := req.Options.ContentFormat()
@@ -43,7 +46,7 @@ func (s *Server) serveToken(ctx context.Context, req *coap.Request) (*coap.Respo
 		return nil, "error", coap.Errorf(coap.NotAcceptable, "answers have Content-Format 19")
 	}
 	r, err := decodeTokenRequest(req.Payload)
-	if err == nil && r.clientID != nil && *r.clientID != string(client.Identity) {
+	if err == nil && r.clientID != nil && *r.clientID != client.identity {
 		err = oauthFailure(invalidClient, "client_id is another")
 	}
 	var issued *Issued
@@ -57,7 +60,7 @@ func (s *Server) serveToken(ctx context.Context, req *coap.Request) (*coap.Respo
 		}
 		return nil, "error", err
 	}
-	s.log.InfoContext(ctx, "token issued", "client", string(client.Identity), "audience", issued.Audience,
+	s.log.InfoContext(ctx, "token issued", "client", client.identity, "audience", issued.Audience,
 		"kid", hex.EncodeToString(issued.KID), "renewal", issued.Renewal)
 
 	body := map[int64]any{
@@ -76,13 +79,29 @@ func (s *Server) serveToken(ctx context.Context, req *coap.Request) (*coap.Respo
 	return resp, "issued", nil
 }
 
-// client is the configured peer behind a request, if it may ask for tokens.
-func (s *Server) client(peer coap.Peer) (*PSKPeer, bool) {
+// client is who asks for tokens.
+type client struct {
+	identity string
+	node     *nodeRow // nil: configured
+}
+
+// client is the peer behind a request, configured or enrolled, nil when it may
+// not ask for tokens.
+func (s *Server) client(ctx context.Context, peer coap.Peer) (*client, error) {
 	if peer.Subject.Kind != coap.SubjectPSK || peer.Via == coap.Plain {
-		return nil, false
+		return nil, nil
 	}
-	p := s.identities[peer.Subject.ID]
-	return p, p != nil && p.MayToken
+	if p := s.identities[peer.Subject.ID]; p != nil {
+		if !p.MayToken {
+			return nil, nil
+		}
+		return &client{identity: peer.Subject.ID}, nil
+	}
+	n, err := s.enrolledNode(ctx, nodeOf(peer.Subject))
+	if err != nil || n == nil || n.disabled != 0 || n.subject() != peer.Subject || s.identities[n.identity] != nil {
+		return nil, err
+	}
+	return &client{identity: n.identity, node: n}, nil
 }
 
 // oauthRefusal is an error of RFC 9200, Section 5.8.3.
@@ -187,8 +206,8 @@ func decodeRenewal(b []byte) ([]byte, error) {
 
 // issueByPolicy gives the client what policies and request have in common;
 // changed says that this is not what it asked for.
-func (s *Server) issueByPolicy(ctx context.Context, client *PSKPeer, r *tokenRequest) (issued *Issued, changed bool, err error) {
-	audience, permitted, lifetime, err := s.permitted(string(client.Identity), r.audience)
+func (s *Server) issueByPolicy(ctx context.Context, client *client, r *tokenRequest) (issued *Issued, changed bool, err error) {
+	audience, permitted, lifetime, err := s.permitted(client, r.audience)
 	if err != nil {
 		return nil, false, err
 	}
@@ -196,7 +215,9 @@ func (s *Server) issueByPolicy(ctx context.Context, client *PSKPeer, r *tokenReq
 	if len(scope) == 0 {
 		return nil, false, oauthFailure(invalidScope, "nothing of the scope is permitted")
 	}
-	req := IssueRequest{Client: client.Identity, Audience: audience, Scope: scope, Lifetime: lifetime, CNonce: r.cnonce, KID: r.renew}
+	req := IssueRequest{
+		Client: []byte(client.identity), Audience: audience, Scope: scope, Lifetime: lifetime, CNonce: r.cnonce, KID: r.renew, node: client.node,
+	}
 	issued, err = s.Issue(ctx, req)
 	if errors.Is(err, errUnknownKey) {
 		err = oauthFailure(unsupportedPoPKey, "key is not one of the client's")
@@ -211,10 +232,16 @@ func (s *Server) issueByPolicy(ctx context.Context, client *PSKPeer, r *tokenReq
 // permitted joins the policies of a client for an audience: their scopes
 // together, for the shortest of their lifetimes. Without audience in the
 // request it is the one that the client has policies for.
-func (s *Server) permitted(client, audience string) (_ string, scope groupcomm.Scope, lifetime time.Duration, err error) {
+func (s *Server) permitted(c *client, audience string) (_ string, scope groupcomm.Scope, lifetime time.Duration, err error) {
+	if n := c.node; n != nil {
+		if audience != "" && audience != n.audience {
+			return "", nil, 0, oauthFailure(unauthorizedClient, "node is enrolled for another audience")
+		}
+		return n.audience, n.scope, n.lifetime, nil
+	}
 	if audience == "" {
 		for _, p := range s.cfg.AS.Policies {
-			if p.Client != client {
+			if p.Client != c.identity {
 				continue
 			}
 			if audience != "" && audience != p.Audience {
@@ -224,7 +251,7 @@ func (s *Server) permitted(client, audience string) (_ string, scope groupcomm.S
 		}
 	}
 	for _, p := range s.cfg.AS.Policies {
-		if p.Client != client || p.Audience != audience {
+		if p.Client != c.identity || p.Audience != audience {
 			continue
 		}
 		for _, e := range p.Scope {

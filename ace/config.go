@@ -36,6 +36,7 @@ type Config struct {
 type Limits struct {
 	MaxTokens   int           // stored tokens
 	MaxIssued   int           // keys that the embedded AS remembers
+	MaxNodes    int           // enrolled nodes
 	UnusedAfter time.Duration // after which a token that nobody proved is dropped
 	PostRate    float64       // POST /authz-info per second, all peers
 	PeerRate    float64       // POST /authz-info per second, one address
@@ -97,6 +98,9 @@ func (c Config) withDefaults() Config {
 	}
 	if l.MaxIssued <= 0 {
 		l.MaxIssued = defaultMaxIssued
+	}
+	if l.MaxNodes <= 0 {
+		l.MaxNodes = defaultMaxNodes
 	}
 	if l.UnusedAfter <= 0 {
 		l.UnusedAfter = defaultUnusedAfter

@@ -38,6 +38,8 @@ type IssueRequest struct {
 	// With Key it is the name of that key, which need not be known.
 	KID []byte
 	Key cose.Secret
+
+	node *nodeRow // the enrolled node that it is for, as the policy was read
 }
 
 // Issued is a token with the key that it is bound to.
@@ -100,7 +102,7 @@ func (s *Server) Issue(ctx context.Context, r IssueRequest) (*Issued, error) {
 	if len(out.Token) > cwt.MaxToken {
 		return nil, fmt.Errorf("ace: issue: token is longer than %d bytes", cwt.MaxToken)
 	}
-	return out, s.rememberIssued(ctx, r.Client, out)
+	return out, s.rememberIssued(ctx, r, out)
 }
 
 // issuer finds the entry that protects tokens for an audience.
@@ -160,7 +162,7 @@ func (s *Server) chooseKey(ctx context.Context, r IssueRequest, out *Issued) err
 	var client, sealed []byte
 	var audience string
 	err := s.store.View(ctx, func(tx *store.Tx) error {
-		return tx.QueryRow(`SELECT client, audience, sealed FROM ace_issued WHERE kid = ?`, r.KID).Scan(&client, &audience, &sealed)
+		return tx.QueryRow(`SELECT client, audience, sealed FROM ace_issued WHERE kid = ? AND blocked = 0`, r.KID).Scan(&client, &audience, &sealed)
 	})
 	if errors.Is(err, store.ErrNotFound) {
 		return errUnknownKey
@@ -180,16 +182,22 @@ func (s *Server) chooseKey(ctx context.Context, r IssueRequest, out *Issued) err
 }
 
 // rememberIssued keeps the key for renewals; the token leaves after that.
-func (s *Server) rememberIssued(ctx context.Context, client []byte, i *Issued) error {
+func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, i *Issued) error {
 	if s.store == nil {
 		return nil
 	}
+	client := r.Client
 	if client == nil {
 		client = []byte{}
 	}
 	sealed := s.store.Seal(issuedContext(i.KID), i.Key.Bytes())
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
-		n, err := tx.Exec(`UPDATE ace_issued SET expires = ? WHERE kid = ? AND client = ? AND audience = ?`,
+		if r.node != nil {
+			if err := stillEnrolled(tx, r.node); err != nil {
+				return err
+			}
+		}
+		n, err := tx.Exec(`UPDATE ace_issued SET expires = ? WHERE kid = ? AND client = ? AND audience = ? AND blocked = 0`,
 			i.Expires.Unix(), i.KID, client, i.Audience)
 		if err != nil || n > 0 {
 			return err

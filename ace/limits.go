@@ -26,6 +26,7 @@ const (
 	defaultUnusedAfter = 24 * time.Hour // for a token that no handshake ever proved
 	defaultMaxTokens   = 250_000        // stored tokens
 	defaultMaxIssued   = 1_000_000      // remembered keys of the embedded AS
+	defaultMaxNodes    = 1_000_000      // enrolled nodes
 	defaultPostRate    = 200            // POST /authz-info per second, all peers
 	defaultPeerRate    = 5              // POST /authz-info per second, one address
 	maxRatedPeers      = 4096           // addresses whose rate is remembered

@@ -8,6 +8,7 @@ type metrics struct {
 	issues  *prometheus.CounterVec // result
 	ended   *prometheus.CounterVec // reason
 	stored  prometheus.Gauge
+	nodes   prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -30,7 +31,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		stored: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "groupgate_ace_stored_keys", Help: "Keys of proof that are stored with their tokens.",
 		}),
+		nodes: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "groupgate_ace_enrolled_nodes", Help: "Nodes that are enrolled as clients of the embedded Authorization Server.",
+		}),
 	}
-	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.stored)
+	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.stored, m.nodes)
 	return m
 }

@@ -29,6 +29,11 @@ func (s *Server) check(tx *store.Tx, v *verified, now time.Time) (*keyRow, error
 	if !errors.Is(err, store.ErrNotFound) {
 		return nil, err
 	}
+	if blocked, err := s.blocked(tx, v); err != nil {
+		return nil, err
+	} else if blocked {
+		return nil, refuse(coap.Unauthorized, "token is revoked", nil)
+	}
 	return k, s.checkSequence(tx, v, now)
 }
 

@@ -66,7 +66,8 @@ func KIDIdentity(kid []byte) []byte {
 }
 
 // PSK returns the key for a handshake. The identity is read as, in this order,
-// the name of a stored token's key, a configured identity, and an access token,
+// the name of a stored token's key, a configured identity, that of an enrolled
+// node, and an access token,
 // which is verified here but stored only by [Server.Conveyed]: a handshake that
 // fails changes nothing. Errors wrap [ErrIdentity] unless the store failed.
 func (s *Server) PSK(ctx context.Context, identity []byte) (key []byte, err error) {
@@ -85,6 +86,10 @@ func (s *Server) PSK(ctx context.Context, identity []byte) (key []byte, err erro
 	if p := s.identities[string(identity)]; p != nil {
 		kind = "configured"
 		return p.Key.Bytes(), nil
+	}
+	if key, found, err := s.nodePSK(ctx, string(identity)); found || err != nil {
+		kind = "enrolled"
+		return key, err
 	}
 	return s.conveyedPSK(ctx, identity)
 }
@@ -147,15 +152,23 @@ func (s *Server) conveyedPSK(ctx context.Context, token []byte) ([]byte, error) 
 // key to be proved comes in force. conveyed means that the identity was a
 // token: [Server.Conveyed] then stores it and says the subject.
 func (s *Server) Subject(identity []byte) (subject coap.Subject, conveyed bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), subjectTimeout)
+	defer cancel()
 	kid, ok := kidIdentity(identity)
 	if !ok {
 		if s.identities[string(identity)] != nil {
 			return coap.Subject{Kind: coap.SubjectPSK, ID: string(identity)}, false
 		}
+		n, err := s.enrolledNode(ctx, string(identity))
+		if err != nil {
+			s.log.Warn("node of a finished handshake is not readable", "err", err)
+			return coap.Subject{}, false
+		}
+		if n != nil {
+			return n.subject(), false
+		}
 		return coap.Subject{}, true
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), subjectTimeout)
-	defer cancel()
 	var k *keyRow
 	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
 		k, err = keyByKID(tx, kid)

@@ -68,5 +68,25 @@ CREATE TABLE ace_issued (
 	expires  INTEGER NOT NULL
 );
 CREATE INDEX ace_issued_expires ON ace_issued (expires);
-`}}
+`, schemaNodes}}
 }
+
+// ace_nodes: clients that were enrolled, with their keys, sealed, and what
+// their tokens may allow. disabled and enrolled are times; keyed and version are
+// never used twice for one identity. ace_issued.blocked: 1 when tokens for that
+// key are refused, because its client lost them.
+const schemaNodes = `
+CREATE TABLE ace_nodes (
+	identity TEXT NOT NULL PRIMARY KEY,
+	sealed   BLOB NOT NULL,
+	keyed    INTEGER NOT NULL,
+	audience TEXT NOT NULL,
+	scope    BLOB NOT NULL,
+	lifetime INTEGER NOT NULL,
+	disabled INTEGER NOT NULL,
+	enrolled INTEGER NOT NULL,
+	version  INTEGER NOT NULL
+);
+ALTER TABLE ace_issued ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX ace_issued_client ON ace_issued (client);
+`

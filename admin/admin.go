@@ -10,6 +10,9 @@
 //	POST /v1/groups/NAME/rekey  {"reason"}
 //	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
 //	POST /v1/tokens             issues an access token
+//	GET  /v1/nodes              enrolled nodes, a page
+//	POST /v1/nodes              enrolls nodes, text/csv
+//	POST /v1/nodes/WHAT         WHAT: enable, disable, remove; {"identities"}
 //
 // Everything under /v1 needs the bearer token that lies in the data folder.
 // Errors are problem details (RFC 9457) with a hint where there is one. Start
@@ -103,6 +106,7 @@ type Deps struct {
 	Groups    Groups
 	Members   Members
 	Tokens    Tokens
+	Nodes     Nodes
 	Readiness Readiness           // nil: always ready
 	Gatherer  prometheus.Gatherer // nil: no /metrics
 	Log       *slog.Logger        // nil: discard
@@ -150,9 +154,14 @@ func New(cfg Config, d Deps) *Server {
 		"POST /v1/groups/{name}/rekey": s.rekey,
 		"POST /v1/groups/{name}/evict": s.evict,
 		"POST /v1/tokens":              s.issueToken,
+		"GET /v1/nodes":                s.listNodes,
+		"POST /v1/nodes/enable":        s.changeNodes(Nodes.EnableNodes),
+		"POST /v1/nodes/disable":       s.changeNodes(Nodes.DisableNodes),
+		"POST /v1/nodes/remove":        s.changeNodes(Nodes.RemoveNodes),
 	} {
 		mux.Handle(pattern, s.authorized(h))
 	}
+	mux.Handle("POST /v1/nodes", s.authorizedUpTo(maxNodesBody, s.enrollNodes))
 	mux.Handle("/", s.authorized(func(*http.Request) (any, error) {
 		return nil, &Problem{Status: http.StatusNotFound, Detail: "no such resource, or not with this method"}
 	}))

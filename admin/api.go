@@ -19,7 +19,10 @@ type apiFunc func(r *http.Request) (any, error)
 
 // authorized asks for the bearer token (RFC 6750, Section 2.1) and turns what f
 // returns into the response.
-func (s *Server) authorized(f apiFunc) http.Handler {
+func (s *Server) authorized(f apiFunc) http.Handler { return s.authorizedUpTo(maxBody, f) }
+
+// authorizedUpTo is authorized for bodies of up to limit bytes.
+func (s *Server) authorizedUpTo(limit int64, f apiFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		if !strings.EqualFold(scheme, "Bearer") || !s.tokenMatches(token) {
@@ -28,7 +31,7 @@ func (s *Server) authorized(f apiFunc) http.Handler {
 				Hint: "it lies in admin.token in the gateway's data folder"})
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		v, err := f(r)
 		if err != nil {
 			p := problemOf(err)

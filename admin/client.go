@@ -82,21 +82,25 @@ const maxAnswer = 256 << 20
 // call does one request. The error is a [*Problem] when the gateway refused,
 // and wraps ErrNotRunning when there is none.
 func call[T any](ctx context.Context, c *Client, method, path string, body any) (*T, error) {
-	var payload io.Reader
-	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return nil, fmt.Errorf("admin: %w", err)
-		}
-		payload = bytes.NewReader(b)
+	if body == nil {
+		return send[T](ctx, c, method, path, "", nil)
 	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	return send[T](ctx, c, method, path, "application/json", bytes.NewReader(b))
+}
+
+// send is call with a body of any type.
+func send[T any](ctx context.Context, c *Client, method, path, contentType string, payload io.Reader) (*T, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, payload)
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
 	req.Header.Set("Authorization", "Bearer "+c.token)
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+	if payload != nil {
+		req.Header.Set("Content-Type", contentType)
 	}
 	resp, err := c.http.Do(req)
 	if errors.Is(err, syscall.ECONNREFUSED) {

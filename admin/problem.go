@@ -8,13 +8,15 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 )
 
-// Problem is an error of the API: problem details (RFC 9457) with one member
-// of our own, the hint.
+// Problem is an error of the API: problem details (RFC 9457) with members of
+// our own.
 type Problem struct {
 	Status int    `json:"status"`
 	Title  string `json:"title"`
 	Detail string `json:"detail,omitempty"`
 	Hint   string `json:"hint,omitempty"` // what to do about it
+
+	Faults []LineFault `json:"faults,omitempty"` // mistakes in a file, by line
 }
 
 func (p *Problem) Error() string {

@@ -116,7 +116,7 @@ type SubjectKind uint8
 const (
 	SubjectNone    SubjectKind = iota
 	SubjectPoP                 // possession of the key that an access token confirms; ID identifies the key
-	SubjectPSK                 // a configured pre-shared key; ID is its identity
+	SubjectPSK                 // a pre-shared key of a configured or enrolled peer; ID names it
 	SubjectKeyHash             // a raw public key or certificate; ID is the SHA-256 of it
 	SubjectOSCORE              // OSCORE input material of RFC 9203; ID identifies it
 )

@@ -27,6 +27,7 @@ var (
 	_ admin.Members   = (*operator)(nil)
 	_ admin.Tokens    = (*operator)(nil)
 	_ admin.Readiness = (*operator)(nil)
+	_ admin.Nodes     = (*operator)(nil)
 )
 
 // MemberStatus joins the members of a group with their deliveries.

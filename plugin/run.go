@@ -163,7 +163,7 @@ func (b *built) admin(ctx context.Context) error {
 		return nil
 	}
 	srv := admin.New(admin.Config{Token: string(g.cfg.AdminToken.Bytes()), Version: Version(), Listeners: g.listeners}, admin.Deps{
-		Groups: b.gm, Members: b.op, Tokens: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
+		Groups: b.gm, Members: b.op, Tokens: b.op, Nodes: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
 	})
 	return srv.Run(ctx, l)
 }

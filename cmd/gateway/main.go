@@ -22,7 +22,7 @@ type cli struct {
 	Check   checkCmd   `cmd:"" help:"Check a configuration file and the key files that it names."`
 	Group   groupCmd   `cmd:"" help:"Look at groups of the running gateway, and change them."`
 	Token   tokenCmd   `cmd:"" help:"Issue access tokens by hand."`
-	Node    nodeCmd    `cmd:"" help:"Play a constrained node."`
+	Node    nodeCmd    `cmd:"" help:"Play a constrained node; enroll nodes, list, disable, enable and remove them."`
 	Bench   benchCmd   `cmd:"" help:"Measure, beside peers in the same run."`
 	Demo    demoCmd    `cmd:"" help:"Tell the whole story in one process: four nodes, a rekey, a leave, a wake-up."`
 	Version versionCmd `cmd:"" help:"Print the version."`

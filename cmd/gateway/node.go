@@ -12,13 +12,19 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
 )
 
-// nodeCmd simulates nodes.
+// nodeCmd simulates nodes, and enrolls real ones.
 type nodeCmd struct {
-	Join nodeJoinCmd `cmd:"" help:"Join a group as a node would, then follow its rekeys."`
+	Join    nodeJoinCmd    `cmd:"" help:"Join a group as a node would, then follow its rekeys."`
+	Enroll  nodeEnrollCmd  `cmd:"" help:"Enroll nodes from a file: each gets a credential and a policy, while the gateway runs."`
+	List    nodeListCmd    `cmd:"" help:"List the enrolled nodes."`
+	Disable nodeDisableCmd `cmd:"" help:"Shut nodes out at once: no handshake, no token, no membership."`
+	Enable  nodeEnableCmd  `cmd:"" help:"Let disabled nodes in again; they join anew."`
+	Remove  nodeRemoveCmd  `cmd:"" help:"Forget nodes; what they have ends as with disable."`
 }
 
 // Times of the simulated node.
@@ -39,6 +45,8 @@ type nodeJoinCmd struct {
 	CoAPSPort int    `name:"coaps-port" placeholder:"PORT" help:"Port of CoAP over DTLS. Default: the configuration's, else 5684."`
 	where
 	Client   string `type:"path" placeholder:"FILE" help:"Client credential (JSON). Default: node-client.json in the data folder."`
+	Identity string `help:"Identity of an enrolled or configured node, with --key-file, in place of --client."`
+	KeyFile  string `type:"path" placeholder:"FILE" help:"Key of --identity: hexadecimal, or a file that node enroll wrote."`
 	Audience string `help:"Audience of the access token. Default: the credential's."`
 
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
@@ -205,15 +213,7 @@ func (c *nodeJoinCmd) locate() (nodeAddrs, node.Client, error) {
 	if err != nil {
 		return nodeAddrs{}, node.Client{}, err
 	}
-	file := c.Client
-	if file == "" {
-		file = cfg.Path(node.ClientFile)
-	}
-	client, err := node.LoadClient(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nodeAddrs{}, node.Client{}, withHint(err, "a first `gateway run` without a configuration creates this credential in its data folder: "+
-			"start the gateway, name its data folder by --data-dir, or another credential by --client")
-	}
+	client, err := c.credential(cfg)
 	if err != nil {
 		return nodeAddrs{}, node.Client{}, err
 	}
@@ -238,6 +238,23 @@ func (c *nodeJoinCmd) locate() (nodeAddrs, node.Client, error) {
 		coapsPort = strconv.Itoa(c.CoAPSPort)
 	}
 	return nodeAddrs{coap: net.JoinHostPort(host, coapPort), coaps: net.JoinHostPort(host, coapsPort)}, client, nil
+}
+
+// credential is what the flags name.
+func (c *nodeJoinCmd) credential(cfg *config.Config) (node.Client, error) {
+	if c.Identity != "" || c.KeyFile != "" {
+		return enrolledCredential(c.Identity, c.KeyFile)
+	}
+	file := c.Client
+	if file == "" {
+		file = cfg.Path(node.ClientFile)
+	}
+	client, err := node.LoadClient(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return client, withHint(err, "a first `gateway run` without a configuration creates this credential in its data folder: "+
+			"start the gateway, name its data folder by --data-dir, or another credential by --client or by --identity and --key-file")
+	}
+	return client, err
 }
 
 // takeAddr takes host and port out of a listen address. An address that means

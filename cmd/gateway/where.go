@@ -136,6 +136,11 @@ func printError(w io.Writer, err error) {
 		_, _ = fmt.Fprintf(w, "%s\ngateway: %d %s in the configuration\n", fe, n, things)
 		return
 	}
+	if p, ok := errors.AsType[*admin.Problem](err); ok {
+		for _, f := range p.Faults {
+			_, _ = fmt.Fprintf(w, "line %d: %s\n", f.Line, f.Detail)
+		}
+	}
 	_, _ = fmt.Fprintf(w, "gateway: %s\n", err)
 	if hint := hintFor(err); hint != "" {
 		_, _ = fmt.Fprintf(w, "hint: %s\n", hint)
