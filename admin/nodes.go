@@ -247,7 +247,8 @@ func (s *Server) changeNodes(change func(Nodes, context.Context, []string) (int,
 	}
 }
 
-// EnrollNodes has nodes enrolled; mistakes are the Faults of the [*Problem].
+// EnrollNodes has nodes enrolled; mistakes are the Faults of the [*Problem], at
+// the Lines of the nodes.
 func (c *Client) EnrollNodes(ctx context.Context, nodes []NodeSpec, o EnrollOptions) (*EnrollResult, error) {
 	var body strings.Builder
 	if err := WriteNodes(&body, nodes); err != nil {
@@ -257,7 +258,20 @@ func (c *Client) EnrollNodes(ctx context.Context, nodes []NodeSpec, o EnrollOpti
 	if o.Audience != "" {
 		q.Set("audience", o.Audience)
 	}
-	return send[EnrollResult](ctx, c, http.MethodPost, "/v1/nodes?"+q.Encode(), "text/csv", strings.NewReader(body.String()))
+	result, err := send[EnrollResult](ctx, c, http.MethodPost, "/v1/nodes?"+q.Encode(), "text/csv", strings.NewReader(body.String()))
+	if p, ok := errors.AsType[*Problem](err); ok {
+		lines, at := map[int]int{}, 2 // line of what was sent → of what was read
+		for _, n := range nodes {
+			lines[at] = n.Line
+			at += 1 + strings.Count(n.Identity, "\n")
+		}
+		for i, f := range p.Faults {
+			if line, ok := lines[f.Line]; ok {
+				p.Faults[i].Line = line
+			}
+		}
+	}
+	return result, err
 }
 
 // Nodes returns all enrolled nodes.
