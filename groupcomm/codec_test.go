@@ -93,7 +93,7 @@ var (
 
 // codecs lists every decoder of the package with samples of what it reads.
 func codecs() []codec {
-	return []codec{
+	return append(append(legacyCodecs(Draft03), legacyCodecs(Hackathon109)...), []codec{
 		{"ScopeEntry", []any{ScopeEntry{"g1", Requester | Responder}, ScopeEntry{"", 0}}, recode(DecodeScopeEntry)},
 		{"Scope", []any{EncodeScope(nil), EncodeScope(Scope{{"g1", Monitor}, {"g2", Verifier}})}, recodeWith(DecodeScope, EncodeScope)},
 		{"TokenScope", []any{EncodeTokenScope(Scope{{"g1", 6}}, false)}, recodeWith(DecodeTokenScope, func(s Scope) []byte { return EncodeTokenScope(s, false) })},
@@ -146,6 +146,7 @@ func codecs() []codec {
 			&TokenTransfer{AccessToken: []byte{}},
 			&TokenTransfer{AccessToken: []byte{1}, WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true, Nonce1: []byte{2}, ID1: []byte{}},
 			&TokenTransfer{AccessToken: []byte{1}, WantECDHInfo: true, RISELabels: true},
+			&TokenTransfer{AccessToken: []byte{1}, WantLegacySignInfo: true, WantLegacyPubKeyEnc: true},
 		}, recode(DecodeTokenTransfer)},
 		{"TokenTransferResponse", []any{
 			&TokenTransferResponse{},
@@ -166,11 +167,16 @@ func codecs() []codec {
 		{"StaleIDs", []any{EncodeStaleIDs(nil), EncodeStaleIDs([]SenderID{{}, {1}})}, recodeWith(DecodeStaleIDs, EncodeStaleIDs)},
 		{"Num", []any{EncodeNum(0), EncodeNum(math.MaxUint64)}, recodeWith(DecodeNum, EncodeNum)},
 		{"Active", []any{EncodeActive(true), EncodeActive(false)}, recodeWith(DecodeActive, EncodeActive)},
+		{"TextScope", []any{
+			EncodeTextScope(ScopeEntry{"g1", Requester}), EncodeTextScope(ScopeEntry{"", Requester | Responder | Monitor}),
+		}, recodeWith(DecodeTextScope, EncodeTextScope)},
+		{"TextTokenScope", []any{EncodeTextTokenScope(ScopeEntry{"g1", Requester | Monitor})}, recodeWith(DecodeTextTokenScope, EncodeTextTokenScope)},
+		{"LegacyKeyRenewal", []any{&LegacyKeyRenewal{SenderID{}}, &LegacyKeyRenewal{SenderID{1}}}, recode(DecodeLegacyKeyRenewal)},
 		{"Event", []any{
 			Event{},
 			Event{Group: "g", Node: "n", Version: 3, Subject: coap.Subject{Kind: coap.SubjectPoP, ID: "\x00\xff"}, Reason: "leave", Expires: 1},
 		}, recode(DecodeEvent)},
-	}
+	}...)
 }
 
 func recodePolicies(b []byte) ([]byte, error) {

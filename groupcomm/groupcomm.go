@@ -78,6 +78,12 @@ type GroupConfig struct {
 	GidReuse        bool     // Gids are used again when the epochs are used up
 	List            bool     // shown in /.well-known/core and the Resource Directory
 	AppGroups       []string // application groups that use the group: app-gp of its link
+
+	// Interface says in which dialects the group is served.
+	Interface Interface `json:",omitempty"`
+	// RekeyOnRenewal: a member that asks for a new Sender ID in a legacy dialect
+	// is refused with 4.06, and the whole group is rekeyed.
+	RekeyOnRenewal bool `json:",omitempty"`
 }
 
 // SignInfoEntry is one entry of 'sign_info': [id, sign_alg, sign_params_alg,

@@ -74,3 +74,21 @@ func (TokenTransfer) LogValue() slog.Value { return slog.StringValue(cose.Redact
 
 // MarshalText keeps the token out of JSON and YAML.
 func (TokenTransfer) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
+
+// Format prints [redacted] under every verb.
+func (LegacyKey) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the keys out of logs.
+func (LegacyKey) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the keys out of JSON and YAML.
+func (LegacyKey) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }
+
+// Format prints [redacted] under every verb.
+func (LegacyKeyDistribution) Format(f fmt.State, _ rune) { cose.Redact(f) }
+
+// LogValue keeps the keys out of logs.
+func (LegacyKeyDistribution) LogValue() slog.Value { return slog.StringValue(cose.Redacted) }
+
+// MarshalText keeps the keys out of JSON and YAML.
+func (LegacyKeyDistribution) MarshalText() ([]byte, error) { return []byte(cose.Redacted), nil }

@@ -16,6 +16,9 @@ type TokenTransfer struct {
 	// RISELabels says that ecdh_info and kdc_dh_creds have the labels 92 and 93,
 	// as some clients have them; the answer has them too then.
 	RISELabels bool
+	// What a client of a legacy dialect asks for, and is answered by LegacyInfo.
+	WantLegacySignInfo  bool // 203: null
+	WantLegacyPubKeyEnc bool // 204: null
 }
 
 // Encode gives the map.
@@ -30,6 +33,12 @@ func (t *TokenTransfer) Encode() []byte {
 	}
 	if t.WantKDCDH {
 		m[dh] = nil
+	}
+	if t.WantLegacySignInfo {
+		m[legacySignInfo] = nil
+	}
+	if t.WantLegacyPubKeyEnc {
+		m[legacyPubKeyEnc] = nil
 	}
 	putBytes(m, paramNonce1, t.Nonce1)
 	putBytes(m, paramClientRecvID, t.ID1)
@@ -55,6 +64,9 @@ func DecodeTokenTransfer(b []byte) (*TokenTransfer, error) {
 		WantKDCDH:    f.wanted(paramKDCDHCreds),
 		Nonce1:       f.bytes(paramNonce1),
 		ID1:          f.bytes(paramClientRecvID),
+		// Private labels: with another value they are unknown parameters.
+		WantLegacySignInfo:  f.m.IsNull(legacySignInfo),
+		WantLegacyPubKeyEnc: f.m.IsNull(legacyPubKeyEnc),
 	}
 	if !t.WantECDHInfo && !t.WantKDCDH {
 		// Registered for nothing: with another value they are unknown parameters,
