@@ -112,4 +112,8 @@ const (
 	CWT            Format = 61  // application/cwt
 	ProblemDetails Format = 257 // application/concise-problem-details+cbor
 	ACEGroupcomm   Format = 261 // application/ace-groupcomm+cbor
+
+	// Of experimental use, for the two ACE formats before they were registered.
+	LegacyACE          Format = 65000
+	LegacyACEGroupcomm Format = 65501
 )

@@ -50,10 +50,16 @@ type target struct {
 	res   resource
 	group string
 	node  string
+
+	legacy bool     // under /group-oscore
+	rest   []string // legacy: what follows the group's name; it depends on the dialect
 }
 
-// parsePath reads the path of a request under /ace-group.
+// parsePath reads the path of a request under /ace-group or /group-oscore.
 func parsePath(path []string) (target, bool) {
+	if len(path) >= 2 && path[0] == legacyRoot {
+		return target{group: path[1], legacy: true, rest: path[2:]}, true
+	}
 	if len(path) == 0 || path[0] != "ace-group" {
 		return target{}, false
 	}
@@ -101,11 +107,16 @@ type call struct {
 	mat    *material // of row.num
 
 	guessed bool // row and mat are what is probably there
+
+	dialect groupcomm.Interface // Draft03 or Hackathon109 under /group-oscore, else Current
 }
 
-// ServeCoAP answers requests under /ace-group.
+// ServeCoAP answers requests under /ace-group and /group-oscore.
 func (m *Manager) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 	c, err := m.gate(ctx, req)
+	if c != nil && c.target.legacy {
+		return m.serveLegacy(ctx, c, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -149,67 +160,96 @@ func (m *Manager) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respo
 	return nil, fmt.Errorf("gm: internal error: the gate let %v through to resource %d", req.Code, c.target.res)
 }
 
-// gate decides whether a request may reach its handler.
+// gate decides whether a request may reach its handler. What it knows of the
+// request it returns with an error as well.
 func (m *Manager) gate(ctx context.Context, req *coap.Request) (*call, error) {
 	t, ok := parsePath(req.Path())
 	if !ok {
 		return nil, errNotFound
 	}
-	grant, err := m.auth.Grant(ctx, req.Peer)
-	if err != nil {
-		return nil, err
+	c := &call{req: req, target: t}
+	return c, m.pass(ctx, c)
+}
+
+func (m *Manager) pass(ctx context.Context, c *call) (err error) {
+	req := c.req
+	if c.grant, err = m.auth.Grant(ctx, req.Peer); err != nil {
+		return err
 	}
-	c := &call{req: req, grant: grant, target: t}
-	if t.res == resRoot {
+	if c.target.res == resRoot {
 		row, ok := permitted[resRoot][req.Code]
 		if !ok {
-			return nil, errMethod
+			return errMethod
 		}
-		return c, row.who[typeOther].err()
+		return row.who[typeOther].err()
 	}
-	if c.roles = grant.Scope.RolesFor(t.group); c.roles == 0 {
-		return nil, errForbidden
+	if c.roles = c.grant.Scope.RolesFor(c.target.group); c.roles == 0 {
+		return errForbidden
 	}
-	if c.g, ok = m.group(t.group); !ok {
-		return nil, errNotFound
+	ok := false
+	if c.g, ok = m.group(c.target.group); !ok {
+		return errNotFound
 	}
+	table := c.table()
+	t := c.target
 	if t.res == resNone {
-		return nil, errNotFound
+		return errNotFound
 	}
-	row, ok := permitted[t.res][req.Code]
+	row, ok := table[t.res][req.Code]
 	if !ok {
-		return nil, errMethod
+		return errMethod
 	}
 	if t.res == resGroup && req.Code == coap.POST && c.roles&joinRoles != 0 && c.g.guess(c) {
-		return c, nil // every type of client may
+		return nil // every type of client may
 	}
 	if err := m.st.View(ctx, func(tx *store.Tx) error { return m.see(tx, c) }); err != nil {
-		return nil, err
+		return err
 	}
 	// RFC 9594, Section 4.8: a node sub-resource is for its own node only,
 	// whatever the roles.
 	if mb := c.row.member; mb != nil && t.node != "" && mb.node != t.node {
-		return nil, errForbidden
+		return errForbidden
 	}
 	v := row.who[clientTypeOf(c.row.member, c.roles)]
 	if v == wrongRole && !c.row.active() {
 		// draft-ietf-ace-key-groupcomm-oscore-21, Sections 9.2 and 9.4: that the
 		// group is inactive is said before anything about roles.
-		return nil, groupcomm.ErrInactive
+		return groupcomm.ErrInactive
 	}
 	if err := v.err(); err != nil {
-		return nil, err
+		return err
 	}
 	if t.res == resGroup && req.Code == coap.POST && c.roles&joinRoles == 0 {
-		return nil, errForbidden
+		return errForbidden
 	}
 	// RFC 9594, Section 4.1.2: the rights are those of the token of now. A
 	// member whose new token takes a role away can join anew or leave.
 	if mb := c.row.member; mb != nil && mb.roles&^c.roles != 0 &&
-		req.Code != coap.DELETE && (t.res != resGroup || req.Code != coap.POST) {
-		return nil, errForbidden
+		!c.leaving() && (t.res != resGroup || req.Code != coap.POST) {
+		return errForbidden
 	}
-	return c, nil
+	return nil
+}
+
+// table is the table of permitted methods for the interface that was called. It
+// leaves resNone in the target when the group does not have that.
+func (c *call) table() map[resource]map[coap.Code]methodRow {
+	if c.target.legacy {
+		return c.legacyTable()
+	}
+	if !c.g.cfg.Interface.SpeaksCurrent() {
+		c.target.res = resNone
+	}
+	return permitted
+}
+
+// leaving says whether the request, which the table permits, is to leave.
+func (c *call) leaving() bool {
+	leave := coap.DELETE
+	if c.dialect == groupcomm.Draft03 {
+		leave = coap.POST
+	}
+	return c.target.res == resNode && c.req.Code == leave
 }
 
 // see reads the group's row, the membership of the subject and the material.

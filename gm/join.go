@@ -24,6 +24,7 @@ type joinCall struct {
 	ns    []byte               // N_S that the proof covered; nil when there was no proof
 
 	verified []byte // credential that the proof was verified for: verify once
+	proven   []byte // stored credential that a legacy Joining Request refers to by leaving it out
 	arrived  uint64 // version when the request came
 
 	newName  string                // name that a newcomer will have
@@ -122,7 +123,7 @@ func (m *Manager) admit(ctx context.Context, j *joinCall) (*coap.Response, error
 		p, err := m.tryJoin(ctx, j)
 		switch {
 		case err == nil:
-			return m.joinResponse(ctx, j, p)
+			return m.respond(ctx, j, p)
 		case errors.Is(err, errMoved):
 			if err := m.lookAgain(ctx, j); err != nil {
 				return nil, err
@@ -189,6 +190,10 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 		return nil
 	}
 	cred, proof := j.msg.ClientCred, j.msg.ClientCredVerify
+	if j.proven != nil {
+		j.cred, j.ns = j.proven, nil
+		return nil
+	}
 	if mb == nil && (cred == nil || proof == nil) {
 		return m.info(j.g, nil, errors.New("credential or proof missing"))
 	}
@@ -217,7 +222,8 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 		j.cred = cred
 		return nil
 	}
-	ns, err := provenBy(j.g, cred, j.grant.Challenges, j.msg.Scope, j.msg.CNonce, proof)
+	input := func(ns []byte) []byte { return groupcomm.LegacyPoPInput(j.dialect, j.msg.Scope, ns, j.msg.CNonce) }
+	ns, err := provenBy(j.g, cred, j.grant.Challenges, input, proof)
 	if err != nil {
 		return err
 	}
@@ -228,8 +234,8 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 // provenBy judges a credential and the proof that its owner holds the key: error
 // 2 when it does not suit the group, error 3 when the proof covers none of the
 // challenges (draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.2 and 9.4). It
-// returns the N_S that the proof covers.
-func provenBy(g *group, cred []byte, challenges [][]byte, scope, cnonce, proof []byte) (ns []byte, err error) {
+// returns the N_S that the proof covers. input is what is proven with an N_S.
+func provenBy(g *group, cred []byte, challenges [][]byte, input func(ns []byte) []byte, proof []byte) (ns []byte, err error) {
 	key, err := parseCred(g.cfg, cred)
 	if err != nil {
 		return nil, unsuitable(g.cfg, err)
@@ -244,7 +250,7 @@ func provenBy(g *group, cred []byte, challenges [][]byte, scope, cnonce, proof [
 		if i == maxPoPTries || len(proof) == 0 {
 			break
 		}
-		if verify(groupcomm.ClientPoPInput(scope, ns, cnonce), proof) {
+		if verify(input(ns), proof) {
 			return ns, nil
 		}
 	}
@@ -428,17 +434,35 @@ func (m *Manager) joinResponse(ctx context.Context, j *joinCall, p sidPlace) (*c
 		scheme := groupcomm.SchemeMQTT
 		d.RekeyingScheme, d.MgtKeyMaterial = &scheme, mgt
 	}
-	code, outcome := coap.Created, "joined"
+	code := coap.Created
 	if j.row.member != nil {
-		code, outcome = coap.Changed, "rejoined"
+		code = coap.Changed
 	}
 	r := keyed(code, d.Encode())
 	for _, s := range []string{"ace-group", j.g.cfg.Name, "nodes", j.node} {
 		r.Options.AddString(coap.LocationPath, s)
 	}
+	return r, nil
+}
+
+// respond answers a Join Request that was granted, in the dialect in which it
+// came.
+func (m *Manager) respond(ctx context.Context, j *joinCall, p sidPlace) (*coap.Response, error) {
+	answer := m.joinResponse
+	if j.dialect != groupcomm.Current {
+		answer = m.legacyJoinResponse
+	}
+	r, err := answer(ctx, j, p)
+	if err != nil {
+		return nil, err
+	}
+	outcome := "joined"
+	if j.row.member != nil {
+		outcome = "rejoined"
+	}
 	m.met.joins.WithLabelValues(outcome).Inc()
 	m.log.InfoContext(ctx, "node joined", "group", j.g.cfg.Name, "node", j.node, "roles", j.entry.Roles.String(),
-		"version", j.mat.num, "again", j.row.member != nil)
+		"version", j.mat.num, "again", j.row.member != nil, "dialect", j.dialect.String())
 	return r, nil
 }
 

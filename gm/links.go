@@ -15,6 +15,18 @@ import (
 // groupPath is the path of a group-membership resource.
 func groupPath(name string) string { return "/ace-group/" + url.PathEscape(name) }
 
+// legacyPath is that of the legacy dialects.
+func legacyPath(name string) string { return "/" + legacyRoot + "/" + url.PathEscape(name) }
+
+// pathOf is where a group that exists is joined: under /ace-group, if it is served
+// there.
+func (m *Manager) pathOf(name string) string {
+	if g, ok := m.group(name); ok && !g.cfg.Interface.SpeaksCurrent() {
+		return legacyPath(name)
+	}
+	return groupPath(name)
+}
+
 // Links describes the groups that may be listed, for /.well-known/core
 // (RFC 6690; draft-tiloca-core-oscore-discovery for the attributes). The
 // algorithms are hints: what a Join Response says counts.
@@ -22,13 +34,21 @@ func (m *Manager) Links(context.Context) []coap.WebLink {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	var links []coap.WebLink
+	current := false
 	for name, g := range m.groups {
-		if g.cfg.List {
-			links = append(links, coap.WebLink{Target: groupPath(name), Attrs: linkAttrs(g.cfg)})
+		if !g.cfg.List {
+			continue
+		}
+		if g.cfg.Interface.SpeaksCurrent() {
+			current = true
+			links = append(links, coap.WebLink{Target: groupPath(name), Attrs: linkAttrs(g.cfg, coap.ACEGroupcomm)})
+		}
+		if g.cfg.Interface.Legacy() != groupcomm.Current {
+			links = append(links, coap.WebLink{Target: legacyPath(name), Attrs: linkAttrs(g.cfg, coap.CBOR)})
 		}
 	}
 	slices.SortFunc(links, func(a, b coap.WebLink) int { return cmp.Compare(a.Target, b.Target) })
-	if links != nil {
+	if current {
 		root := coap.WebLink{Target: "/ace-group", Attrs: []coap.LinkAttr{
 			{Name: "ct", Value: strconv.Itoa(int(coap.ACEGroupcomm))}, {Name: "if", Value: "ace.groups"},
 		}}
@@ -37,14 +57,19 @@ func (m *Manager) Links(context.Context) []coap.WebLink {
 	return links
 }
 
-// linkAttrs names the attributes in one place: they have been renamed before.
-func linkAttrs(c *groupcomm.GroupConfig) []coap.LinkAttr {
+// linkAttrs names the attributes in one place: they have been renamed before. The
+// link to a legacy resource, with another format, has no interface description:
+// that was registered for the current one.
+func linkAttrs(c *groupcomm.GroupConfig, f coap.Format) []coap.LinkAttr {
 	attrs := []coap.LinkAttr{
-		{Name: "ct", Value: strconv.Itoa(int(coap.ACEGroupcomm))},
+		{Name: "ct", Value: strconv.Itoa(int(f))},
 		{Name: "rt", Value: "core.osc.gm"},
 		{Name: "if", Value: "ace.group"},
 		{Name: "obs", Flag: true},
 		{Name: "sec-gp", Value: c.Name},
+	}
+	if f != coap.ACEGroupcomm {
+		attrs = slices.Delete(attrs, 2, 3)
 	}
 	for _, name := range c.AppGroups {
 		attrs = append(attrs, coap.LinkAttr{Name: "app-gp", Value: name})

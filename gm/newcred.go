@@ -53,7 +53,8 @@ func (m *Manager) newCred(ctx context.Context, c *call) (*coap.Response, error) 
 	for range maxJoinTries {
 		// The scope is that of the latest Join Request.
 		scope := c.row.member.scope
-		ns, err := provenBy(c.g, msg.ClientCred, c.grant.Challenges, scope, msg.CNonce, msg.ClientCredVerify)
+		input := func(ns []byte) []byte { return groupcomm.ClientPoPInput(scope, ns, msg.CNonce) }
+		ns, err := provenBy(c.g, msg.ClientCred, c.grant.Challenges, input, msg.ClientCredVerify)
 		if err != nil {
 			return nil, err
 		}

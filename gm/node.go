@@ -67,18 +67,27 @@ func (m *Manager) renew(ctx context.Context, c *call) (*coap.Response, error) {
 		}
 		return keyed(coap.Changed, c.mat.message.Bytes()), nil
 	}
+	p, err := m.renewSenderID(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return keyed(coap.Changed, (&groupcomm.KeyRenewal{SenderID: p.id()}).Encode()), nil
+}
+
+// renewSenderID gives the member another Sender ID.
+func (m *Manager) renewSenderID(ctx context.Context, c *call) (sidPlace, error) {
 	for range maxJoinTries {
 		p, err := m.newSenderID(ctx, c)
 		switch {
 		case err == nil:
 			m.met.renewals.Inc()
 			m.log.InfoContext(ctx, "sender id renewed", "group", c.g.cfg.Name, "node", c.row.member.node)
-			return keyed(coap.Changed, (&groupcomm.KeyRenewal{SenderID: p.id()}).Encode()), nil
+			return p, nil
 		case !errors.Is(err, errMoved):
-			return nil, fmt.Errorf("gm: renew in %q: %w", c.g.cfg.Name, err)
+			return noSID, fmt.Errorf("gm: renew in %q: %w", c.g.cfg.Name, err)
 		}
 	}
-	return nil, unavailable("the group changes too fast")
+	return noSID, unavailable("the group changes too fast")
 }
 
 // dueSoon says whether the rekey that is due is also the answer to a key

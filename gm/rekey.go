@@ -25,6 +25,7 @@ const (
 	byOperator
 	bySenderIDs // all Sender IDs are used up, a rekey frees some
 	byRevocation
+	byRenewal // a member asked for a new Sender ID where that rekeys the group
 )
 
 // forward are the reasons for which somebody who is no member holds the current
@@ -37,6 +38,7 @@ var reasonNames = []struct {
 }{
 	{byLeave, "leave"}, {byEviction, "eviction"}, {byExpiry, "token expiry"}, {byJoin, "join"},
 	{byLifetime, "key lifetime"}, {byOperator, "operator"}, {bySenderIDs, "sender ids"}, {byRevocation, "token revocation"},
+	{byRenewal, "key renewal"},
 }
 
 func (r reasons) String() string {

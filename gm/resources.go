@@ -35,7 +35,7 @@ func (m *Manager) fetchGroups(ctx context.Context, c *call) (*coap.Response, err
 			}
 			out.Gids = append(out.Gids, gid)
 			out.Names = append(out.Names, name)
-			out.URIs = append(out.URIs, groupPath(name))
+			out.URIs = append(out.URIs, m.pathOf(name))
 		}
 		return nil
 	})

@@ -2,6 +2,9 @@ package groupcomm
 
 import (
 	"errors"
+	"fmt"
+
+	"github.com/seed4911071e/groupgate/coap"
 )
 
 // Interface says in which dialects a group's interface is spoken.
@@ -63,3 +66,10 @@ func (i Interface) ValidLegacyJoin(r Roles) error {
 }
 
 var errNotLegacy = errors.New("groupcomm: no legacy dialect")
+
+// LegacyFormats are the Content-Formats under /group-oscore, the default first.
+var LegacyFormats = []coap.Format{coap.CBOR, coap.LegacyACEGroupcomm}
+
+// LegacyTopic is what observers of /group-oscore/NAME observe that accept the
+// given Content-Format: the rekeys of a group in its legacy dialect.
+func LegacyTopic(group string, f coap.Format) string { return fmt.Sprintf("gm03/%s/%d", group, f) }
