@@ -71,7 +71,7 @@ func (s *Server) serveToken(ctx context.Context, req *coap.Request) (*coap.Respo
 		paramProfile:     profileDTLS,
 	}
 	if changed {
-		body[paramScope] = cose.Item(groupcomm.EncodeTokenScope(issued.Scope, false))
+		body[paramScope] = cose.Item(tokenScope(issued.Scope, issued.TextScope))
 	}
 	resp := &coap.Response{Code: coap.Created, Payload: cose.MustMarshal(body)}
 	resp.Options.SetContentFormat(coap.ACE)
@@ -129,6 +129,7 @@ type tokenRequest struct {
 	audience string          // "": not given
 	scope    groupcomm.Scope // nil: not given
 	rawScope []byte          // as given
+	text     bool            // as draft-03 has it
 	renew    []byte          // kid of the key to use again; nil: a new one
 	cnonce   []byte
 	clientID *string
@@ -167,6 +168,9 @@ func decodeTokenRequest(b []byte) (*tokenRequest, error) {
 	}
 	if m.Has(paramScope) {
 		scope, err := groupcomm.DecodeTokenScope(m[paramScope])
+		if e, textErr := groupcomm.DecodeTextTokenScope(m[paramScope]); textErr == nil {
+			scope, err, r.text = groupcomm.Scope{e}, nil, true
+		}
 		if err != nil || len(scope) > maxScopeEntries {
 			return nil, oauthFailure(invalidScope, "scope is not understood")
 		}
@@ -215,8 +219,14 @@ func (s *Server) issueByPolicy(ctx context.Context, client *client, r *tokenRequ
 	if len(scope) == 0 {
 		return nil, false, oauthFailure(invalidScope, "nothing of the scope is permitted")
 	}
+	if r.text {
+		if _, err := s.textScope(ctx, r.rawScope); err != nil {
+			return nil, false, oauthFailure(invalidScope, "roles in text are for groups that speak draft-03")
+		}
+	}
 	req := IssueRequest{
-		Client: []byte(client.identity), Audience: audience, Scope: scope, Lifetime: lifetime, CNonce: r.cnonce, KID: r.renew, node: client.node,
+		Client: []byte(client.identity), Audience: audience, Scope: scope, TextScope: r.text, Lifetime: lifetime, CNonce: r.cnonce, KID: r.renew,
+		node: client.node,
 	}
 	issued, err = s.Issue(ctx, req)
 	if errors.Is(err, errUnknownKey) {
@@ -226,6 +236,9 @@ func (s *Server) issueByPolicy(ctx context.Context, client *client, r *tokenRequ
 	// was asked for.
 	changed = !bytes.Equal(r.rawScope, groupcomm.EncodeTokenScope(scope, false)) &&
 		!bytes.Equal(r.rawScope, groupcomm.EncodeTokenScope(scope, true))
+	if r.text {
+		changed = r.scope[0] != scope[0]
+	}
 	return issued, changed, err
 }
 

@@ -33,7 +33,7 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	if !s.posts.allow(req.Peer.Addr, time.Now()) {
 		return nil, tooMany("too many token posts")
 	}
-	if accept, ok := req.Options.Uint(coap.Accept); ok && accept != uint32(coap.ACE) {
+	if accept, ok := req.Options.Uint(coap.Accept); ok && accept != uint32(coap.ACE) && accept != uint32(coap.LegacyACE) {
 		return nil, coap.Errorf(coap.NotAcceptable, "answers have Content-Format 19")
 	}
 	transfer, err := readTransfer(req)
@@ -43,7 +43,11 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	if transfer.RISELabels && !s.cfg.RISELabels {
 		transfer.WantECDHInfo, transfer.WantKDCDH, transfer.RISELabels = false, false, false
 	}
-	v, err := s.verify(transfer.AccessToken, time.Now())
+	v, err := s.verify(ctx, transfer.AccessToken, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	legacy, err := s.legacyTransfer(ctx, req, transfer, v)
 	if err != nil {
 		return nil, err
 	}
@@ -57,12 +61,17 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	}
 	s.log.DebugContext(ctx, "token accepted", "kid", logKID(subject), "issuer", v.entry.Issuer, "inside", h.peer == subject)
 
-	answer, err := s.transferResponse(ctx, transfer, v, h.challenge)
-	if err != nil {
-		return nil, err
+	resp := &coap.Response{Code: coap.Created}
+	if legacy != nil {
+		resp.Payload = legacyTransferResponse(legacy, transfer, h.challenge).Encode()
+	} else {
+		answer, err := s.transferResponse(ctx, transfer, v, h.challenge)
+		if err != nil {
+			return nil, err
+		}
+		resp.Payload = answer.Encode()
 	}
-	resp := &coap.Response{Code: coap.Created, Payload: answer.Encode()}
-	resp.Options.SetContentFormat(coap.ACE)
+	resp.Options.SetContentFormat(transferFormat(req))
 	// The challenge is for this exchange; nothing of it is to be kept.
 	resp.Options.SetUint(coap.MaxAge, 0)
 	return resp, nil
@@ -75,8 +84,8 @@ func tooMany(text string) error {
 	return coap.Respond(r, errors.New(text))
 }
 
-// readTransfer reads the payload: a map in Content-Format 19 or a bare token in
-// 61. Without Content-Format a map is a map: no token is one.
+// readTransfer reads the payload: a map in Content-Format 19, with groups of a
+// legacy dialect 65000, or a bare token in 61. Without Content-Format a map is a map: no token is one.
 func readTransfer(req *coap.Request) (*groupcomm.TokenTransfer, error) {
 	const rest = 512 // of the map, besides the token
 	if len(req.Payload) > cwt.MaxToken+rest {
@@ -90,7 +99,7 @@ func readTransfer(req *coap.Request) (*groupcomm.TokenTransfer, error) {
 	switch {
 	case given && format == coap.CWT, !given && !isMap:
 		return &groupcomm.TokenTransfer{AccessToken: req.Payload}, nil
-	case given && format != coap.ACE:
+	case given && format != coap.ACE && format != coap.LegacyACE:
 		return nil, coap.Errorf(coap.UnsupportedContentFormat, "tokens come in Content-Format 19 or 61")
 	}
 	transfer, err := groupcomm.DecodeTokenTransfer(req.Payload)

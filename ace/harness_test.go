@@ -61,7 +61,9 @@ func testGroups() groupTable {
 	signOnly, pairwise := full, full
 	signOnly.Alg, signOnly.ECDHAlg, signOnly.ECDHCrv = 0, 0, 0
 	pairwise.SignAlg, pairwise.GpEncAlg = 0, 0
-	t := groupTable{"g1": full, "g2": full, "signed": signOnly, "pairs": pairwise}
+	old, older, two := full, full, full
+	old.Interface, older.Interface, two.Interface = groupcomm.Hackathon109, groupcomm.Draft03, groupcomm.Both
+	t := groupTable{"g1": full, "g2": full, "signed": signOnly, "pairs": pairwise, "2019": older, "2020": old, "two": two}
 	for name, c := range t {
 		c.Name = name
 		t[name] = c

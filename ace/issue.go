@@ -31,8 +31,10 @@ type IssueRequest struct {
 	Client   []byte // for whom; renewals are for the same client. May be empty
 	Audience string // "": that of the only entry that can issue
 	Scope    groupcomm.Scope
-	Lifetime time.Duration // at least a second
-	CNonce   []byte        // nil: left out
+	// TextScope has the scope, of one group, written as draft-03 has it.
+	TextScope bool
+	Lifetime  time.Duration // at least a second
+	CNonce    []byte        // nil: left out
 
 	// KID names an issued key that the token is bound to again; nil: a new key.
 	// With Key it is the name of that key, which need not be known.
@@ -52,6 +54,16 @@ type Issued struct {
 	Lifetime time.Duration
 	Expires  time.Time
 	Renewal  bool // the key was issued before
+
+	TextScope bool // the scope in the token is written as draft-03 has it
+}
+
+// tokenScope is a scope as the claim and the parameter have it.
+func tokenScope(s groupcomm.Scope, text bool) []byte {
+	if text {
+		return groupcomm.EncodeTextTokenScope(s[0])
+	}
+	return groupcomm.EncodeTokenScope(s, false)
 }
 
 // confirmed is the COSE_Key that the client is given.
@@ -74,12 +86,15 @@ func (s *Server) Issue(ctx context.Context, r IssueRequest) (*Issued, error) {
 			return nil, fmt.Errorf("ace: issue: group %q has no usable roles", e.Group)
 		}
 	}
+	if r.TextScope && len(r.Scope) != 1 {
+		return nil, errors.New("ace: issue: a scope in text is for one group")
+	}
 	if r.Lifetime < time.Second {
 		return nil, errors.New("ace: issue: lifetime is less than a second")
 	}
 	now := time.Now()
 	out := &Issued{
-		Audience: entry.Audience, Scope: r.Scope, Lifetime: r.Lifetime.Truncate(time.Second),
+		Audience: entry.Audience, Scope: r.Scope, TextScope: r.TextScope, Lifetime: r.Lifetime.Truncate(time.Second),
 		Expires: time.Unix(now.Unix(), 0).Add(r.Lifetime.Truncate(time.Second)),
 	}
 	if err := s.chooseKey(ctx, r, out); err != nil {
@@ -92,7 +107,7 @@ func (s *Server) Issue(ctx context.Context, r IssueRequest) (*Issued, error) {
 		IssuedAt: now.Unix(),
 		ID:       random(issuedIDSize),
 		Cnf:      &cwt.Confirmation{Key: out.confirmed()},
-		Scope:    groupcomm.EncodeTokenScope(r.Scope, false),
+		Scope:    tokenScope(r.Scope, r.TextScope),
 		CNonce:   r.CNonce,
 	}
 	out.Token, err = cwt.Seal(cwt.Protection{Alg: entry.Alg, Key: entry.Key.Bytes()}, claims.Encode())

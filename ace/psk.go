@@ -123,7 +123,7 @@ func (s *Server) unsealKey(k *keyRow) ([]byte, error) {
 
 func (s *Server) conveyedPSK(ctx context.Context, token []byte) ([]byte, error) {
 	now := time.Now()
-	v, err := s.verify(token, now)
+	v, err := s.verify(ctx, token, now)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
@@ -213,7 +213,7 @@ func (s *Server) proved(ctx context.Context, subject coap.Subject) error {
 // handshake: N_S is its value with an empty context that is present (RFC 5705,
 // Section 4).
 func (s *Server) Conveyed(ctx context.Context, token []byte, exporter func(label string, context []byte, n int) ([]byte, error)) (coap.Subject, error) {
-	v, err := s.verify(token, time.Now())
+	v, err := s.verify(ctx, token, time.Now())
 	if err != nil {
 		return coap.Subject{}, err
 	}

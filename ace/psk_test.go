@@ -138,7 +138,7 @@ func TestPublicKeyIsNoPSK(t *testing.T) {
 	if _, err := b.Conveyed(t.Context(), token, exporterOf(t, 1)); err == nil {
 		t.Error("conveyed")
 	}
-	v, err := b.verify(token, time.Now())
+	v, err := b.verify(t.Context(), token, time.Now())
 	if err != nil || v.subject.Kind != coap.SubjectKeyHash || len(v.subject.ID) != 32 {
 		t.Fatalf("subject: %v", err)
 	}

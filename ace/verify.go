@@ -2,6 +2,7 @@ package ace
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -26,6 +27,7 @@ type verified struct {
 	core  []byte
 	hash  []byte
 	scope []byte // the usable entries, encoded
+	text  bool   // the claim was one of draft-03
 
 	expires int64 // 0: never; for exi tokens the checks of check.go set it
 	issued  int64 // 0: not said
@@ -51,7 +53,7 @@ type verified struct {
 //	aud                          4.03
 //	scope understood             4.00
 //	cnf usable                   4.00
-func (s *Server) verify(raw []byte, now time.Time) (*verified, error) {
+func (s *Server) verify(ctx context.Context, raw []byte, now time.Time) (*verified, error) {
 	if len(raw) > cwt.MaxToken {
 		return nil, coap.Errorf(coap.RequestEntityTooLarge, "token is longer than %d bytes", cwt.MaxToken)
 	}
@@ -92,7 +94,7 @@ func (s *Server) verify(raw []byte, now time.Time) (*verified, error) {
 		core: core[:], hash: cwt.Hash(token.Bytes()),
 		expires: claims.Expires, issued: claims.IssuedAt,
 	}
-	if v.scope, err = usableScope(claims.Scope); err != nil {
+	if v.scope, v.text, err = s.scopeOf(ctx, claims.Scope); err != nil {
 		return nil, refuse(coap.BadRequest, "scope is not understood", err)
 	}
 	if claims.Profile != 0 && claims.Profile != profileDTLS {

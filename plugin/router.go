@@ -13,6 +13,7 @@ const (
 	pathAuthzInfo = "authz-info"
 	pathToken     = "token"
 	pathGroups    = "ace-group"
+	pathLegacy    = "group-oscore" // groups in the dialects of 2019 and 2020
 	pathWellKnown = ".well-known"
 	pathCore      = "core"
 )
@@ -28,10 +29,15 @@ func ours(path []string) bool {
 		return false
 	}
 	switch path[0] {
-	case pathAuthzInfo, pathToken, pathGroups:
+	case pathAuthzInfo, pathToken:
 		return true
 	}
-	return false
+	return groupPath(path)
+}
+
+// groupPath reports whether the path is one of the Group Manager's.
+func groupPath(path []string) bool {
+	return len(path) > 0 && (path[0] == pathGroups || path[0] == pathLegacy)
 }
 
 // discovery reports whether the path is /.well-known/core.
@@ -94,13 +100,13 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 	case req.Peer.Via == coap.Plain:
 		// Everything else needs a protected path: keys never leave in clear.
 		// The room that would serve it adds AS Request Creation Hints.
-		if len(path) > 0 && path[0] == pathGroups {
+		if groupPath(path) {
 			return r.groups.ServeCoAP(ctx, req)
 		}
 		return nil, coap.Errorf(coap.Unauthorized, "this needs CoAP over DTLS")
 	case len(path) == 1 && path[0] == pathToken:
 		return r.token.ServeCoAP(ctx, req)
-	case len(path) > 0 && path[0] == pathGroups:
+	case groupPath(path):
 		return r.groups.ServeCoAP(ctx, req)
 	}
 	return nil, coap.Errorf(coap.NotFound, "no such resource")
