@@ -132,11 +132,21 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 		// that were not there before.
 		b.publisher.wakeGroup(group)
 	}
+	// Asked for before the version is noted, so that a failure is tried again.
+	formats, legacyVersion, legacyBody, err := b.legacyRekey(ctx, group)
+	if err != nil {
+		return fmt.Errorf("bridge: legacy rekey message of %q: %w", group, err)
+	}
 	if body == nil || !b.noteGroup(group, version, e.At) {
 		return nil
 	}
 	b.log.InfoContext(ctx, "delivering rekey", "group", group, "version", version)
-	b.hub.Publish(groupTopic(group), b.notification(ctx, group, version, body))
+	topic := groupTopic(group)
+	b.hub.Publish(topic, b.notification(ctx, topic, group, version, coap.ACEGroupcomm, body))
+	for _, f := range formats {
+		topic := groupcomm.LegacyTopic(group, f)
+		b.hub.Publish(topic, b.notification(ctx, topic, group, legacyVersion, f, legacyBody))
+	}
 	return nil
 }
 

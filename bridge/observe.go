@@ -24,17 +24,53 @@ func etag(version uint64) []byte {
 	return b
 }
 
+// legacySource is the optional part of a [Source]: groups that are observed in a
+// dialect of 2019 or 2020 too, see groupcomm.Interface.
+type legacySource interface {
+	// LegacyFormats are the Content-Formats in which they are; none: they are not.
+	LegacyFormats(group string) []coap.Format
+	// LegacyRekey is RekeyMessage in the dialect.
+	LegacyRekey(ctx context.Context, group string) (version uint64, body []byte, err error)
+}
+
+// topics are all under which the rekeys of a group are observed: a notification
+// has one body, so each dialect and format has a topic.
+func (b *Bridge) topics(group string) []string {
+	out := []string{groupTopic(group)}
+	if l, ok := b.source.(legacySource); ok {
+		for _, f := range l.LegacyFormats(group) {
+			out = append(out, groupcomm.LegacyTopic(group, f))
+		}
+	}
+	return out
+}
+
+// legacyRekey gives the rekey for those who observe a legacy dialect, and in which
+// formats; none when the group has no such dialect.
+func (b *Bridge) legacyRekey(ctx context.Context, group string) (formats []coap.Format, version uint64, body []byte, err error) {
+	l, ok := b.source.(legacySource)
+	if !ok {
+		return nil, 0, nil, nil
+	}
+	if formats = l.LegacyFormats(group); len(formats) == 0 {
+		return nil, 0, nil, nil
+	}
+	if version, body, err = l.LegacyRekey(ctx, group); err != nil || body == nil {
+		return nil, 0, nil, err
+	}
+	return formats, version, body, nil
+}
+
 // notification is the rekey as observers of the group resource get it: the
 // reduced rekey map (RFC 9594, Section 6.1; protocol.md, Section 4), confirmable,
 // so that the acknowledgement shows who has it.
-func (b *Bridge) notification(ctx context.Context, group string, version uint64, body []byte) coap.Notification {
+func (b *Bridge) notification(ctx context.Context, topic, group string, version uint64, f coap.Format, body []byte) coap.Notification {
 	resp := &coap.Response{Code: coap.Content, Payload: body}
 	resp.Options.Set(coap.ETag, etag(version))
-	resp.Options.SetContentFormat(coap.ACEGroupcomm)
+	resp.Options.SetContentFormat(f)
 	// protocol.md, Section 3: what carries keys is stale at once.
 	resp.Options.SetUint(coap.MaxAge, 0)
 
-	topic := groupTopic(group)
 	b.observers.begin(topic)
 	return coap.Notification{
 		Version: version,
@@ -106,8 +142,11 @@ func (b *Bridge) ended(group, node string, last *coap.Response) {
 	// Only the member itself may observe its node resource: all observers of
 	// it are the member.
 	b.hub.Drop(nodeTopic(group, node), "", last)
-	for _, link := range b.observers.removeMember(groupTopic(group), member{group, node}) {
-		b.hub.Drop(groupTopic(group), link, nil)
+	topics := b.topics(group)
+	for _, link := range b.observers.removeMember(member{group, node}) {
+		for _, topic := range topics {
+			b.hub.Drop(topic, link, nil)
+		}
 	}
 }
 
@@ -117,7 +156,7 @@ func (b *Bridge) expired(s coap.Subject) {
 	if s == (coap.Subject{}) {
 		return
 	}
-	links, members := b.observers.removeSubject(s)
+	links, members := b.observers.removeSubject(s, b.topics)
 	for _, o := range links {
 		b.hub.Drop(o.topic, o.link, unauthorized())
 	}
@@ -229,7 +268,7 @@ func (o *observers) member(topic string, link coap.LinkID) (member, bool) {
 	return v.member, ok
 }
 
-func (o *observers) removeMember(topic string, m member) (links []coap.LinkID) {
+func (o *observers) removeMember(m member) (links []coap.LinkID) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if r, ok := o.registered[m]; ok {
@@ -237,21 +276,25 @@ func (o *observers) removeMember(topic string, m member) (links []coap.LinkID) {
 		o.unregisterLocked(m)
 	}
 	for k, v := range o.known {
-		if k.topic == topic && v.member == m {
-			links = append(links, k.link)
+		if v.member == m {
+			if !slices.Contains(links, k.link) {
+				links = append(links, k.link)
+			}
 			delete(o.known, k)
 		}
 	}
 	return links
 }
 
-// removeSubject returns where a subject may observe: links by group topic, and
-// the members that it is.
-func (o *observers) removeSubject(s coap.Subject) (links []observation, members []member) {
+// removeSubject returns where a subject may observe: links by topic, of which
+// topics tells those of a group, and the members that it is.
+func (o *observers) removeSubject(s coap.Subject, topics func(group string) []string) (links []observation, members []member) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, m := range slices.Clone(o.subjects[s]) {
-		links = append(links, observation{groupTopic(m.group), o.registered[m].link})
+		for _, topic := range topics(m.group) {
+			links = append(links, observation{topic, o.registered[m].link})
+		}
 		members = append(members, m)
 		o.unregisterLocked(m)
 	}

@@ -33,8 +33,13 @@ func newHouse(t *testing.T) *house {
 	h := &house{t: t, m: newManager(t), s: open(t), expired: map[string]bool{}}
 	h.srv = serve.New(coap.HandlerFunc(func(_ context.Context, req *coap.Request) (*coap.Response, error) {
 		topic := groupTopic(testGroup)
-		if path := req.Path(); len(path) == 4 {
+		path := req.Path()
+		if len(path) == 4 {
 			topic = nodeTopic(testGroup, path[3])
+		}
+		if path[0] == "group-oscore" {
+			accept, _ := req.Options.Uint(coap.Accept)
+			topic = groupcomm.LegacyTopic(testGroup, coap.Format(accept))
 		}
 		// As the Group Manager tells of requests for keying material.
 		register, _ := req.Observe()
@@ -43,7 +48,7 @@ func newHouse(t *testing.T) *house {
 		return &coap.Response{Code: coap.Content, Payload: []byte("full map"),
 			Observe: &coap.Observation{Topic: topic, Version: version}}, nil
 	}), serve.Config{})
-	h.b = New(Config{}, Deps{Store: h.s, Source: h.m, Hub: h.srv, Access: func(_ context.Context, p coap.Peer) error {
+	h.b = New(Config{}, Deps{Store: h.s, Source: legacyManager{h.m}, Hub: h.srv, Access: func(_ context.Context, p coap.Peer) error {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if h.expired[p.Subject.ID] {
@@ -72,6 +77,24 @@ func newHouse(t *testing.T) *house {
 	return h
 }
 
+// legacyManager is a manager whose group speaks a legacy dialect too.
+type legacyManager struct{ *manager }
+
+func (m legacyManager) LegacyFormats(group string) []coap.Format {
+	if group != testGroup {
+		return nil
+	}
+	return groupcomm.LegacyFormats
+}
+
+func (m legacyManager) LegacyRekey(ctx context.Context, group string) (uint64, []byte, error) {
+	version, body, err := m.RekeyMessage(ctx, group)
+	if body != nil {
+		body = []byte("legacy rekey")
+	}
+	return version, body, err
+}
+
 // watcher is an observer of one resource.
 type watcher struct {
 	link *coaptest.Link
@@ -98,8 +121,15 @@ func (h *house) link(node string) *coaptest.Link {
 
 func (h *house) observe(l *coaptest.Link, path string) *watcher {
 	h.t.Helper()
+	return h.observeAs(l, path, coap.CBOR)
+}
+
+func (h *house) observeAs(l *coaptest.Link, path string, f coap.Format) *watcher {
+	h.t.Helper()
 	w := &watcher{link: l}
-	_, err := l.Observe(h.t.Context(), coaptest.NewRequest(coap.GET, path, nil), func(r *coap.Response) {
+	req := coaptest.NewRequest(coap.GET, path, nil)
+	req.Options.SetUint(coap.Accept, uint32(f))
+	_, err := l.Observe(h.t.Context(), req, func(r *coap.Response) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.got = append(w.got, r)
@@ -350,6 +380,59 @@ func TestFirstVersionIsZero(t *testing.T) {
 		settle(time.Second)
 		if e := h.entry("n1"); e.State != StateCurrent || e.Channel != channelPoll {
 			t.Fatalf("shown: %+v", e)
+		}
+	})
+}
+
+// Who observes a legacy dialect gets the rekey in it, in the format that was
+// accepted, confirms by acknowledging, and gets nothing any more after it left,
+// was evicted or lost its token.
+func TestLegacyObservers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		var watchers []*watcher
+		for i, n := range []string{"n1", "n2", "left", "out", "expired"} {
+			h.m.join(t, h.b, n, nil)
+			watchers = append(watchers, h.observeAs(h.link(n), "/group-oscore/sensors", groupcomm.LegacyFormats[i%2]))
+		}
+		h.m.join(t, h.b, "now", nil)
+		now := h.observe(h.link("now"), "/ace-group/sensors")
+		num := h.m.rekey(t, h.b)
+		settle(time.Second)
+		for i, w := range watchers {
+			r := w.last()
+			if f, _ := r.Options.ContentFormat(); string(r.Payload) != "legacy rekey" || f != groupcomm.LegacyFormats[i%2] {
+				t.Errorf("observer %d: %q in format %d", i, r.Payload, f)
+			}
+		}
+		if _, body, _ := h.m.RekeyMessage(t.Context(), testGroup); !bytes.Equal(now.last().Payload, body) {
+			t.Error("the others do not get the current message")
+		}
+		if e := h.entry("n2"); e.State != StateCurrent || e.Confirmed != num || e.Channel != channelObserve {
+			t.Errorf("after the acknowledgement: %+v", e)
+		}
+
+		h.m.end(t, h.b, "left", groupcomm.EventLeft)
+		h.m.end(t, h.b, "out", groupcomm.EventEvicted)
+		h.mu.Lock()
+		h.expired["expired"] = true
+		h.mu.Unlock()
+		err := h.s.Update(t.Context(), func(tx *store.Tx) error {
+			return tx.Emit(groupcomm.EventTokenExpired, "k", groupcomm.Event{Subject: subject("expired")}.Encode())
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		if r := watchers[4].last(); r.Code != coap.Unauthorized {
+			t.Errorf("an expired token: %v", r.Code)
+		}
+		h.m.rekey(t, h.b)
+		settle(time.Second)
+		for i, n := range []int{3, 3, 2, 2, 3} {
+			if got := len(watchers[i].responses()); got != n {
+				t.Errorf("observer %d: %d responses, want %d", i, got, n)
+			}
 		}
 	})
 }

@@ -155,6 +155,15 @@ func (m *Manager) legacyLeave(ctx context.Context, c *call) (*coap.Response, err
 	return r, err
 }
 
+// LegacyFormats are the Content-Formats in which a group is observed in a legacy
+// dialect; none when it has none.
+func (m *Manager) LegacyFormats(name string) []coap.Format {
+	if g, ok := m.group(name); ok && g.cfg.Interface.Legacy() != groupcomm.Current {
+		return groupcomm.LegacyFormats
+	}
+	return nil
+}
+
 // LegacyRekey returns the current version of a group, and the rekey message for
 // those who observe it in its legacy dialect
 // (draft-ietf-ace-key-groupcomm-oscore-03, Section 13): kty, key, num, profile and
