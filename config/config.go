@@ -123,6 +123,7 @@ type Group struct {
 	Name          string        `yaml:"name"`
 	GM            string        `yaml:"gm"`
 	Interface     string        `yaml:"interface"`
+	OnRenewal     string        `yaml:"on_renewal"` // "" or new-id, rekey
 	SignAlg       string        `yaml:"sign_alg"`
 	GpEncAlg      string        `yaml:"gp_enc_alg"` // "": AES-CCM-16-64-128; none with SignAlg none
 	Alg           string        `yaml:"alg"`

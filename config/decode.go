@@ -20,7 +20,6 @@ var notYet = map[string]string{
 	"delegates":           "joining on behalf of legacy nodes",
 	"endpoint":            "the gateway's own endpoint",
 	"groups[].activation": "ordered activation",
-	"groups[].on_renewal": "the interface of draft-03",
 }
 
 // decoder walks the node tree of a YAML document into a struct. It works on

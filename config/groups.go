@@ -50,7 +50,9 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		GidReuse:        g.Gid.Reuse,
 		List:            g.List,
 		AppGroups:       g.AppGroups,
+		RekeyOnRenewal:  g.OnRenewal == "rekey",
 	}
+	gc.Interface, _ = groupcomm.InterfaceByName(g.Interface)
 	if gc.ECDHAlg != 0 {
 		gc.ECDHCrv, _ = groupcomm.CurveByName(g.ECDHCurve)
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // TestAlgorithms reads every combination of algorithms that a group may have.
@@ -77,6 +78,28 @@ func TestPairwiseOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		if g := list[0]; !g.PairwiseOnly() || g.SignAlg != 0 || g.GpEncAlg != 0 || g.ECDHCrv != crv {
+			t.Errorf("%s gives %+v", text, g)
+		}
+	}
+}
+
+func TestInterface(t *testing.T) {
+	for text, want := range map[string]groupcomm.GroupConfig{
+		"{name: a}":                      {Interface: groupcomm.Current},
+		"{name: a, interface: draft-03}": {Interface: groupcomm.Draft03},
+		"{name: a, interface: draft-03, on_renewal: rekey}":    {Interface: groupcomm.Draft03, RekeyOnRenewal: true},
+		"{name: a, interface: both, on_renewal: new-id}":       {Interface: groupcomm.Both},
+		"{name: a, interface: hackathon-109, sign_alg: ES256}": {Interface: groupcomm.Hackathon109},
+	} {
+		c, err := Parse("f", []byte("groups: ["+text+"]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := c.GroupConfigs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g := list[0]; g.Interface != want.Interface || g.RekeyOnRenewal != want.RekeyOnRenewal {
 			t.Errorf("%s gives %+v", text, g)
 		}
 	}

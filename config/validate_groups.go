@@ -33,9 +33,8 @@ func (c *Config) validateGroups(f *faults) {
 
 func (g Group) validate(f *faults, key string) {
 	supported(f, key+".gm", g.GM, "local")
-	if oneOf(f, key+".interface", g.Interface, "current", "draft-03", "hackathon-109", "both") {
-		supported(f, key+".interface", g.Interface, "current")
-	}
+	oneOf(f, key+".interface", g.Interface, "current", "draft-03", "hackathon-109", "both")
+	g.validateLegacy(f, key)
 	g.validateAlgorithms(f, key)
 	if oneOf(f, key+".cred_fmt", g.CredFmt, "ccs", "cwt", "x5chain") {
 		supported(f, key+".cred_fmt", g.CredFmt, "ccs")
@@ -78,6 +77,20 @@ func (g Group) validateAppGroups(f *faults, key string) {
 		} else if j := slices.Index(g.AppGroups, name); j < i {
 			f.add(k, "is %s.app_groups[%d] again", key, j)
 		}
+	}
+}
+
+// validateLegacy: members of the older dialects sign; and only draft-03 lets a
+// Group Manager refuse a new Sender ID and rekey instead.
+func (g Group) validateLegacy(f *faults, key string) {
+	if i, _ := groupcomm.InterfaceByName(g.Interface); i != groupcomm.Current && g.SignAlg == groupcomm.None {
+		f.add(key+".interface", "a pairwise-only group is for current only: the members of the others sign")
+	}
+	if g.OnRenewal == "" || !oneOf(f, key+".on_renewal", g.OnRenewal, "new-id", "rekey") {
+		return
+	}
+	if i, ok := groupcomm.InterfaceByName(g.Interface); ok && i.Legacy() != groupcomm.Draft03 {
+		f.add(key+".on_renewal", "is for interface draft-03 or both: other members always get a new Sender ID, or a rekey that is due anyway")
 	}
 }
 

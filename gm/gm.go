@@ -3,11 +3,12 @@
 // (RFC 9594, draft-ietf-ace-key-groupcomm-oscore-21).
 //
 // Start at [New]. A [Manager] is a CoAP handler for everything under
-// /ace-group; [Manager.Setup] brings the declared groups into being and
+// /ace-group and /group-oscore; [Manager.Setup] brings the declared groups into being and
 // [Manager.Run] works off rekeys that became due. One request takes this path:
 // gate.go asks who may use which method on which resource, the resource's own
 // file answers. join.go is the decision table of a Join Request, rekey.go the
-// engine that renews keys, group.go the states of a group.
+// engine that renews keys, group.go the states of a group. legacy.go serves the
+// same groups in the dialects of 2019 and 2020, under /group-oscore.
 //
 // What the Group Manager decides is on disk before anybody hears of it, and
 // every change writes an event in its own transaction: the room that delivers

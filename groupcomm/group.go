@@ -175,6 +175,14 @@ func (c GroupConfig) Validate() error {
 	if c.SignAlg == 0 && c.Alg == 0 {
 		fault("sign_alg and alg: the group uses neither mode")
 	}
+	if c.Interface > Both {
+		fault("interface: %v", c.Interface)
+	}
+	// Members of the legacy dialects sign, and have COSE_Keys, of which only CWT
+	// Claims Sets can be made.
+	if c.Interface.Legacy() != Current && (c.SignAlg == 0 || c.CredFmt != cose.HeaderKCCS) {
+		fault("interface: %v needs sign_alg and credentials of kind ccs", c.Interface)
+	}
 	if _, _, ok := signCaps(c.SignAlg); c.SignAlg != 0 && !ok {
 		fault("sign_alg: %s is not a supported signature algorithm", AlgName(c.SignAlg))
 	}
