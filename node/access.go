@@ -23,6 +23,9 @@ const (
 type TokenRequest struct {
 	Audience string          // the Group Manager, as the Authorization Server calls it
 	Scope    groupcomm.Scope // groups and roles
+	// TextScope has the scope, of one group, written with roles in text, as
+	// draft-03 has it.
+	TextScope bool
 }
 
 // Access is an access token with the symmetric proof-of-possession key that it
@@ -82,6 +85,12 @@ const profileDTLS = 1
 func RequestToken(ctx context.Context, t Transport, r TokenRequest) (*Access, error) {
 	const op = "request a token"
 	ask := map[int64]any{labelScope: groupcomm.EncodeScope(r.Scope)}
+	if r.TextScope {
+		if len(r.Scope) != 1 {
+			return nil, fmt.Errorf("node: %s: a scope in text is for one group", op)
+		}
+		ask[labelScope] = groupcomm.EncodeTextScope(r.Scope[0])
+	}
 	if r.Audience != "" {
 		ask[labelAudience] = r.Audience
 	}
@@ -139,7 +148,11 @@ func decodeAccess(body []byte, asked groupcomm.Scope, now time.Time) (*Access, e
 	a := &Access{Token: token, KID: kid, Key: cose.NewSecret(k), Scope: asked}
 	if scoped {
 		if a.Scope, err = groupcomm.DecodeScope(scope); err != nil {
-			return nil, badAnswer(op, "scope: %v", err)
+			e, textErr := groupcomm.DecodeTextScope(scope)
+			if textErr != nil {
+				return nil, badAnswer(op, "scope: %v", err)
+			}
+			a.Scope = groupcomm.Scope{e}
 		}
 	}
 	if expiring {

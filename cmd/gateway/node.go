@@ -49,6 +49,7 @@ type nodeJoinCmd struct {
 	KeyFile  string `type:"path" placeholder:"FILE" help:"Key of --identity: hexadecimal, or a file that node enroll wrote."`
 	Audience string `help:"Audience of the access token. Default: the credential's."`
 
+	Interface   string        `default:"current" enum:"current,draft-03,hackathon-109" help:"Dialect to speak: current, or draft-03 or hackathon-109 where the group is served in that."`
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
 	Sleep       time.Duration `placeholder:"DURATION" help:"Sleep this long between short times awake, instead of listening all the time."`
@@ -67,6 +68,10 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	if c.Sleep < 0 {
 		return errors.New("--sleep: a negative time")
 	}
+	dialect, _ := groupcomm.InterfaceByName(c.Interface)
+	if dialect != groupcomm.Current && (c.MQTT || c.Sleep != 0) {
+		return errors.New("--mqtt and --sleep are for --interface current")
+	}
 	at, client, err := c.locate()
 	if err != nil {
 		return err
@@ -79,6 +84,9 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 		return nodeAdvice("get an access token from", at.coaps, err)
 	}
 	story.token(at.coaps, client.Identity, access)
+	if dialect != groupcomm.Current {
+		return c.runLegacy(ctx, dialect, roles, at, access, story, log)
+	}
 
 	transfer, err := c.post(ctx, at, access)
 	if err != nil {
@@ -86,11 +94,7 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	}
 	story.posted(at.coap, transfer)
 
-	dial := func(ctx context.Context) (node.Transport, error) {
-		ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
-		defer cancel()
-		return node.DialDTLS(ctx, at.coaps, access.Identity(), access.Key.Bytes())
-	}
+	dial := c.dialer(at, access)
 	t, err := dial(ctx)
 	if err != nil {
 		return nodeAdvice("open a DTLS association with", at.coaps, err)
@@ -129,6 +133,15 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	}
 	story.stays()
 	return nil
+}
+
+// dialer opens DTLS associations with the key of the token.
+func (c *nodeJoinCmd) dialer(at nodeAddrs, access *node.Access) func(context.Context) (node.Transport, error) {
+	return func(ctx context.Context) (node.Transport, error) {
+		ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
+		defer cancel()
+		return node.DialDTLS(ctx, at.coaps, access.Identity(), access.Key.Bytes())
+	}
 }
 
 // stay follows the group until ctx ends, which is no error.
@@ -188,6 +201,8 @@ func (c *nodeJoinCmd) token(ctx context.Context, at nodeAddrs, client node.Clien
 	access, err := node.RequestToken(ctx, t, node.TokenRequest{
 		Audience: audience,
 		Scope:    groupcomm.Scope{{Group: c.Group, Roles: roles}},
+		// A token of draft-03 has its roles in text.
+		TextScope: c.Interface == groupcomm.Draft03.String(),
 	})
 	return access, errors.Join(err, t.Close())
 }

@@ -75,27 +75,47 @@ func (s *nodeStory) posted(addr string, t *groupcomm.TokenTransferResponse) {
 		"2  The Group Manager at coap://%s/authz-info took the token and sent the challenge %x.", addr, t.KDCChallenge)
 }
 
+func (s *nodeStory) postedLegacy(addr string, i *groupcomm.LegacyInfo) {
+	s.tell(nodeStep{Event: "posted", Addr: addr},
+		"2  The Group Manager at coap://%s/authz-info took the token and sent the challenge %x, in the dialect %s.", addr, i.Challenge, i.Dialect)
+}
+
+func (s *nodeStory) joinedLegacy(st node.State, d groupcomm.Interface) {
+	step, who := joinedStep(st)
+	s.tell(step,
+		"4  Proof of possession accepted: joined %q %s, in the dialect %s, at /group-oscore/%s.\n"+
+			"5  The Group Manager proves nothing about itself in this dialect but what the DTLS association does.\n"+
+			"   Gid %s, version %d, Master Secret %v, valid until %s, public keys of %d others.",
+		st.Group, who, d, st.Group, st.Gid, st.Version, st.MasterSecret, step.Expires, len(st.Peers))
+}
+
 func (s *nodeStory) associated(addr string, a *node.Access) {
 	s.tell(nodeStep{Event: "associated", Addr: addr},
 		"3  DTLS association with coaps://%s, by the key %x of the token.", addr, a.KID)
 }
 
 func (s *nodeStory) joined(st node.State) {
-	sid, members, version := st.SenderID.String(), len(st.Peers), st.Version
-	step := nodeStep{
-		Event: "joined", Group: st.Group, Roles: st.Roles.String(), NodeName: st.Node, Gid: st.Gid.String(),
-		Version: &version, Members: &members, Expires: st.Expires.UTC().Format(time.RFC3339),
-	}
-	who := "without a Sender ID (monitor)"
-	if st.SenderID != nil {
-		step.SenderID = &sid
-		who = "as Sender ID " + shown(st.SenderID)
-	}
+	step, who := joinedStep(st)
 	s.tell(step,
 		"4  Proof of possession accepted: joined %q %s, node resource /ace-group/%s/nodes/%s.\n"+
 			"5  The Group Manager's proof of possession verifies (credential of %d bytes).\n"+
 			"   Gid %s, version %d, Master Secret %v, valid until %s, %s.",
 		st.Group, who, st.Group, st.Node, len(st.KDCCred), st.Gid, st.Version, st.MasterSecret, step.Expires, others(st.Peers))
+}
+
+// joinedStep is the step of a join, and as whom for people.
+func joinedStep(st node.State) (step nodeStep, who string) {
+	sid, members, version := st.SenderID.String(), len(st.Peers), st.Version
+	step = nodeStep{
+		Event: "joined", Group: st.Group, Roles: st.Roles.String(), NodeName: st.Node, Gid: st.Gid.String(),
+		Version: &version, Members: &members, Expires: st.Expires.UTC().Format(time.RFC3339),
+	}
+	who = "without a Sender ID (monitor)"
+	if st.SenderID != nil {
+		step.SenderID = &sid
+		who = "as Sender ID " + shown(st.SenderID)
+	}
+	return step, who
 }
 
 func others(peers []node.Peer) string {
