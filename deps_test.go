@@ -31,11 +31,12 @@ var arrows = map[string][]string{
 	"bridge":    {"coap", "cose", "groupcomm", "store"},
 	"node":      {"coap", "cose", "groupcomm"},
 	"admin":     {"coap", "cose", "groupcomm"},
+	"audit":     {"coap", "groupcomm", "store"},
 	"rd":        {"coap"},
 	"rd/rdtest": {"coap"},
 
 	"config":      {"coap", "cose", "groupcomm", "node", "store"},
-	"plugin":      {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "groupcomm", "node", "rd", "store"},
+	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/serve", "config", "cose", "gm", "groupcomm", "node", "rd", "store"},
 	"plugin/host": {"admin", "coap", "config", "plugin"},
 	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "coap", "config", "cose", "groupcomm", "node", "plugin", "plugin/host", "store"},

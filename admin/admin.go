@@ -10,6 +10,7 @@
 //	POST /v1/groups/NAME/rekey  {"reason"}
 //	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
 //	POST /v1/tokens             issues an access token
+//	GET  /v1/audit              the audit log, a page
 //	GET  /v1/nodes              enrolled nodes, a page
 //	POST /v1/nodes              enrolls nodes, text/csv
 //	POST /v1/nodes/WHAT         WHAT: enable, disable, remove; {"identities"}
@@ -107,6 +108,7 @@ type Deps struct {
 	Members   Members
 	Tokens    Tokens
 	Nodes     Nodes
+	Audit     Audit
 	Readiness Readiness           // nil: always ready
 	Gatherer  prometheus.Gatherer // nil: no /metrics
 	Log       *slog.Logger        // nil: discard
@@ -154,6 +156,7 @@ func New(cfg Config, d Deps) *Server {
 		"POST /v1/groups/{name}/rekey": s.rekey,
 		"POST /v1/groups/{name}/evict": s.evict,
 		"POST /v1/tokens":              s.issueToken,
+		"GET /v1/audit":                s.auditRecords,
 		"GET /v1/nodes":                s.listNodes,
 		"POST /v1/nodes/enable":        s.changeNodes(Nodes.EnableNodes),
 		"POST /v1/nodes/disable":       s.changeNodes(Nodes.DisableNodes),

@@ -29,6 +29,7 @@ type Config struct {
 	MQTT                MQTT                `yaml:"mqtt"`
 	ResourceDirectory   ResourceDirectory   `yaml:"resource_directory"`
 	Compat              Compat              `yaml:"compat"`
+	Audit               Audit               `yaml:"audit"`
 	Log                 Log                 `yaml:"log"`
 
 	AdminToken Secret `yaml:"-"` // bearer token of the admin API, filled by Bootstrap
@@ -209,6 +210,12 @@ type ResourceDirectory struct {
 // Compat holds switches for peers that differ from the specifications.
 type Compat struct {
 	RISELabels bool `yaml:"rise_labels"` // labels 92 and 93 in the token POST
+}
+
+// Audit says what the audit log keeps.
+type Audit struct {
+	Retention  time.Duration `yaml:"retention"`
+	MaxRecords int           `yaml:"max_records"`
 }
 
 // Log says how the gateway logs, to standard error.

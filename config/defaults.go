@@ -28,6 +28,7 @@ func Default() *Config {
 		MQTT:                MQTT{TopicPrefix: "groupgate"},
 		ResourceDirectory:   ResourceDirectory{Lifetime: 25 * time.Hour},
 		Compat:              Compat{RISELabels: true},
+		Audit:               Audit{Retention: 2160 * time.Hour, MaxRecords: 1_000_000},
 		Log:                 Log{Level: "info", Format: "text"},
 	}
 }

@@ -53,6 +53,8 @@ func (c *Config) validate(f *faults) {
 	inRange(f, "limits.per_peer_rps", c.Limits.PerPeerRPS, 0.01, 1e6)
 	c.validateMQTT(f)
 	c.validateResourceDirectory(f)
+	inRange(f, "audit.retention", c.Audit.Retention, time.Hour, maxLifetime)
+	inRange(f, "audit.max_records", c.Audit.MaxRecords, 1000, 1_000_000_000)
 	oneOf(f, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(f, "log.format", c.Log.Format, "text", "json")
 	c.validateGroups(f)

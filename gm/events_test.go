@@ -62,6 +62,7 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
+		"group.created  0",
 		"group.joined " + a.Path[3] + " 0",
 		"group.joined " + b.Path[3] + " 0",
 		"group.joined " + a.Path[3] + " 0 rejoin",

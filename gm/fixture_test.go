@@ -141,7 +141,8 @@ func (f *fixture) dump() string {
 			hex(birth_gid), joined_num, expires, lapsed, lapsed_num FROM gm_members ORDER BY group_id, node`,
 		`SELECT group_id, num, sid FROM gm_stale ORDER BY group_id, num, sid`,
 		`SELECT group_id, sid FROM gm_free ORDER BY group_id, sid`,
-		`SELECT id, kind, key FROM store_events ORDER BY id`,
+		// A test that moves a group to a state and back has changed nothing.
+		`SELECT kind, key FROM store_events WHERE kind <> 'group.state' ORDER BY id`,
 	} {
 		err := f.st.View(f.t.Context(), func(tx *store.Tx) error {
 			rows, err := tx.Query(q)

@@ -73,6 +73,9 @@ type Deps struct {
 	Delivery   Delivery              // nil: members poll or observe
 	Log        *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: a private one
+	// Note is told what belongs into the audit log and changes nothing; nil:
+	// nobody is. It does not wait.
+	Note func(kind string, e groupcomm.Event)
 }
 
 // Manager is the Group Manager of all its groups. Use [New].
@@ -80,6 +83,7 @@ type Manager struct {
 	cfg     Config
 	st      *store.Store
 	auth    Authority
+	note    func(kind string, e groupcomm.Event)
 	deliver Delivery
 	log     *slog.Logger
 	met     *metrics
@@ -103,6 +107,7 @@ func New(cfg Config, d Deps) *Manager {
 		cfg:      cfg,
 		st:       d.Store,
 		auth:     d.Authority,
+		note:     d.Note,
 		deliver:  d.Delivery,
 		log:      log,
 		met:      newMetrics(d.Registerer),

@@ -264,10 +264,13 @@ func (m *Manager) move(ctx context.Context, name string, t transition) error {
 		if is == stateStopped {
 			// Nothing that is due can be done any more.
 			_, err = tx.Exec(`UPDATE gm_groups SET state = ?, due_at = 0, due_reasons = 0 WHERE id = ?`, is, g.id)
+		} else {
+			_, err = tx.Exec(`UPDATE gm_groups SET state = ? WHERE id = ?`, is, g.id)
+		}
+		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(`UPDATE gm_groups SET state = ? WHERE id = ?`, is, g.id)
-		return err
+		return emit(tx, groupcomm.EventState, groupcomm.Event{Group: name, Reason: is.String()})
 	})
 	if err != nil {
 		return fmt.Errorf("gm: group %q: %w", name, err)

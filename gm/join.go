@@ -323,7 +323,10 @@ func (m *Manager) commitJoin(ctx context.Context, j *joinCall) (sidPlace, error)
 				return err
 			}
 		}
-		e := groupcomm.Event{Group: j.g.cfg.Name, Node: j.node, Version: j.row.num, Subject: j.grant.Subject}
+		e := groupcomm.Event{
+			Group: j.g.cfg.Name, Node: j.node, Version: j.row.num, Subject: j.grant.Subject,
+			SenderID: p.id(), Roles: j.entry.Roles, Addr: addr(j.req),
+		}
 		if j.row.member != nil {
 			e.Reason = "rejoin"
 		}

@@ -34,6 +34,8 @@ type member struct {
 	joinedNum  uint64
 	expires    time.Time
 	lapsed     bool
+
+	by string // address of the peer that asked for the change at hand
 }
 
 const memberColumns = `m.node, m.subject_kind, m.subject_id, m.sid, m.roles, m.cred, m.scope, m.cnonce,
@@ -191,7 +193,18 @@ func (m *Manager) takeOut(tx *store.Tx, g *group, num uint64, mb *member, kind, 
 			return err
 		}
 	}
-	return emit(tx, kind, groupcomm.Event{Group: g.cfg.Name, Node: mb.node, Version: num, Subject: mb.subject, Reason: reason})
+	return emit(tx, kind, groupcomm.Event{
+		Group: g.cfg.Name, Node: mb.node, Version: num, Subject: mb.subject, Reason: reason,
+		SenderID: mb.sid.id(), Roles: mb.roles, Addr: mb.by,
+	})
+}
+
+// addr is the address of the peer that sent a request, "" when it has none.
+func addr(req *coap.Request) string {
+	if a := req.Peer.Addr; a.IsValid() {
+		return a.String()
+	}
+	return ""
 }
 
 func emit(tx *store.Tx, kind string, e groupcomm.Event) error {

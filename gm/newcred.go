@@ -108,6 +108,7 @@ func (m *Manager) replaceCred(ctx context.Context, c *call, cred, scope, ns []by
 		}
 		return emit(tx, groupcomm.EventNewCred, groupcomm.Event{
 			Group: c.g.cfg.Name, Node: r.member.node, Version: r.num, Subject: c.grant.Subject,
+			SenderID: r.member.sid.id(), Addr: addr(c.req),
 		})
 	})
 }

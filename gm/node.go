@@ -27,6 +27,7 @@ func (m *Manager) leave(ctx context.Context, c *call) (*coap.Response, error) {
 		if r.member == nil {
 			return groupcomm.ErrNotMember
 		}
+		r.member.by = addr(c.req)
 		return m.remove(tx, c.g, r.num, r.member, groupcomm.EventLeft, byLeave, c.g.cfg.BatchWindow)
 	})
 	if err != nil {
@@ -125,8 +126,12 @@ func (m *Manager) newSenderID(ctx context.Context, c *call) (sidPlace, error) {
 		if err := c.g.release(tx, r.num, r.member.sid); err != nil {
 			return err
 		}
-		_, err = tx.Exec(`UPDATE gm_members SET sid = ? WHERE group_id = ? AND node = ?`, p, c.g.id, r.member.node)
-		return err
+		if _, err = tx.Exec(`UPDATE gm_members SET sid = ? WHERE group_id = ? AND node = ?`, p, c.g.id, r.member.node); err != nil {
+			return err
+		}
+		return emit(tx, groupcomm.EventSenderID, groupcomm.Event{
+			Group: c.g.cfg.Name, Node: r.member.node, Version: r.num, Subject: c.grant.Subject, SenderID: p.id(), Addr: addr(c.req),
+		})
 	})
 	if errors.Is(err, errNoSID) {
 		return noSID, m.noSenderID(ctx, c.g, num)

@@ -181,7 +181,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		// Whoever reads the new version after this commit finds the material
 		// in memory; followers of the event too.
 		tx.AfterCommit(func() { g.install(mat) })
-		return emit(tx, groupcomm.EventRekeyed, groupcomm.Event{Group: g.cfg.Name, Version: mat.num, Reason: detail})
+		return emit(tx, groupcomm.EventRekeyed, groupcomm.Event{Group: g.cfg.Name, Version: mat.num, Reason: detail, Gid: mat.gid})
 	})
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -95,6 +96,9 @@ func margin(lifetime time.Duration) time.Duration { return lifetime / 10 }
 func (m *Manager) failed(ctx context.Context, g *group, err error) time.Time {
 	if ctx.Err() == nil {
 		m.log.ErrorContext(ctx, "due rekey failed", "group", g.cfg.Name, "err", err)
+		if m.note != nil {
+			m.note(groupcomm.NoteRekeyFailed, groupcomm.Event{Group: g.cfg.Name, Reason: err.Error()})
+		}
 	}
 	return time.Now().Add(retryRekey)
 }

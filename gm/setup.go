@@ -182,7 +182,10 @@ func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group
 		sealed := m.seal(id, mat)
 		_, err = tx.Exec(`INSERT INTO gm_material (group_id, num, master_secret, salt, message) VALUES (?, 0, ?, ?, ?)`,
 			id, sealed.secret, sealed.salt, sealed.message)
-		return err
+		if err != nil {
+			return err
+		}
+		return emit(tx, groupcomm.EventCreated, groupcomm.Event{Group: cfg.Name, Gid: gid})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
@@ -214,7 +217,10 @@ func (m *Manager) adopt(ctx context.Context, g *group, want groupcomm.GroupConfi
 		}
 		_, err := tx.Exec(`DELETE FROM gm_stale WHERE group_id = ? AND num < (SELECT stale_from FROM gm_groups WHERE id = ?)`,
 			g.id, g.id)
-		return err
+		if err != nil {
+			return err
+		}
+		return emit(tx, groupcomm.EventConfigured, groupcomm.Event{Group: want.Name})
 	})
 	if err != nil {
 		return fmt.Errorf("gm: group %q: %w", want.Name, err)

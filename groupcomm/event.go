@@ -14,12 +14,16 @@ const (
 	eventSubjectID   int64 = 4
 	eventReason      int64 = 5
 	eventExpires     int64 = 6
+	eventSenderID    int64 = 7
+	eventGid         int64 = 8
+	eventRoles       int64 = 9
+	eventAddr        int64 = 10
 )
 
 // Encode gives the stored form of an event.
 func (e Event) Encode() []byte {
 	m := map[int64]any{}
-	for label, v := range map[int64]string{eventGroup: e.Group, eventNode: e.Node, eventReason: e.Reason} {
+	for label, v := range map[int64]string{eventGroup: e.Group, eventNode: e.Node, eventReason: e.Reason, eventAddr: e.Addr} {
 		if v != "" {
 			m[label] = v
 		}
@@ -32,6 +36,15 @@ func (e Event) Encode() []byte {
 		m[eventSubjectID] = []byte(e.Subject.ID)
 	}
 	putInt(m, eventExpires, e.Expires)
+	if e.SenderID != nil {
+		m[eventSenderID] = []byte(e.SenderID)
+	}
+	if e.Gid != nil {
+		m[eventGid] = []byte(e.Gid)
+	}
+	if e.Roles != 0 {
+		m[eventRoles] = uint64(e.Roles)
+	}
 	return cose.MustMarshal(m)
 }
 
@@ -44,7 +57,19 @@ func DecodeEvent(b []byte) (*Event, error) {
 		Version: f.uint(eventVersion),
 		Reason:  f.text(eventReason),
 		Expires: f.int(eventExpires),
+		Addr:    f.text(eventAddr),
 	}
+	if id := f.bytes(eventSenderID); id != nil {
+		e.SenderID = id
+	}
+	if gid := f.bytes(eventGid); gid != nil {
+		e.Gid = gid
+	}
+	roles := f.uint(eventRoles)
+	if roles > 0xffffffff {
+		f.failf("roles out of range")
+	}
+	e.Roles = Roles(roles)
 	kind := f.uint(eventSubjectKind)
 	if kind > 0xff {
 		f.failf("unknown kind of subject")

@@ -271,9 +271,17 @@ const (
 	EventLeft         = "group.left"
 	EventEvicted      = "group.evicted"
 	EventNewCred      = "group.credential" // a member replaced its credential
+	EventSenderID     = "group.sender-id"  // a member has a new Sender ID
+	EventCreated      = "group.created"
+	EventConfigured   = "group.configured" // other policies
+	EventState        = "group.state"      // Reason: the state
 	EventTokenExpired = "token.expired"
 	EventTokenStored  = "token.stored"
 )
+
+// NoteRekeyFailed is told for the audit log; it is no event, for nothing
+// changed.
+const NoteRekeyFailed = "group.rekey-failed"
 
 // Event is the content of an entry of the event log.
 type Event struct {
@@ -283,4 +291,10 @@ type Event struct {
 	Subject coap.Subject
 	Reason  string
 	Expires int64 // token events: seconds since 1970
+
+	// For the audit log, where they apply; zero values are left out.
+	SenderID SenderID // nil: none
+	Gid      Gid
+	Roles    Roles
+	Addr     string // of the peer whose request it was
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/seed4911071e/groupgate/ace"
+	"github.com/seed4911071e/groupgate/audit"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
@@ -60,7 +61,7 @@ func testMigrate(t *testing.T, dump string) {
 	if err := cfg.Bootstrap(); err != nil {
 		t.Fatal(err)
 	}
-	st := storetest.OpenDir(t, dir, gm.Migrations(), ace.Migrations(), bridge.Migrations())
+	st := storetest.OpenDir(t, dir, gm.Migrations(), ace.Migrations(), bridge.Migrations(), audit.Migrations())
 	g, err := New(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -27,6 +27,12 @@ func (o *operator) EnrollNodes(ctx context.Context, nodes []admin.NodeSpec, opts
 	if err != nil {
 		return nil, err
 	}
+	if !opts.DryRun {
+		o.did(ctx, "operator.nodes-enrolled", out.Added, "")
+		if out.Replaced > 0 {
+			o.did(ctx, "operator.nodes-replaced", out.Replaced, "")
+		}
+	}
 	return &admin.EnrollResult{Audience: out.Audience, Enrolled: out.Added, Replaced: out.Replaced, Revoked: out.Revoked}, nil
 }
 
@@ -45,15 +51,27 @@ func (o *operator) ListNodes(ctx context.Context, after string, limit int) ([]ad
 
 // EnableNodes lets disabled nodes have tokens again.
 func (o *operator) EnableNodes(ctx context.Context, identities []string) (int, error) {
-	return o.ace.EnableNodes(ctx, identities)
+	n, err := o.ace.EnableNodes(ctx, identities)
+	if err == nil {
+		o.did(ctx, "operator.nodes-enabled", n, "")
+	}
+	return n, err
 }
 
 // DisableNodes shuts nodes out.
 func (o *operator) DisableNodes(ctx context.Context, identities []string) (int, error) {
-	return o.ace.DisableNodes(ctx, identities)
+	n, err := o.ace.DisableNodes(ctx, identities)
+	if err == nil {
+		o.did(ctx, "operator.nodes-disabled", n, "")
+	}
+	return n, err
 }
 
 // RemoveNodes forgets nodes.
 func (o *operator) RemoveNodes(ctx context.Context, identities []string) (int, error) {
-	return o.ace.RemoveNodes(ctx, identities)
+	n, err := o.ace.RemoveNodes(ctx, identities)
+	if err == nil {
+		o.did(ctx, "operator.nodes-removed", n, "")
+	}
+	return n, err
 }

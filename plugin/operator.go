@@ -3,10 +3,12 @@ package plugin
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 
 	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/audit"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
@@ -19,6 +21,8 @@ type operator struct {
 	bridge *bridge.Bridge
 	ace    *ace.Server
 	rd     *rd.Registrar // nil: no Resource Directory
+	audit  *audit.Log
+	log    *slog.Logger
 	ready  <-chan struct{}
 }
 
@@ -28,6 +32,7 @@ var (
 	_ admin.Tokens    = (*operator)(nil)
 	_ admin.Readiness = (*operator)(nil)
 	_ admin.Nodes     = (*operator)(nil)
+	_ admin.Audit     = (*operator)(nil)
 )
 
 // MemberStatus joins the members of a group with their deliveries.
@@ -66,6 +71,7 @@ func (o *operator) IssueToken(ctx context.Context, req admin.TokenRequest) (*adm
 	if err != nil {
 		return nil, fmt.Errorf("issuing a token: %w", err)
 	}
+	o.did(ctx, "operator.token-issued", 1, "")
 	return &admin.Token{AccessToken: t.Token, KID: t.KID, Key: t.Key.Bytes(), Expires: t.Expires}, nil
 }
 

@@ -24,6 +24,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/seed4911071e/groupgate/audit"
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
 	"github.com/seed4911071e/groupgate/config"
 )
@@ -44,6 +46,7 @@ type Gateway struct {
 
 	acceptRollback bool
 
+	audit   atomic.Pointer[audit.Log]
 	rooms   atomic.Pointer[rooms] // nil until the rooms are up
 	ready   chan struct{}         // closed when they are
 	links   sync.Map              // connKey → *linkEntry
@@ -96,6 +99,11 @@ func New(cfg *config.Config, log *slog.Logger, opts ...Option) (*Gateway, error)
 		o(g)
 	}
 	g.server = serve.New(g, serve.Config{
+		Failed: func(req *coap.Request, resp *coap.Response) {
+			if l := g.audit.Load(); l != nil {
+				l.Refused(req, resp)
+			}
+		},
 		PerPeerRPS: cfg.Limits.PerPeerRPS,
 		Log:        log.With("part", "coap"),
 		Registerer: g.registry,

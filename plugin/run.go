@@ -10,6 +10,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/audit"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/gm"
@@ -33,7 +34,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	st, err := store.Open(ctx, store.Options{
 		Dir: g.cfg.DataDir, DSN: g.cfg.Store, SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
 		AcceptRollback: g.acceptRollback,
-		Migrations:     []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations()},
+		Migrations:     []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations(), audit.Migrations()},
 		Log:            g.log.With("part", "store"), Registerer: g.registry,
 	})
 	if err != nil {
@@ -51,8 +52,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	if err := b.recover(ctx, st); err != nil {
 		return err
 	}
+	g.audit.Store(b.audit)
 	eg, ctx := errgroup.WithContext(ctx)
-	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, g.server.Run, b.admin}
+	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.admin}
 	if b.rd != nil {
 		runs = append(runs, b.register)
 	}
@@ -78,6 +80,7 @@ type built struct {
 	bridge *bridge.Bridge
 	rd     *rd.Registrar // nil: no Resource Directory
 	dir    *outbound     // the way there
+	audit  *audit.Log
 	op     *operator
 }
 
@@ -92,6 +95,8 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		return nil, err
 	}
 	late := &lateManager{}
+	log := audit.New(audit.Config{Retention: g.cfg.Audit.Retention, MaxRecords: g.cfg.Audit.MaxRecords},
+		audit.Deps{Store: st, Log: g.log.With("part", "audit"), Registerer: g.registry})
 	as := ace.New(acfg, ace.Deps{Store: st, Groups: late, Log: g.log.With("part", "ace"), Registerer: g.registry})
 	br := bridge.New(g.bridgeConfig(), bridge.Deps{
 		Store: st, Source: late, Hub: g.server,
@@ -103,12 +108,13 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 	})
 	late.Manager = gm.New(gm.Config{Groups: groups}, gm.Deps{
 		Store: st, Authority: as, Delivery: br, Log: g.log.With("part", "gm"), Registerer: g.registry,
+		Note: log.Note,
 	})
-	b := &built{g: g, ace: as, gm: late.Manager, bridge: br}
+	b := &built{g: g, ace: as, gm: late.Manager, bridge: br, audit: log}
 	if b.rd, b.dir, err = g.registrar(late); err != nil {
 		return nil, err
 	}
-	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, ready: g.ready}
+	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready}
 	return b, nil
 }
 
@@ -117,7 +123,7 @@ func (b *built) setup(ctx context.Context) error {
 	for _, room := range []struct {
 		name  string
 		setup func(context.Context) error
-	}{{"ace", b.ace.Setup}, {"gm", b.gm.Setup}, {"bridge", b.bridge.Setup}} {
+	}{{"audit", b.audit.Setup}, {"ace", b.ace.Setup}, {"gm", b.gm.Setup}, {"bridge", b.bridge.Setup}} {
 		if err := room.setup(ctx); err != nil {
 			return fmt.Errorf("starting %s: %w", room.name, err)
 		}
@@ -163,7 +169,7 @@ func (b *built) admin(ctx context.Context) error {
 		return nil
 	}
 	srv := admin.New(admin.Config{Token: string(g.cfg.AdminToken.Bytes()), Version: Version(), Listeners: g.listeners}, admin.Deps{
-		Groups: b.gm, Members: b.op, Tokens: b.op, Nodes: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
+		Groups: b.gm, Members: b.op, Tokens: b.op, Nodes: b.op, Audit: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
 	})
 	return srv.Run(ctx, l)
 }

@@ -23,6 +23,7 @@ type cli struct {
 	Group   groupCmd   `cmd:"" help:"Look at groups of the running gateway, and change them."`
 	Token   tokenCmd   `cmd:"" help:"Issue access tokens by hand."`
 	Node    nodeCmd    `cmd:"" help:"Play a constrained node; enroll nodes, list, disable, enable and remove them."`
+	Audit   auditCmd   `cmd:"" help:"Read the audit log of the running gateway."`
 	Bench   benchCmd   `cmd:"" help:"Measure, beside peers in the same run."`
 	Demo    demoCmd    `cmd:"" help:"Tell the whole story in one process: four nodes, a rekey, a leave, a wake-up."`
 	Version versionCmd `cmd:"" help:"Print the version."`

@@ -184,6 +184,9 @@ func (s *Server) call(f func() (*coap.Response, error)) (r *coap.Response, err e
 // reply makes the message, unless the client does not want to have it.
 func (s *Server) reply(m *coap.Message, x *exchange, r *coap.Response) *coap.Message {
 	s.metrics.request(m.Code, r.Code)
+	if s.cfg.Failed != nil && !r.Code.IsSuccess() && r.Code != coap.Continue {
+		s.cfg.Failed(&coap.Request{Code: m.Code, Options: m.Options, Peer: x.link.Peer()}, r)
+	}
 	if suppressed(noResponse(m.Options), r.Code) {
 		return nil
 	}

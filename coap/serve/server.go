@@ -71,6 +71,9 @@ type Config struct {
 	// it returns nil when there is none. nil means that only peers that were
 	// heard can be reached by Do.
 	Link func(coap.LinkID) coap.Link
+	// Failed is told every error reply, and the request without its body; it
+	// does not wait and keeps neither. nil means that nobody is told.
+	Failed func(req *coap.Request, resp *coap.Response)
 	// Log gets request failures, once each. nil discards them.
 	Log *slog.Logger
 	// Registerer gets the metrics groupgate_serve_…. nil means a private one.
