@@ -90,10 +90,7 @@ func TestLegacyPermittedMethods(t *testing.T) {
 						case !slices.ContainsFunc(r.allowed[:], may):
 							want = coap.MethodNotAllowed
 						}
-						var body []byte
-						if method == coap.POST && len(r.path) == 1 && r.path[0] == "node" {
-							body = []byte{0xa0}
-						}
+						body := f.legacyBody(c, d, method, r.path, i)
 						got := f.legacy(c, method, body, path...)
 						denied := got.Code == coap.Unauthorized || got.Code == coap.MethodNotAllowed || got.Code == coap.Forbidden
 						if want == 0 && denied || want != 0 && got.Code != want {
@@ -102,11 +99,66 @@ func TestLegacyPermittedMethods(t *testing.T) {
 						if got.Code == coap.Unauthorized && len(got.Payload) > 0 {
 							t.Errorf("%v %v: 4.01 with a body", method, path)
 						}
+						// The table in the code says the same, and what a right request is
+						// answered with.
+						row := legacyRow(d, r.path, method)
+						if mayHere := row != nil && row.who[i] == allow; mayHere != (want == 0) {
+							t.Errorf("%v %v by %s: the table in the code says %v", method, path, c.Peer.Subject.ID, mayHere)
+						}
+						if want != 0 {
+							continue
+						}
+						if format, ok := got.Options.ContentFormat(); got.Code != row.ok.code || ok != (row.ok.format != noFormat) || ok && format != row.ok.format {
+							t.Errorf("%v %v by %s: %v in format %d", method, path, c.Peer.Subject.ID, got.Code, format)
+						}
 					}
 				}
 			}
 		})
 	}
+}
+
+// legacyRow is the row of the table in the code; nil when nobody may.
+func legacyRow(d groupcomm.Interface, path []string, method coap.Code) *methodRow {
+	table, leaves := draft03Permitted, draft03Leaves
+	if d == groupcomm.Hackathon109 {
+		table, leaves = hackathonPermitted, hackathonLeaves
+	}
+	res := resGroup
+	switch len(path) {
+	case 1:
+		res = leaves[path[0]]
+	case 2:
+		res = resNode
+	}
+	row, ok := table[res][method]
+	if !ok {
+		return nil
+	}
+	return &row
+}
+
+// legacyBody makes the body of a well-formed request of the i-th client.
+func (f *fixture) legacyBody(c *gmtest.Joiner, d groupcomm.Interface, method coap.Code, path []string, i int) []byte {
+	f.t.Helper()
+	switch {
+	case len(path) == 0 && method == coap.POST:
+		roles := groupcomm.Requester
+		if i == int(typeMonitor) {
+			roles = groupcomm.Monitor
+		}
+		msg, err := c.LegacyJoinMessage(d, "g1", roles)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		return msg.Encode()
+	case len(path) == 1 && path[0] == "pub-key" && method != coap.GET:
+		q := &groupcomm.GetCreds{Roles: []groupcomm.Roles{}, IDs: []groupcomm.SenderID{{}}}
+		return groupcomm.EncodeLegacyPubKeyRequest(d, q)
+	case len(path) == 1 && path[0] == "node" && method == coap.POST:
+		return []byte{groupcomm.LegacyLeave}
+	}
+	return nil
 }
 
 func TestDraft03Join(t *testing.T) {
