@@ -29,6 +29,7 @@ type house struct {
 	reason  string
 	down    bool
 
+	query    AuditQuery
 	enrolled []NodeSpec
 	options  EnrollOptions
 	disabled map[string]bool
@@ -100,7 +101,7 @@ func serve(t *testing.T, h *house) string {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "groupgate_test"}))
 	s := New(Config{Token: testToken, Version: "v0", Listeners: map[string]string{"http": l.Addr().String()}},
-		Deps{Groups: h, Members: h, Tokens: h, Nodes: h, Readiness: h, Gatherer: reg})
+		Deps{Groups: h, Members: h, Tokens: h, Nodes: h, Audit: h, Readiness: h, Gatherer: reg})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx, l) }()
