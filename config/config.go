@@ -9,6 +9,7 @@
 package config
 
 import (
+	"crypto/x509"
 	"path/filepath"
 	"time"
 
@@ -121,25 +122,37 @@ type Limits struct {
 // Group is one OSCORE group. Algorithms are named as in design and IANA
 // registries; GroupConfigs translates them.
 type Group struct {
-	Name          string        `yaml:"name"`
-	GM            string        `yaml:"gm"`
-	Interface     string        `yaml:"interface"`
-	OnRenewal     string        `yaml:"on_renewal"` // "" or new-id, rekey
-	SignAlg       string        `yaml:"sign_alg"`
-	GpEncAlg      string        `yaml:"gp_enc_alg"` // "": AES-CCM-16-64-128; none with SignAlg none
-	Alg           string        `yaml:"alg"`
-	ECDHAlg       string        `yaml:"ecdh_alg"`   // "": the one that fits HKDF; none with Alg none
-	ECDHCurve     string        `yaml:"ecdh_curve"` // "": the curve that fits SignAlg
-	HKDF          string        `yaml:"hkdf"`
-	CredFmt       string        `yaml:"cred_fmt"`
-	KeyLifetime   time.Duration `yaml:"key_lifetime"`
-	Rekey         Rekey         `yaml:"rekey"`
-	MaxStaleSets  int           `yaml:"max_stale_sets"`
-	Gid           Gid           `yaml:"gid"`
-	X5RootsFile   string        `yaml:"x5_roots_file"`
+	Name         string        `yaml:"name"`
+	GM           string        `yaml:"gm"`
+	Interface    string        `yaml:"interface"`
+	OnRenewal    string        `yaml:"on_renewal"` // "" or new-id, rekey
+	SignAlg      string        `yaml:"sign_alg"`
+	GpEncAlg     string        `yaml:"gp_enc_alg"` // "": AES-CCM-16-64-128; none with SignAlg none
+	Alg          string        `yaml:"alg"`
+	ECDHAlg      string        `yaml:"ecdh_alg"`   // "": the one that fits HKDF; none with Alg none
+	ECDHCurve    string        `yaml:"ecdh_curve"` // "": the curve that fits SignAlg
+	HKDF         string        `yaml:"hkdf"`
+	CredFmt      string        `yaml:"cred_fmt"`
+	KeyLifetime  time.Duration `yaml:"key_lifetime"`
+	Rekey        Rekey         `yaml:"rekey"`
+	MaxStaleSets int           `yaml:"max_stale_sets"`
+	Gid          Gid           `yaml:"gid"`
+	X5RootsFile  string        `yaml:"x5_roots_file"` // PEM: the roots of members' certificates
+	X5CertFile   string        `yaml:"x5_cert_file"`  // PEM: the Group Manager's certificate and those above
+	X5KeyFile    string        `yaml:"x5_key_file"`   // PEM, PKCS #8: its key
+
+	X5 *X5 `yaml:"-"` // filled by Bootstrap from the three files
+
 	GroupPolicies GroupPolicies `yaml:"policies"`
 	List          bool          `yaml:"list"`
 	AppGroups     []string      `yaml:"app_groups"` // names of application groups that use it
+}
+
+// X5 is what a group with certificates as credentials needs.
+type X5 struct {
+	Roots *x509.CertPool
+	Key   *cose.Key
+	Chain []byte // credential of kind x5chain
 }
 
 // Rekey says when a group's keying material is renewed.

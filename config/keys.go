@@ -49,6 +49,9 @@ func (c *Config) readKeys(absent func(file string) bool) error {
 			checkPSK(r.faults, key, p.Key)
 		}
 	}
+	for i := range c.Groups {
+		r.x5(fmt.Sprintf("groups[%d]", i), &c.Groups[i])
+	}
 	r.remotePSK("resource_directory.key_file", c.ResourceDirectory.KeyFile, &c.ResourceDirectory.Key)
 	r.seal()
 	for _, p := range []struct {
@@ -84,6 +87,61 @@ func (r *keyReader) remotePSK(key, file string, to *Secret) {
 		*to = newSecret(b)
 		checkPSK(r.faults, key, *to)
 	}
+}
+
+// x5 reads the files of a group with certificates as credentials.
+func (r *keyReader) x5(key string, g *Group) {
+	if g.CredFmt != "x5chain" {
+		return
+	}
+	roots, ok1 := r.file(key+".x5_roots_file", g.X5RootsFile, false)
+	cert, ok2 := r.file(key+".x5_cert_file", g.X5CertFile, false)
+	priv, ok3 := r.file(key+".x5_key_file", g.X5KeyFile, true)
+	if !ok1 || !ok2 || !ok3 {
+		return
+	}
+	x := &X5{Roots: x509.NewCertPool()}
+	if !x.Roots.AppendCertsFromPEM(roots) {
+		r.faults.add(key+".x5_roots_file", "%s holds no certificate", g.X5RootsFile)
+		return
+	}
+	var err error
+	if x.Chain, err = cose.X5ChainFromPEM(cert); err != nil {
+		r.faults.add(key+".x5_cert_file", "%s: %s", g.X5CertFile, err)
+		return
+	}
+	if x.Key, err = cose.PrivateKeyFromPEM(priv); err != nil {
+		r.faults.add(key+".x5_key_file", "%s: %s", g.X5KeyFile, err)
+		return
+	}
+	r.checkX5(key, g, x)
+}
+
+// checkX5 compares certificate, key and the group's algorithms.
+func (r *keyReader) checkX5(key string, g *Group, x *X5) {
+	pub, err := cose.ParseX5Chain(x.Chain)
+	if err != nil {
+		r.faults.add(key+".x5_cert_file", "%s: %s", g.X5CertFile, err)
+		return
+	}
+	if !pub.SamePublic(x.Key) {
+		r.faults.add(key+".x5_key_file", "is not the key of the certificate in %s", g.X5CertFile)
+		return
+	}
+	gc, err := g.groupConfig()
+	if err != nil {
+		return // told by Validate
+	}
+	if gc.PairwiseOnly() {
+		err = pub.CheckDH(gc.ECDHCrv)
+	} else {
+		err = pub.CheckAlg(gc.SignAlg)
+	}
+	if err != nil {
+		r.faults.add(key+".x5_cert_file", "%s: %s", g.X5CertFile, err)
+		return
+	}
+	g.X5 = x
 }
 
 func (r *keyReader) token(key string, t *Token) {

@@ -124,12 +124,17 @@ func TestFaults(t *testing.T) {
 			"3 groups[0].key_lifetime: must be a duration", "4 groups[0].rekey.batch_window: must be a duration"}},
 		{"not yet", "proxy: {enabled: true}\ndelegates: []\n", []string{"1 proxy: not supported by this version", "2 delegates: not supported by this version"}},
 		{"old keys", "groups:\n- {name: a, mode: local}\n", []string{"2 groups[0].mode: unknown key: `gm:` says"}},
-		{"unsupported values", "groups:\n- name: a\n  gm: coaps://gm.example\n  interface: both\n  on_renewal: never\n  sign_alg: PS256\n  cred_fmt: cwt\n", []string{
+		{"unsupported values", "groups:\n- name: a\n  gm: coaps://gm.example\n  interface: both\n  on_renewal: never\n  sign_alg: PS256\n  cred_fmt: ccs\n", []string{
 			"3 groups[0].gm: \"coaps://gm.example\" is not supported by this version; use local",
-			"5 groups[0].on_renewal: must be one of new-id, rekey", "6 groups[0].sign_alg: must be one of EdDSA, ES256", "7 groups[0].cred_fmt: \"cwt\" is not supported"}},
+			"5 groups[0].on_renewal: must be one of new-id, rekey", "6 groups[0].sign_alg: must be one of EdDSA, ES256"}},
 		{"interfaces", "groups:\n- name: a\n  interface: draft-04\n- name: b\n  on_renewal: rekey\n- {name: c, interface: hackathon-109, on_renewal: new-id}\n", []string{
 			"3 groups[0].interface: must be one of current, draft-03", "5 groups[1].on_renewal: is for interface draft-03 or both", "6 groups[2].on_renewal: is for"}},
+		{"interface with certificates", "groups: [{name: a, interface: both, cred_fmt: cwt}]\n", []string{"1 groups[0].interface: credentials of kind cwt"}},
 		{"interface without signatures", "groups: [{name: a, interface: both, sign_alg: none}]\n", []string{"1 groups[0].interface: a pairwise-only group"}},
+		{"certificates without files", "groups: [{name: a, cred_fmt: x5chain, x5_cert_file: c}]\n", []string{
+			"1 groups[0].x5_roots_file: is missing", "1 groups[0].x5_key_file: is missing"}},
+		{"files without certificates", "groups: [{name: a, x5_roots_file: r}]\n", []string{"1 groups[0].x5_roots_file: is for cred_fmt x5chain"}},
+		{"CWT without signature", "groups: [{name: a, sign_alg: none, cred_fmt: cwt}]\n", []string{"1 groups[0].cred_fmt: a pairwise-only group has CWTs"}},
 		{"no mode", "groups: [{name: a, sign_alg: none, alg: none}]\n", []string{"1 groups[0].alg: a group needs a mode"}},
 		{"encryption without signatures", "groups: [{name: a, sign_alg: none, gp_enc_alg: A128GCM}]\n", []string{"1 groups[0].gp_enc_alg: group mode needs both"}},
 		{"misspelt value", "groups: [{name: a, sign_alg: edsa}]\n", []string{`1 groups[0].sign_alg: must be one of`}},

@@ -36,12 +36,7 @@ func (g Group) validate(f *faults, key string) {
 	oneOf(f, key+".interface", g.Interface, "current", "draft-03", "hackathon-109", "both")
 	g.validateLegacy(f, key)
 	g.validateAlgorithms(f, key)
-	if oneOf(f, key+".cred_fmt", g.CredFmt, "ccs", "cwt", "x5chain") {
-		supported(f, key+".cred_fmt", g.CredFmt, "ccs")
-	}
-	if g.X5RootsFile != "" {
-		f.add(key+".x5_roots_file", "certificates as credentials are not supported by this version")
-	}
+	g.validateCredentials(f, key)
 	inRange(f, key+".key_lifetime", g.KeyLifetime, time.Minute, maxLifetime)
 	inRange(f, key+".rekey.batch_window", g.Rekey.BatchWindow, 0, maxBatch)
 	inRange(f, key+".rekey.on_expiry.grace", g.Rekey.OnExpiry.Grace, 0, maxLifetime)
@@ -85,6 +80,8 @@ func (g Group) validateAppGroups(f *faults, key string) {
 func (g Group) validateLegacy(f *faults, key string) {
 	if i, _ := groupcomm.InterfaceByName(g.Interface); i != groupcomm.Current && g.SignAlg == groupcomm.None {
 		f.add(key+".interface", "a pairwise-only group is for current only: the members of the others sign")
+	} else if i != groupcomm.Current && g.CredFmt != "ccs" {
+		f.add(key+".interface", "credentials of kind %s are for current only: the members of the others have plain keys", g.CredFmt)
 	}
 	if g.OnRenewal == "" || !oneOf(f, key+".on_renewal", g.OnRenewal, "new-id", "rekey") {
 		return
@@ -122,6 +119,24 @@ func (g Group) validateAlgorithms(f *faults, key string) {
 	}
 	if want := curveFor(r.SignAlg); want != "" && r.ECDHCurve != want {
 		f.add(key+".ecdh_curve", "does not fit sign_alg %s: members have one key pair, so it must be %s", r.SignAlg, want)
+	}
+}
+
+// validateCredentials: certificates need files, the others must have none.
+func (g Group) validateCredentials(f *faults, key string) {
+	oneOf(f, key+".cred_fmt", g.CredFmt, "ccs", "cwt", "x5chain")
+	for _, x := range []struct{ name, file string }{
+		{".x5_roots_file", g.X5RootsFile}, {".x5_cert_file", g.X5CertFile}, {".x5_key_file", g.X5KeyFile},
+	} {
+		switch {
+		case g.CredFmt == "x5chain" && x.file == "":
+			f.add(key+x.name, "is missing: cred_fmt x5chain needs roots, and a certificate and a key for the Group Manager")
+		case g.CredFmt != "x5chain" && x.file != "":
+			f.add(key+x.name, "is for cred_fmt x5chain")
+		}
+	}
+	if r := g.resolved(); g.CredFmt == "cwt" && r.SignAlg == groupcomm.None && r.ECDHCurve == "X25519" {
+		f.add(key+".cred_fmt", "a pairwise-only group has CWTs with ecdh_curve P-256, P-384 or P-521 only: the Group Manager cannot sign its own with an X25519 key")
 	}
 }
 

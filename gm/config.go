@@ -1,11 +1,13 @@
 package gm
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
@@ -16,6 +18,10 @@ type Config struct {
 	// oscore-21, Section 14, where it has one.
 	Groups []groupcomm.GroupConfig
 
+	// X5 says, for each declared group with certificates as credentials, who the
+	// Group Manager is there and whose certificates it accepts.
+	X5 map[string]X5
+
 	// RenewalInterval is the time in which a member earns one more Sender ID
 	// by re-join or key renewal. Zero: 1 s. Negative: no limit.
 	RenewalInterval time.Duration
@@ -23,6 +29,14 @@ type Config struct {
 	// epochs is the number of epochs of a Gid, where that is to be less than
 	// GidEpochBytes hold. Zero: as many as they hold.
 	epochs uint64
+}
+
+// X5 is the part of a group with credentials of kind x5chain that the Group
+// Manager cannot make up.
+type X5 struct {
+	Roots *x509.CertPool // to which members' certificates must lead
+	Key   *cose.Key      // the Group Manager's key pair
+	Chain []byte         // its credential
 }
 
 // Defaults of policies that a declared group leaves at zero.
@@ -71,7 +85,11 @@ func (c Config) validate() error {
 			errs = append(errs, fmt.Errorf("gm: group %q: %w", g.Name, err))
 			continue
 		}
-		if err := validateGroup(g); err != nil {
+		err := validateGroup(g)
+		if err == nil && g.CredFmt == cose.HeaderX5Chain {
+			err = c.X5[g.Name].validate(&g)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("gm: group %q: %w", g.Name, err))
 		}
 	}
@@ -84,6 +102,9 @@ func validateGroup(g groupcomm.GroupConfig) error {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if n := g.MaxSenderIDLen(); n < 1 || n > maxSenderID {
 		fail("the algorithms leave %d bytes for Sender IDs", n)
+	}
+	if g.CredFmt == cose.HeaderKCWT && g.PairwiseOnly() && g.ECDHCrv == cose.CrvX25519 {
+		fail("cred_fmt: the Group Manager cannot sign its CWT with an X25519 key")
 	}
 	if g.MaxStaleSets > maxStaleSets {
 		fail("max_stale_sets: must be at most %d", maxStaleSets)

@@ -2,6 +2,7 @@ package gm
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -80,6 +81,8 @@ type group struct {
 	cfg  *groupcomm.GroupConfig // not written after Setup
 	sids int64                  // how many Sender IDs there are
 	kdc  kdc
+	// roots are those of members' certificates; nil with other credentials.
+	roots *x509.CertPool
 
 	cur   atomic.Pointer[material]
 	known known

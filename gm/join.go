@@ -240,6 +240,9 @@ func provenBy(g *group, cred []byte, challenges [][]byte, input func(ns []byte) 
 	if err != nil {
 		return nil, unsuitable(g.cfg, err)
 	}
+	if err := g.trust(cred); err != nil {
+		return nil, unsuitable(g.cfg, err)
+	}
 	verify, err := g.kdc.verifier(key)
 	if err != nil {
 		return nil, unsuitable(g.cfg, err)

@@ -70,6 +70,14 @@ func kinds() []groupcomm.GroupConfig {
 		c.GidPrefix, c.GidEpochBytes = []byte{0xb1, byte(len(list) >> 8), byte(len(list))}, 2
 		list = append(list, c)
 	}
+	for sign, crv := range curves { // CWTs as credentials
+		add(func(c *groupcomm.GroupConfig) { c.SignAlg, c.ECDHCrv, c.CredFmt = sign, crv, cose.HeaderKCWT })
+		if crv != cose.CrvX25519 { // with which nobody signs a CWT
+			add(func(c *groupcomm.GroupConfig) {
+				c.SignAlg, c.GpEncAlg, c.ECDHCrv, c.CredFmt = 0, 0, crv, cose.HeaderKCWT
+			})
+		}
+	}
 	for _, crv := range curves { // pairwise-only
 		for _, hkdf := range []int64{cose.AlgHMAC256, cose.AlgHMAC512} {
 			for _, alg := range aeads {
@@ -101,7 +109,7 @@ func kinds() []groupcomm.GroupConfig {
 }
 
 func kindName(c groupcomm.GroupConfig) string {
-	return fmt.Sprintf("%s,%s,%s,%s,%s", groupcomm.AlgName(c.SignAlg), groupcomm.AlgName(c.GpEncAlg),
+	return fmt.Sprintf("%s,%s,%s,%s,%s,%s", groupcomm.CredFmtName(c.CredFmt), groupcomm.AlgName(c.SignAlg), groupcomm.AlgName(c.GpEncAlg),
 		groupcomm.AlgName(c.Alg), groupcomm.CurveName(c.ECDHCrv), groupcomm.AlgName(c.HKDF))
 }
 

@@ -122,9 +122,9 @@ func policies(g *group) *groupcomm.Policies {
 
 // parseCred reads a credential and checks that it fits the group. Whether its
 // key is a point of the curve is open until a proof verifies: see
-// [cose.ParseCCS].
+// [cose.ParseCredential].
 func parseCred(c *groupcomm.GroupConfig, cred []byte) (*cose.Key, error) {
-	key, err := cose.ParseCCS(cred)
+	key, err := cose.ParseCredential(c.CredFmt, cred)
 	if err != nil {
 		return nil, err
 	}

@@ -54,6 +54,9 @@ func (m *Manager) Setup(ctx context.Context) error {
 			groups[want.Name] = g
 			continue
 		}
+		if err := m.adoptX5(ctx, have); err != nil {
+			return err
+		}
 		want.GidPrefix = have.cfg.GidPrefix
 		if err := m.adopt(ctx, have, want); err != nil {
 			return err
@@ -143,7 +146,7 @@ func (m *Manager) gidSpaces(groups map[string]*group) ([]gidSpace, error) {
 
 // create makes a group at version 0 with a key pair of its own.
 func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group, error) {
-	key, err := makeKDCKey(&cfg)
+	key, cred, err := m.selfCred(&cfg)
 	if err != nil {
 		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
 	}
@@ -153,7 +156,6 @@ func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group
 	}
 	var g *group
 	var mat *material
-	cred := cose.EncodeCCS(kdcSubject, key.Public())
 	self, err := newKDC(&cfg, key, cred)
 	if err != nil {
 		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
@@ -164,7 +166,7 @@ func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group
 			return err
 		}
 		g = newGroup(id, cfg)
-		g.kdc = self
+		g.kdc, g.roots = self, m.cfg.X5[cfg.Name].Roots
 		gid, err := makeGid(cfg.GidPrefix, 0, cfg.GidEpochBytes)
 		if err != nil {
 			return err

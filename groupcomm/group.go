@@ -157,8 +157,7 @@ func (c GroupConfig) KeyParams() KeyMap {
 }
 
 // Validate reports all faults of a configuration at once. Zero is accepted for
-// MaxStaleSets and GidEpochBytes, which have defaults. Only credentials of kind
-// ccs are verified so far, so that no other format is accepted.
+// MaxStaleSets and GidEpochBytes, which have defaults.
 func (c GroupConfig) Validate() error {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -198,7 +197,7 @@ func (c GroupConfig) Validate() error {
 	if c.HKDF != cose.AlgHMAC256 && c.HKDF != cose.AlgHMAC512 {
 		fault("hkdf: %s is not a supported HKDF", AlgName(c.HKDF))
 	}
-	if c.CredFmt != cose.HeaderKCCS {
+	if _, ok := CredFmtByName(CredFmtName(c.CredFmt)); !ok {
 		fault("cred_fmt: %s is not supported", CredFmtName(c.CredFmt))
 	}
 	if c.KeyLifetime < 0 || c.BatchWindow < 0 || c.ExpiryGrace < 0 || c.ExpiryBatch < 0 {

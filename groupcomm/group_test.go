@@ -176,7 +176,7 @@ func TestGroupConfig(t *testing.T) {
 		"HKDF":              func(c *GroupConfig) { c.HKDF = 4 },
 		"ECDH's hash":       func(c *GroupConfig) { c.HKDF = 7 },
 		"HKDF's hash":       func(c *GroupConfig) { c.ECDHAlg = -28 },
-		"format":            func(c *GroupConfig) { c.CredFmt = 33 },
+		"format":            func(c *GroupConfig) { c.CredFmt = 34 },
 		"one stale set":     func(c *GroupConfig) { c.MaxStaleSets = 1 },
 		"duration":          func(c *GroupConfig) { c.BatchWindow = -time.Second },
 		"epoch":             func(c *GroupConfig) { c.GidEpochBytes = 9 },

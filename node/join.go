@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math"
@@ -104,7 +105,7 @@ func (m *Member) prepare(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrUnsupported, err)
 		}
-		m.useKey(key)
+		m.useKey(key, nil)
 	}
 	return nil
 }
@@ -176,6 +177,13 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 		if m.ns == nil {
 			return nil, fmt.Errorf("%w: the Group Manager gave no challenge (kdcchallenge): post the token to it", ErrUnsupported)
 		}
+		if m.cred == nil {
+			cred, err := m.params.credential(m.cfg.Subject, m.key)
+			if err != nil {
+				return nil, fmt.Errorf("node: credential: %w", err)
+			}
+			m.cred = cred
+		}
 		proof, err := m.params.evidence(m.key, m.prove, groupcomm.ClientPoPInput(r.Scope, m.ns, nc))
 		if err != nil {
 			return nil, fmt.Errorf("node: join: proof of possession: %w", err)
@@ -193,7 +201,7 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 // Group Manager does not verify, the Join Response is dropped.
 func (m *Member) accept(r *coap.Response, nc []byte, wantCreds bool) error {
 	m.mu.Lock()
-	want := expected{group: m.cfg.Group, roles: m.cfg.Roles, params: m.params, key: m.key, nc: nc, pinned: m.pinned}
+	want := expected{group: m.cfg.Group, roles: m.cfg.Roles, params: m.params, key: m.key, nc: nc, pinned: m.pinned, roots: m.cfg.Roots}
 	m.mu.Unlock()
 
 	s, kd, kdc, err := readJoin(r, &want)
@@ -232,6 +240,7 @@ type expected struct {
 	key    *cose.Key // the node's own
 	nc     []byte    // N_C of the request
 	pinned []byte    // the only credential of the Group Manager that may come; nil: any
+	roots  *x509.CertPool
 }
 
 // Format keeps the node's key out of what is printed.
@@ -264,6 +273,9 @@ func readJoin(r *coap.Response, want *expected) (*State, *groupcomm.KeyDistribut
 	}
 	if want.pinned != nil && !bytes.Equal(want.pinned, kd.KDCCred) {
 		return nil, nil, nil, fmt.Errorf("%w: its credential is not the one known for this group", ErrProof)
+	}
+	if err := trust(want.params.credFmt(), kd.KDCCred, want.roots, want.params.sign == nil); err != nil {
+		return nil, nil, nil, fmt.Errorf("%w: kdc_cred: %w", ErrProof, err)
 	}
 	kdc, err := want.params.checkKDC(want.key, kd.KDCCred, groupcomm.KDCPoPInput(want.nc, kd.KDCNonce), kd.KDCCredVerify)
 	if errors.Is(err, ErrProof) {
@@ -299,7 +311,7 @@ func readJoin(r *coap.Response, want *expected) (*State, *groupcomm.KeyDistribut
 	if kd.Policies != nil {
 		s.Policies = *kd.Policies
 	}
-	if s.Peers, err = readPeers(kd.Creds, kd.PeerRoles, kd.PeerIdentifiers, &k); err != nil {
+	if s.Peers, err = readPeers(kd.Creds, kd.PeerRoles, kd.PeerIdentifiers, &k, want.roots); err != nil {
 		return fail("%v", err)
 	}
 	return s, kd, kdc, nil
@@ -327,18 +339,21 @@ func (s *State) setMaterial(ms, salt []byte, gid groupcomm.Gid, num groupcomm.Ve
 
 // readPeers aligns creds (13), peer_roles (14) and peer_identifiers (15) of a
 // group with the parameters k.
-func readPeers(creds [][]byte, roles []groupcomm.Roles, ids []groupcomm.SenderID, k *groupcomm.KeyMap) ([]Peer, error) {
+func readPeers(creds [][]byte, roles []groupcomm.Roles, ids []groupcomm.SenderID, k *groupcomm.KeyMap, roots *x509.CertPool) ([]Peer, error) {
 	if len(creds) != len(ids) || roles != nil && len(roles) != len(creds) {
 		return nil, fmt.Errorf("%d creds, %d peer_roles, %d peer_identifiers", len(creds), len(roles), len(ids))
 	}
 	peers := make([]Peer, 0, len(creds))
 	for i, c := range creds {
-		key, err := cose.DecodeCCS(c)
+		key, err := cose.DecodeCredential(k.CredFmt, c)
 		if err != nil {
 			return nil, fmt.Errorf("credential of Sender ID %s: %w", ids[i], err)
 		}
 		if err := checkPeer(k, key); err != nil {
 			return nil, fmt.Errorf("credential of Sender ID %s: %w", ids[i], err)
+		}
+		if trust(k.CredFmt, c, roots, k.SignAlg == 0) != nil {
+			continue // not somebody to talk to; one bad certificate spoils no join
 		}
 		p := Peer{SenderID: ids[i], Cred: c, Key: key}
 		if roles != nil {

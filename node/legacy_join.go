@@ -135,7 +135,7 @@ func (m *LegacyMember) readJoin(r *coap.Response) (*State, error) {
 			return nil, badAnswer(op, "cs_alg: %v", err)
 		}
 	}
-	s.Params = groupcomm.KeyMap{HKDF: d.Key.HKDF, GpEncAlg: d.Key.Alg, SignAlg: d.Key.Sign.Alg, CredFmt: credCCS}
+	s.Params = groupcomm.KeyMap{HKDF: d.Key.HKDF, GpEncAlg: d.Key.Alg, SignAlg: d.Key.Sign.Alg, CredFmt: cose.HeaderKCCS}
 	if s.Params.HKDF == 0 {
 		s.Params.HKDF = cose.AlgHMAC256 // RFC 8613, Section 3.2: the default
 	}

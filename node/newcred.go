@@ -33,6 +33,10 @@ func (m *Member) ReplaceCred(ctx context.Context, key *cose.Key) error {
 	if err := group.checkKey(key); err != nil {
 		return fmt.Errorf("%w: the key does not fit the group's algorithm: %w", ErrUnsupported, err)
 	}
+	cred, err := group.credential(m.cfg.Subject, key)
+	if err != nil {
+		return fmt.Errorf("node: %s: %w", op, err)
+	}
 	scope := groupcomm.ScopeEntry{Group: m.cfg.Group, Roles: s.Roles}.Encode()
 	sign := key.Signer()
 	for attempt := 1; ; attempt++ {
@@ -51,7 +55,7 @@ func (m *Member) ReplaceCred(ctx context.Context, key *cose.Key) error {
 		req := m.groupRequest(coap.POST, "nodes", s.Node, "cred")
 		req.Options.SetContentFormat(coap.ACEGroupcomm)
 		req.Payload = (&groupcomm.CredUpdate{
-			ClientCred: cose.EncodeCCS(m.cfg.Subject, key), CNonce: nc, ClientCredVerify: proof,
+			ClientCred: cred, CNonce: nc, ClientCredVerify: proof,
 		}).Encode()
 		resp, err := t.Do(ctx, req)
 		if err != nil {
@@ -59,7 +63,7 @@ func (m *Member) ReplaceCred(ctx context.Context, key *cose.Key) error {
 		}
 		if resp.Code == coap.Changed {
 			m.mu.Lock()
-			m.useKey(key)
+			m.useKey(key, cred)
 			m.mu.Unlock()
 			return nil
 		}

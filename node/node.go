@@ -17,6 +17,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -54,6 +55,13 @@ type Config struct {
 	// Key is the node's private key. nil: one is generated at the first Join,
 	// for the algorithm that the group announces.
 	Key *cose.Key
+	// Cred is the credential with the public part of Key, in the format of the
+	// group; nil: one is made from Key, which is not possible with certificates.
+	Cred []byte
+	// Roots are those of the certificates of the Group Manager and of other
+	// members. nil: their certificates are not verified, only possession of
+	// the keys in them.
+	Roots *x509.CertPool
 	// Subject is the name in the credential ("sub"); empty leaves it empty.
 	Subject string
 	// ControlURI is where the Group Manager may reach the node; empty: nowhere.
@@ -185,6 +193,9 @@ func New(cfg Config, t Transport) (*Member, error) {
 	if cfg.Key != nil && len(cfg.Key.D) == 0 {
 		return nil, errors.New("node: the key has no private part")
 	}
+	if cfg.Cred != nil && cfg.Key == nil {
+		return nil, errors.New("node: a credential without its key")
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -201,7 +212,7 @@ func New(cfg Config, t Transport) (*Member, error) {
 		ackWake: make(chan struct{}, 1),
 	}
 	if cfg.Key != nil {
-		m.useKey(cfg.Key)
+		m.useKey(cfg.Key, cfg.Cred)
 	}
 	if tr := cfg.Transfer; tr != nil {
 		m.ns = tr.KDCChallenge
@@ -238,9 +249,10 @@ func (m *Member) Key() *cose.Key {
 	return m.key
 }
 
-// useKey sets the node's key and makes what every join needs of it.
-func (m *Member) useKey(key *cose.Key) {
-	m.key, m.prove, m.cred = key, key.Signer(), cose.EncodeCCS(m.cfg.Subject, key)
+// useKey sets the node's key and what every join needs of it. cred may be nil
+// until the group's format is known.
+func (m *Member) useKey(key *cose.Key, cred []byte) {
+	m.key, m.prove, m.cred = key, key.Signer(), cred
 }
 
 // Close closes the association. The membership stays: [Member.Leave] ends it.
@@ -274,6 +286,15 @@ func (m *Member) learnLocked(sign, ecdh []groupcomm.SignInfoEntry, dh []groupcom
 	if m.key != nil {
 		if err := p.checkKey(m.key); err != nil {
 			return fmt.Errorf("%w: the node's key does not fit the group's algorithm: %w", ErrUnsupported, err)
+		}
+		if m.cfg.Cred != nil {
+			key, err := cose.ParseCredential(p.credFmt(), m.cfg.Cred)
+			if err != nil {
+				return fmt.Errorf("%w: the node's credential is not of the group's format: %w", ErrUnsupported, err)
+			}
+			if !key.SamePublic(m.cfg.Key) {
+				return errors.New("node: the credential is not for the key")
+			}
 		}
 	}
 	m.params = p

@@ -27,7 +27,7 @@ func TestNewRefuses(t *testing.T) {
 		"key of other kind": func(c *Config) { c.Key = es256 },
 		"other cred_fmt": func(c *Config) {
 			e := g.cfg.SignInfo()
-			e.CredFmt = 33
+			e.CredFmt = 34
 			c.Transfer = &groupcomm.TokenTransferResponse{KDCChallenge: g.ns, SignInfo: []groupcomm.SignInfoEntry{e}}
 		},
 	} {

@@ -2,16 +2,15 @@ package node
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
-
-// credCCS is the COSE header label kccs: the format of credentials spoken here.
-const credCCS = cose.HeaderKCCS
 
 // params are what the Group Manager announced about a group. They are not
 // modified once made.
@@ -51,8 +50,8 @@ func announced(group string, sign, ecdh []groupcomm.SignInfoEntry, dh []groupcom
 	if p.ecdh != nil && len(p.ecdh.KeyParams) != 2 {
 		return nil, fmt.Errorf("%w: ecdh_info without a curve", ErrUnsupported)
 	}
-	if f := p.credFmt(); f != credCCS {
-		return nil, fmt.Errorf("%w: credential format %d, only CCS (%d) is known here", ErrUnsupported, f, credCCS)
+	if err := checkFormat(p.credFmt()); err != nil {
+		return nil, err
 	}
 	if p.sign != nil {
 		return p, nil
@@ -62,7 +61,7 @@ func announced(group string, sign, ecdh []groupcomm.SignInfoEntry, dh []groupcom
 		return nil, errNoDHCred
 	}
 	p.kdc = dh[i].Cred
-	key, err := cose.DecodeCCS(p.kdc)
+	key, err := cose.DecodeCredential(p.credFmt(), p.kdc)
 	if err == nil {
 		err = key.CheckDH(p.curve())
 	}
@@ -78,6 +77,41 @@ func (p *params) credFmt() int64 {
 		return p.sign.CredFmt
 	}
 	return p.ecdh.CredFmt
+}
+
+// checkFormat says whether credentials of a format are known here.
+func checkFormat(format int64) error {
+	switch format {
+	case cose.HeaderKCCS, cose.HeaderKCWT, cose.HeaderX5Chain:
+		return nil
+	}
+	return fmt.Errorf("%w: credential format %d, known are CCS, CWT and x5chain", ErrUnsupported, format)
+}
+
+// credential makes the node's credential of the format that the group uses: from
+// its key alone, but for certificates, which others issue.
+func (p *params) credential(subject string, key *cose.Key) ([]byte, error) {
+	switch f := p.credFmt(); f {
+	case cose.HeaderKCCS:
+		return cose.EncodeCCS(subject, key), nil
+	case cose.HeaderKCWT:
+		return cose.EncodeCWT(subject, key)
+	default:
+		return nil, fmt.Errorf("%w: the group wants credentials of format %d (x5chain is %d), and the node has none", ErrUnsupported, f, cose.HeaderX5Chain)
+	}
+}
+
+// trust says whether a credential is worth belief: a certificate whose path leads
+// to the roots, where there are some.
+func trust(format int64, cred []byte, roots *x509.CertPool, pairwiseOnly bool) error {
+	if format != cose.HeaderX5Chain || roots == nil {
+		return nil
+	}
+	usage := x509.KeyUsageDigitalSignature
+	if pairwiseOnly {
+		usage = x509.KeyUsageKeyAgreement
+	}
+	return cose.VerifyX5Chain(cred, roots, time.Now(), usage)
 }
 
 func (p *params) curve() int64 { return p.ecdh.KeyParams[1] }
@@ -175,7 +209,7 @@ func (p *params) checkKDC(own *cose.Key, cred, input, proof []byte) (*cose.Key, 
 		}
 		return p.kdcKey, nil
 	}
-	key, err := cose.ParseCCS(cred)
+	key, err := cose.ParseCredential(p.credFmt(), cred)
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ func (m *Member) Creds(ctx context.Context) ([]Peer, error) {
 	if m.state == nil {
 		return nil, ErrNotJoined
 	}
-	peers, err := readPeers(c.Creds, c.PeerRoles, c.PeerIdentifiers, &m.state.Params)
+	peers, err := readPeers(c.Creds, c.PeerRoles, c.PeerIdentifiers, &m.state.Params, m.cfg.Roots)
 	if err != nil {
 		return nil, badAnswer(op, "%v", err)
 	}

@@ -61,7 +61,7 @@ func (v *Verifier) Fetch(ctx context.Context) (*Verification, error) {
 		if err != nil {
 			return nil, err
 		}
-		kdc, err := v.kdcCred(ctx, data.Key.SignAlg)
+		kdc, err := v.kdcCred(ctx, &data.Key)
 		if err != nil {
 			return nil, err
 		}
@@ -110,8 +110,8 @@ func (v *Verifier) data(ctx context.Context) (*groupcomm.VerifData, error) {
 	switch {
 	case err != nil:
 		return nil, badAnswer(op, "%v", err)
-	case d.Key.CredFmt != credCCS:
-		return nil, fmt.Errorf("%w: credential format %d, only CCS (%d) is known here", ErrUnsupported, d.Key.CredFmt, credCCS)
+	case checkFormat(d.Key.CredFmt) != nil:
+		return nil, checkFormat(d.Key.CredFmt)
 	case len(d.SignEncKey) < minSecret || len(d.SignEncKey) > maxSecret:
 		return nil, badAnswer(op, "a Signature Encryption Key of %d bytes", len(d.SignEncKey))
 	case len(d.Key.ContextID) == 0 || len(d.Key.ContextID) > maxName:
@@ -122,7 +122,7 @@ func (v *Verifier) data(ctx context.Context) (*groupcomm.VerifData, error) {
 
 // kdcCred fetches the Group Manager's credential and returns it when the proof
 // verifies.
-func (v *Verifier) kdcCred(ctx context.Context, signAlg int64) ([]byte, error) {
+func (v *Verifier) kdcCred(ctx context.Context, group *groupcomm.KeyMap) ([]byte, error) {
 	const op = "fetch kdc-cred"
 	nc := make([]byte, ownNonce)
 	if _, err := io.ReadFull(v.rand, nc); err != nil {
@@ -139,9 +139,9 @@ func (v *Verifier) kdcCred(ctx context.Context, signAlg int64) ([]byte, error) {
 	if len(k.Nonce) < minNonce || len(k.Nonce) > maxNonce {
 		return nil, badAnswer(op, "kdc_nonce of %d bytes", len(k.Nonce))
 	}
-	key, err := cose.DecodeCCS(k.Cred)
+	key, err := cose.DecodeCredential(group.CredFmt, k.Cred)
 	if err == nil {
-		err = key.CheckAlg(signAlg)
+		err = key.CheckAlg(group.SignAlg)
 	}
 	if err != nil {
 		return nil, badAnswer(op, "kdc_cred: %v", err)
@@ -167,7 +167,7 @@ func (v *Verifier) creds(ctx context.Context, k *groupcomm.KeyMap) (*groupcomm.V
 	if len(c.Creds) == 0 {
 		return nil, nil, nil
 	}
-	peers, err := readPeers(c.Creds, c.PeerRoles, c.PeerIdentifiers, k)
+	peers, err := readPeers(c.Creds, c.PeerRoles, c.PeerIdentifiers, k, nil)
 	if err != nil {
 		return nil, nil, badAnswer(op, "%v", err)
 	}

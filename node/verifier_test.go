@@ -111,7 +111,7 @@ func TestVerifierRefuses(t *testing.T) {
 		{"a short key", "verif-data", verif(func(d *groupcomm.VerifData) { d.SignEncKey = []byte{1} }), ErrBadAnswer},
 		{"a Master Secret", "verif-data", verif(func(d *groupcomm.VerifData) { d.Key.MasterSecret = secretOf(1) }), ErrBadAnswer},
 		{"an empty Gid", "verif-data", verif(func(d *groupcomm.VerifData) { d.Key.ContextID = groupcomm.Gid{} }), ErrBadAnswer},
-		{"another format", "verif-data", verif(func(d *groupcomm.VerifData) { d.Key.CredFmt = 33 }), ErrUnsupported},
+		{"another format", "verif-data", verif(func(d *groupcomm.VerifData) { d.Key.CredFmt = 34 }), ErrUnsupported},
 		{"creds without ids", "creds", []byte{0xa1, 9, 5}, ErrBadAnswer},
 	} {
 		g.alter = func(name string, r *coap.Response) {

@@ -106,7 +106,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		},
 		Log: g.log.With("part", "bridge"), Registerer: g.registry,
 	})
-	late.Manager = gm.New(gm.Config{Groups: groups}, gm.Deps{
+	late.Manager = gm.New(gm.Config{Groups: groups, X5: g.x5()}, gm.Deps{
 		Store: st, Authority: as, Delivery: br, Log: g.log.With("part", "gm"), Registerer: g.registry,
 		Note: log.Note,
 	})

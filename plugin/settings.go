@@ -9,6 +9,7 @@ import (
 	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/gm"
 )
 
 // aceConfig translates the sections tokens, psk and authorization_server.
@@ -104,4 +105,15 @@ func (g *Gateway) bridgeConfig() bridge.Config {
 		bc.TLSCertFile, bc.TLSKeyFile = c.Path(c.Listen.MQTTSCertFile), c.Path(c.Listen.MQTTSKeyFile)
 	}
 	return bc
+}
+
+// x5 translates what groups with certificates as credentials need.
+func (g *Gateway) x5() map[string]gm.X5 {
+	out := map[string]gm.X5{}
+	for _, c := range g.cfg.Groups {
+		if c.X5 != nil {
+			out[c.Name] = gm.X5{Roots: c.X5.Roots, Key: c.X5.Key, Chain: c.X5.Chain}
+		}
+	}
+	return out
 }

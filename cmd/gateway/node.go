@@ -49,6 +49,10 @@ type nodeJoinCmd struct {
 	KeyFile  string `type:"path" placeholder:"FILE" help:"Key of --identity: hexadecimal, or a file that node enroll wrote."`
 	Audience string `help:"Audience of the access token. Default: the credential's."`
 
+	CertFile    string `type:"path" placeholder:"FILE" help:"Certificate of the node and those above it (PEM), for groups with certificates as credentials."`
+	CertKeyFile string `type:"path" placeholder:"FILE" help:"Private key of --cert-file (PEM, PKCS #8)."`
+	RootsFile   string `type:"path" placeholder:"FILE" help:"Roots for the certificates of the Group Manager and of other members (PEM). Without it only possession of their keys is verified."`
+
 	Interface   string        `default:"current" enum:"current,draft-03,hackathon-109" help:"Dialect to speak: current, or draft-03 or hackathon-109 where the group is served in that."`
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
@@ -101,10 +105,14 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	}
 	story.associated(at.coaps, access)
 
-	member, err := node.New(node.Config{
+	cfg := node.Config{
 		Group: c.Group, Roles: roles, Transfer: transfer, Subject: c.Name,
 		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll, Redial: dial, OnEvent: story.event, Log: log,
-	}, t)
+	}
+	if err := c.certificate(&cfg); err != nil {
+		return errors.Join(err, t.Close())
+	}
+	member, err := node.New(cfg, t)
 	if err != nil {
 		return errors.Join(err, t.Close())
 	}

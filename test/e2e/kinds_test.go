@@ -13,6 +13,7 @@ func TestKindsOfGroups(t *testing.T) {
 		"signature-only":      "    alg: none\n    sign_alg: ES384\n    gp_enc_alg: ChaCha20/Poly1305\n",
 		"pairwise-only":       "    sign_alg: none\n",
 		"pairwise-only P-521": "    sign_alg: none\n    ecdh_curve: P-521\n    hkdf: HMAC-512\n    alg: A256GCM\n",
+		"CWT":                 "    cred_fmt: cwt\n",
 		"both":                "    sign_alg: ES512\n    hkdf: HMAC-512\n    alg: A128GCM\n",
 	} {
 		t.Run(name, func(t *testing.T) {
