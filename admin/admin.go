@@ -9,6 +9,8 @@
 //	GET  /v1/groups/NAME        one group with its members
 //	POST /v1/groups/NAME/rekey  {"reason"}
 //	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
+//	POST /v1/groups/NAME/export {"move", "passphrase"}: a sealed file
+//	POST /v1/imports            {"file", "passphrase"} or {"fixture"}
 //	POST /v1/tokens             issues an access token
 //	GET  /v1/audit              the audit log, a page
 //	GET  /v1/nodes              enrolled nodes, a page
@@ -44,6 +46,17 @@ type Groups interface {
 	// Evict removes members by node name or Sender ID and returns the names of
 	// the nodes that it removed.
 	Evict(ctx context.Context, group string, nodes []string, senderIDs [][]byte) ([]string, error)
+}
+
+// Moves takes groups out of the gateway and into it.
+type Moves interface {
+	// Export seals a group, with the passphrase or else the sealing key; with
+	// move it ends here.
+	Export(ctx context.Context, group string, move bool, passphrase []byte) (file []byte, version uint64, err error)
+	// Import takes a group from such a file.
+	Import(ctx context.Context, file, passphrase []byte) (group string, version uint64, err error)
+	// ImportFixture makes a new group from plain JSON.
+	ImportFixture(ctx context.Context, fixture []byte) (group string, version uint64, err error)
 }
 
 // Members tells the members of a group and what each has confirmed.
@@ -106,6 +119,7 @@ type Config struct {
 type Deps struct {
 	Groups    Groups
 	Members   Members
+	Moves     Moves
 	Tokens    Tokens
 	Nodes     Nodes
 	Audit     Audit
@@ -126,6 +140,7 @@ type Server struct {
 // Limits, our own choices. The API is for one operator and one scraper.
 const (
 	maxBody       = 64 << 10
+	maxImport     = 96 << 20 // a file of 64 MiB in base64
 	maxHeader     = 16 << 10
 	maxConns      = 64
 	readTimeout   = 10 * time.Second
@@ -165,6 +180,8 @@ func New(cfg Config, d Deps) *Server {
 		mux.Handle(pattern, s.authorized(h))
 	}
 	mux.Handle("POST /v1/nodes", s.authorizedUpTo(maxNodesBody, s.enrollNodes))
+	mux.Handle("POST /v1/groups/{name}/export", s.authorized(s.export))
+	mux.Handle("POST /v1/imports", s.authorizedUpTo(maxImport, s.importGroup))
 	mux.Handle("/", s.authorized(func(*http.Request) (any, error) {
 		return nil, &Problem{Status: http.StatusNotFound, Detail: "no such resource, or not with this method"}
 	}))

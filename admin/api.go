@@ -329,8 +329,8 @@ func readJSON(r *http.Request, v any) error {
 			err = errors.New("more follows the object")
 		}
 	}
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return &Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", maxBody)}
+	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return &Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", tooLong.Limit)}
 	}
 	return badRequest("the body is not the JSON object expected: %s", err)
 }

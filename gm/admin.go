@@ -81,8 +81,12 @@ func (m *Manager) Evict(ctx context.Context, name string, nodes []string, sender
 	err := m.st.Update(ctx, func(tx *store.Tx) error {
 		evicted = nil
 		var num uint64
-		if err := tx.QueryRow(`SELECT num FROM gm_groups WHERE id = ?`, g.id).Scan(&num); err != nil {
+		var st state
+		if err := tx.QueryRow(`SELECT num, state FROM gm_groups WHERE id = ?`, g.id).Scan(&num, &st); err != nil {
 			return err
+		}
+		if st == stateMoved {
+			return ErrMoved
 		}
 		found, err := findMembers(tx, g, nodes, senderIDs)
 		if err != nil {

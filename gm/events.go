@@ -218,7 +218,7 @@ func (m *Manager) tokenStored(ctx context.Context, e *groupcomm.Event) error {
 			if !ok || !covers(g, mb) {
 				continue
 			}
-			if _, err := tx.Exec(`UPDATE gm_members SET expires = ?, lapsed = 0 WHERE group_id = ? AND node = ?`,
+			if _, err := tx.Exec(`UPDATE gm_members SET expires = ?, lapsed = 0, awaited = 0 WHERE group_id = ? AND node = ?`,
 				millis(grant.Expires), id, mb.node); err != nil {
 				return err
 			}

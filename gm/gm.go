@@ -91,6 +91,8 @@ type Manager struct {
 	renewals *limiter
 	wake     chan struct{} // one slot: something may have become due earlier
 
+	planting sync.Mutex // held while a group with members comes into being
+
 	mu     sync.RWMutex
 	groups map[string]*group // guarded by mu; filled by Setup
 }

@@ -28,13 +28,15 @@ import (
 // 13: error 9): no joins, no key renewals; members may read and leave, and
 // rekeys happen. Stopped: the Gid space is used up, so no rekey is possible and
 // nobody may be admitted any more; members read that the group is not active,
-// and may leave.
+// and may leave. Moved: another gateway has the group now; nothing changes here
+// any more, so that no version and no Gid is used on both sides.
 type state int64
 
 const (
 	stateInactive state = iota
 	stateActive
 	stateStopped
+	stateMoved
 )
 
 func (s state) String() string {
@@ -45,6 +47,8 @@ func (s state) String() string {
 		return "active"
 	case stateStopped:
 		return "stopped"
+	case stateMoved:
+		return "moved"
 	}
 	return fmt.Sprintf("state(%d)", int64(s))
 }
@@ -56,11 +60,17 @@ const (
 	activate transition = iota
 	deactivate
 	exhaust
+	moveAway
 )
 
 // next is the only place where a state changes.
 func (s state) next(t transition) (state, error) {
 	switch {
+	case s == stateMoved || t == moveAway:
+		if t == moveAway {
+			return stateMoved, nil
+		}
+		return s, ErrMoved
 	case t == exhaust:
 		return stateStopped, nil
 	case s == stateStopped:
@@ -264,7 +274,7 @@ func (m *Manager) move(ctx context.Context, name string, t transition) error {
 		if is, err = was.next(t); err != nil || is == was {
 			return err
 		}
-		if is == stateStopped {
+		if is == stateStopped || is == stateMoved {
 			// Nothing that is due can be done any more.
 			_, err = tx.Exec(`UPDATE gm_groups SET state = ?, due_at = 0, due_reasons = 0 WHERE id = ?`, is, g.id)
 		} else {

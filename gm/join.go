@@ -386,7 +386,7 @@ func (m *Manager) writeMember(tx *store.Tx, j *joinCall, p sidPlace) error {
 		return err
 	}
 	if _, err := tx.Exec(`UPDATE gm_members SET sid = ?, roles = ?, cred = ?, scope = ?, cnonce = ?, control_uri = ?,
-		birth_gid = ?, joined_num = ?, expires = ?, lapsed = 0 WHERE group_id = ? AND node = ?`,
+		birth_gid = ?, joined_num = ?, expires = ?, lapsed = 0, awaited = 0 WHERE group_id = ? AND node = ?`,
 		sid, int64(j.entry.Roles), nullable(j.cred), j.msg.Scope, j.msg.CNonce, j.msg.ControlURI,
 		[]byte(j.mat.gid), j.row.num, millis(j.grant.Expires), j.g.id, mb.node); err != nil {
 		return err

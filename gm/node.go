@@ -27,6 +27,9 @@ func (m *Manager) leave(ctx context.Context, c *call) (*coap.Response, error) {
 		if r.member == nil {
 			return groupcomm.ErrNotMember
 		}
+		if r.state == stateMoved {
+			return groupcomm.ErrInactive // the other gateway would not hear of it
+		}
 		r.member.by = addr(c.req)
 		return m.remove(tx, c.g, r.num, r.member, groupcomm.EventLeft, byLeave, c.g.cfg.BatchWindow)
 	})

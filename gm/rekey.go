@@ -57,7 +57,7 @@ func (g *group) makeDue(tx *store.Tx, t time.Time, why reasons) error {
 	at := t.UnixMilli()
 	_, err := tx.Exec(`UPDATE gm_groups SET changes = changes + 1, due_reasons = due_reasons | ?,
 		due_at = CASE WHEN due_at = 0 OR due_at > ? THEN ? ELSE due_at END
-		WHERE id = ? AND state <> ?`, why, at, at, g.id, stateStopped)
+		WHERE id = ? AND state < ?`, why, at, at, g.id, stateStopped)
 	return err
 }
 
@@ -110,7 +110,7 @@ var errOvertaken = errors.New("overtaken too often")
 // toPeer makes the failure of a rekey that a request needed an answer to it.
 func toPeer(err error) error {
 	switch {
-	case errors.Is(err, ErrGidExhausted):
+	case errors.Is(err, ErrGidExhausted), errors.Is(err, ErrMoved):
 		return fmt.Errorf("%w: %w", groupcomm.ErrInactive, err)
 	case errors.Is(err, errOvertaken):
 		return unavailable(err.Error())
@@ -144,6 +144,9 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		if s.num > given {
 			newer, err = m.materialAt(tx, g, s.num)
 			return err
+		}
+		if s.state == stateMoved {
+			return ErrMoved
 		}
 		m.leap(s, g, past)
 		if s.gid, s.place, err = m.nextGid(tx, g.cfg, s.place); err != nil {
@@ -247,6 +250,11 @@ func makeMaterial(g *group, num uint64, gid groupcomm.Gid, stale []groupcomm.Sen
 	secret, salt := make([]byte, masterSecret), make([]byte, masterSalt)
 	rand.Read(secret)
 	rand.Read(salt)
+	return givenMaterial(g, num, gid, stale, secret, salt)
+}
+
+// givenMaterial is makeMaterial with secrets from elsewhere.
+func givenMaterial(g *group, num uint64, gid groupcomm.Gid, stale []groupcomm.SenderID, secret, salt []byte) (*material, []byte) {
 	life := int64(g.cfg.KeyLifetime / time.Second)
 	mat := &material{
 		num:    num,

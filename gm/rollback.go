@@ -32,6 +32,7 @@ func (m *Manager) Recover(ctx context.Context, lost uint64) error {
 		case errors.Is(err, ErrGidExhausted):
 			m.log.ErrorContext(ctx, "no gid is known to be unused", "group", g.cfg.Name)
 			errs = append(errs, m.move(ctx, g.cfg.Name, exhaust))
+		case errors.Is(err, ErrMoved): // nobody uses it here
 		case err != nil:
 			errs = append(errs, fmt.Errorf("gm: recover %q: %w", g.cfg.Name, err))
 		default:

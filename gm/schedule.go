@@ -17,7 +17,7 @@ const retryRekey = 10 * time.Second
 // grace. It sleeps until the next of them, or until something new becomes due.
 func (m *Manager) schedule(ctx context.Context) error {
 	for {
-		next := m.evictAfterGrace(ctx)
+		next := earlier(m.lapseAwaited(ctx), m.evictAfterGrace(ctx))
 		for _, g := range m.byID() {
 			t := m.workOff(ctx, g)
 			if !t.IsZero() && (next.IsZero() || t.Before(next)) {
@@ -59,7 +59,7 @@ func (m *Manager) workOff(ctx context.Context, g *group) time.Time {
 	if err != nil {
 		return m.failed(ctx, g, err)
 	}
-	if r.state == stateStopped {
+	if r.state >= stateStopped {
 		return time.Time{}
 	}
 	now := time.Now()

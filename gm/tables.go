@@ -9,7 +9,7 @@ import "github.com/seed4911071e/groupgate/store"
 // Times: exp is in seconds since 1970 as on the wire; due_at and expires are
 // in milliseconds, 0 meaning never.
 func Migrations() store.Migrations {
-	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2}}
+	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove}}
 }
 
 const schema1 = `
@@ -86,5 +86,17 @@ CREATE TABLE gm_elders (
 	subject_kind INTEGER NOT NULL,
 	subject_id   BLOB    NOT NULL,
 	PRIMARY KEY (group_id, subject_kind, subject_id)
+);
+`
+
+// schemaMove: groups that came from another gateway. awaited marks a member whose
+// token was not seen here yet; gm_imports lists the files that were taken.
+const schemaMove = `
+ALTER TABLE gm_members ADD COLUMN awaited INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX gm_members_awaited ON gm_members (expires) WHERE awaited = 1;
+CREATE TABLE gm_imports (
+	file BLOB    NOT NULL PRIMARY KEY,
+	name TEXT    NOT NULL,
+	at   INTEGER NOT NULL
 );
 `

@@ -28,6 +28,7 @@ type operator struct {
 
 var (
 	_ admin.Groups    = (*gm.Manager)(nil)
+	_ admin.Moves     = (*gm.Manager)(nil)
 	_ admin.Members   = (*operator)(nil)
 	_ admin.Tokens    = (*operator)(nil)
 	_ admin.Readiness = (*operator)(nil)

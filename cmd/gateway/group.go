@@ -17,6 +17,9 @@ type groupCmd struct {
 	Show  groupShowCmd  `cmd:"" help:"Show a group: its members, the versions they hold, how they are reached."`
 	Rekey groupRekeyCmd `cmd:"" help:"Renew a group's keying material now."`
 	Evict groupEvictCmd `cmd:"" help:"Remove members and rekey, so that they read nothing newer."`
+
+	Export groupExportCmd `cmd:"" help:"Write a group into a sealed file, to move it to another gateway or as a backup."`
+	Import groupImportCmd `cmd:"" help:"Take a group from such a file, or make a new one from a fixture."`
 }
 
 type groupListCmd struct {
