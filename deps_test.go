@@ -16,13 +16,14 @@ const module = "github.com/seed4911071e/groupgate"
 // missing here may import nothing of ours. Arrows point down only: leaves know
 // no rooms, rooms do not know each other and meet in plugin.
 var arrows = map[string][]string{
-	"coap":            {},
-	"coap/serve":      {"coap"},
-	"coap/coaptest":   {"coap", "coap/serve"},
-	"cose":            {},
-	"groupcomm":       {"coap", "cose"},
-	"store":           {},
-	"store/storetest": {"store"},
+	"coap":                   {},
+	"coap/serve":             {"coap"},
+	"coap/coaptest":          {"coap", "coap/serve"},
+	"cose":                   {},
+	"groupcomm":              {"coap", "cose"},
+	"store":                  {},
+	"store/storetest":        {"store", "store/storetest/pgtest"},
+	"store/storetest/pgtest": {},
 
 	"gm":        {"coap", "cose", "groupcomm", "store"},
 	"gm/gmtest": {"coap", "cose", "groupcomm", "gm", "store"},
@@ -56,6 +57,7 @@ var doors = []struct {
 	{"github.com/eclipse/paho.mqtt.golang", []string{"bridge", "node"}},
 	{"github.com/mochi-mqtt/", []string{"bridge"}},
 	{"modernc.org/", []string{"store", "store/storetest"}},
+	{"github.com/jackc/pgx/", []string{"store", "store/storetest/pgtest"}},
 	{"database/sql", []string{"store", "store/storetest"}},
 	{"github.com/fxamacker/cbor/", []string{"cose", "coap", "groupcomm", "ace", "gm", "bridge"}},
 	{"github.com/veraison/go-cose", []string{"cose"}},

@@ -78,6 +78,7 @@ type Server struct {
 	// look again now.
 	planned atomic.Int64
 	wake    chan struct{}
+	flush   chan struct{} // one slot: write down what was proved
 
 	mu      sync.Mutex
 	touched map[coap.Subject]struct{} // guarded by mu: proved, not yet marked in the store
@@ -96,6 +97,7 @@ func New(cfg Config, d Deps) *Server {
 		grants:     newGrantCache(),
 		posts:      newPostLimiter(cfg.Limits),
 		wake:       make(chan struct{}, 1),
+		flush:      make(chan struct{}, 1),
 		touched:    map[coap.Subject]struct{}{},
 	}
 	if s.log == nil {
@@ -110,6 +112,21 @@ func New(cfg Config, d Deps) *Server {
 // Setup reads what Run and the handlers need to begin. It ends tokens that
 // expired while the gateway was down, so that nothing starts from them.
 func (s *Server) Setup(ctx context.Context) error {
+	if err := s.countStored(ctx); err != nil {
+		return err
+	}
+	if err := s.warnShadowed(ctx); err != nil {
+		return fmt.Errorf("ace: read nodes: %w", err)
+	}
+	if _, err := s.purge(ctx); err != nil {
+		return fmt.Errorf("ace: end expired tokens: %w", err)
+	}
+	return nil
+}
+
+// countStored reads how much there is. In between, what this gateway stores
+// and drops is counted along; what others do is seen at the next look.
+func (s *Server) countStored(ctx context.Context) error {
 	err := s.store.View(ctx, func(tx *store.Tx) error {
 		var keys, issued, nodes int64
 		if err := tx.QueryRow(`SELECT COUNT(*) FROM ace_keys`).Scan(&keys); err != nil {
@@ -131,11 +148,5 @@ func (s *Server) Setup(ctx context.Context) error {
 	}
 	s.metrics.stored.Set(float64(s.stored.Load()))
 	s.metrics.nodes.Set(float64(s.nodes.Load()))
-	if err := s.warnShadowed(ctx); err != nil {
-		return fmt.Errorf("ace: read nodes: %w", err)
-	}
-	if _, err := s.purge(ctx); err != nil {
-		return fmt.Errorf("ace: end expired tokens: %w", err)
-	}
 	return nil
 }

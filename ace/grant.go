@@ -26,8 +26,12 @@ func (s *Server) Grant(ctx context.Context, peer coap.Peer) (*groupcomm.Grant, e
 		return nil, s.unauthorized(coap.Subject{})
 	}
 	now := time.Now()
-	if g := s.grants.get(peer.Subject, now); g != nil {
-		return g, nil
+	// Where other gateways write too nobody tells us that a grant of before is
+	// not good any more.
+	if !s.store.Shared() {
+		if g := s.grants.get(peer.Subject, now); g != nil {
+			return g, nil
+		}
 	}
 	g, err := s.loadGrant(ctx, peer.Subject, now)
 	if errors.Is(err, store.ErrNotFound) {
@@ -166,6 +170,12 @@ func (s *Server) touch(subject coap.Subject) {
 	defer s.mu.Unlock()
 	if len(s.touched) < s.cfg.Limits.MaxTokens {
 		s.touched[subject] = struct{}{}
+	}
+	if s.store.Shared() {
+		select {
+		case s.flush <- struct{}{}: // the others go by the mark in the store
+		default:
+		}
 	}
 }
 

@@ -35,4 +35,5 @@ const (
 	purgeBatch      = 256              // tokens expired in one transaction
 	flushEvery      = 10 * time.Second // marks of use
 	longestSleep    = time.Hour        // of the purge, in case the clock is set
+	sharedSleep     = time.Minute      // of the purge where other gateways write too
 )

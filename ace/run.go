@@ -36,6 +36,10 @@ func (s *Server) Run(ctx context.Context) error {
 				if err := s.flushTouched(ctx); err != nil && ctx.Err() == nil {
 					s.log.WarnContext(ctx, "proved keys are not marked yet", "err", err)
 				}
+			case <-s.flush:
+				if err := s.flushTouched(ctx); err != nil && ctx.Err() == nil {
+					s.log.WarnContext(ctx, "proved keys are not marked yet", "err", err)
+				}
 			case <-ctx.Done():
 				timer.Stop()
 				last, cancel := context.WithTimeout(context.WithoutCancel(ctx), subjectTimeout)
@@ -76,6 +80,13 @@ func (s *Server) purge(ctx context.Context) (next time.Time, err error) {
 	}
 	now := time.Now()
 	at := now.Add(longestSleep).Unix()
+	if s.store.Shared() {
+		// What another gateway planned, and did not live to do.
+		at = now.Add(sharedSleep).Unix()
+		if err := s.countStored(ctx); err != nil {
+			return next, err
+		}
+	}
 	err = s.store.View(ctx, func(tx *store.Tx) error {
 		for _, q := range []struct {
 			query string

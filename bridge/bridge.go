@@ -172,7 +172,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		g.Go(func() error { return b.broker.run(ctx) })
 	}
 	if b.publisher != nil {
-		g.Go(func() error { return b.publisher.run(ctx) })
+		g.Go(func() error { return b.publish(ctx) })
 	}
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -181,11 +181,21 @@ func (b *Bridge) Run(ctx context.Context) error {
 	return err
 }
 
+// publish brings messages to the broker. Gateways that share a store and a
+// broker share its client identifier too, so one of them does it for all. Each
+// embedded broker gets everything, whichever a member connects to.
+func (b *Bridge) publish(ctx context.Context) error {
+	if b.broker != nil {
+		return b.publisher.run(ctx)
+	}
+	return b.store.Lead(ctx, "bridge", b.publisher.run)
+}
+
 // follow works on the event log until ctx ends. What could not be handled is
 // met again: the cursor stands before it.
 func (b *Bridge) follow(ctx context.Context) error {
 	for delay := backoffMin; ; delay = min(2*delay, backoffMax) {
-		err := b.store.Follow(ctx, "bridge", func(_ context.Context, events []store.Event) error {
+		err := b.store.Follow(ctx, b.store.OwnCursor("bridge"), func(_ context.Context, events []store.Event) error {
 			if err := b.handle(ctx, events); err != nil {
 				return err
 			}

@@ -21,6 +21,12 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 	var order []string
 	for _, e := range events {
 		switch e.Kind {
+		case groupcomm.EventLeft, groupcomm.EventEvicted, groupcomm.EventJoined:
+			if b.store.Shared() && b.publisher != nil {
+				b.publisher.wakeRevoked() // by another gateway, perhaps
+			}
+		}
+		switch e.Kind {
 		case groupcomm.EventRekeyed, groupcomm.EventEvicted, groupcomm.EventLeft, groupcomm.EventTokenExpired:
 		default:
 			continue

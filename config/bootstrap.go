@@ -83,6 +83,9 @@ func (c *Config) createSealKey() error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return nil // there, or reading it will say what is wrong
 	}
+	if c.isPostgres() {
+		return createSecret(path, sealKeySize) // the store compares it with the database's
+	}
 	db := c.Path(strings.TrimPrefix(c.Store, "sqlite:"))
 	if _, err := os.Stat(db); err == nil {
 		return fmt.Errorf("config: the sealing key %s is missing, but the database %s exists: restore the key, or set %s", path, db, SealKeyEnv)

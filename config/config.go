@@ -20,7 +20,7 @@ import (
 type Config struct {
 	DataDir             string              `yaml:"data_dir"` // created 0700
 	Listen              Listen              `yaml:"listen"`
-	Store               string              `yaml:"store"` // "sqlite:FILE"
+	Store               string              `yaml:"store"` // "sqlite:FILE" or "postgres://USER@HOST/DATABASE"
 	Tokens              []Token             `yaml:"tokens"`
 	PSK                 []PSK               `yaml:"psk"`
 	AuthorizationServer AuthorizationServer `yaml:"authorization_server"`
@@ -32,6 +32,8 @@ type Config struct {
 	Compat              Compat              `yaml:"compat"`
 	Audit               Audit               `yaml:"audit"`
 	Log                 Log                 `yaml:"log"`
+
+	StorePassword Secret `yaml:"-"` // of Store; in the file it is part of the URL
 
 	AdminToken Secret `yaml:"-"` // bearer token of the admin API, filled by Bootstrap
 

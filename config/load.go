@@ -61,6 +61,7 @@ func Parse(name string, data []byte) (*Config, error) {
 	if root != nil {
 		d.decode(root, "", c)
 	}
+	c.hideStorePassword()
 	c.validate(d.faults)
 	if err := d.faults.err(); err != nil {
 		return nil, err

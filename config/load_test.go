@@ -156,7 +156,7 @@ func TestFaults(t *testing.T) {
 		{"broker keys", "mqtt: {user: u}\n", []string{"1 mqtt.user: is for an outside broker"}},
 		{"member account", "mqtt: {member_user: u}\n", []string{"1 mqtt.member_user: is for an outside broker"}},
 		{"member password", "mqtt: {broker: 'mqtts://b.example', member_password_file: p}\n", []string{"1 mqtt.member_password_file: needs mqtt.member_user"}},
-		{"postgres", "store: postgres://user@host/db\n", []string{"1 store: PostgreSQL is not supported"}},
+		{"postgres", "store: postgres://user@host\n", []string{"1 store: must be postgres://USER@HOST/DATABASE"}},
 		{"token keys", "tokens:\n- {audience: a}\n- {audience: a, symmetric_key: 00, symmetric_key_file: f}\n- {audience: a, symmetric_key: 0xyz}\n- {audience: a, symmetric_key: 001122}\n", []string{
 			"2 tokens[0]: needs exactly one", "3 tokens[1]: needs exactly one", "4 tokens[2].symmetric_key: must be hexadecimal",
 			"5 tokens[3].symmetric_key: AES-CCM-16-64-128 needs a key of 16 bytes, this one has 3"}},

@@ -35,12 +35,7 @@ func (c *Config) validate(f *faults) {
 	if c.DataDir == "" {
 		f.add("data_dir", "must name a folder")
 	}
-	switch scheme, rest, _ := strings.Cut(c.Store, ":"); {
-	case strings.HasPrefix(scheme, "postgres"):
-		f.add("store", "PostgreSQL is not supported by this version; use sqlite:groupgate.db")
-	case scheme != "sqlite" || rest == "":
-		f.add("store", "must be sqlite:FILE, with FILE relative to data_dir")
-	}
+	c.validateStore(f)
 	c.validateListen(f)
 	c.validateTokens(f)
 	c.validatePSK(f)
@@ -67,7 +62,7 @@ func (c *Config) warn(format string, args ...any) {
 }
 
 func (c *Config) hasInlineSecrets() bool {
-	return slices.ContainsFunc(c.Tokens, func(t Token) bool { return !t.SymmetricKey.IsZero() && t.SymmetricKeyFile == "" }) ||
+	return !c.StorePassword.IsZero() || slices.ContainsFunc(c.Tokens, func(t Token) bool { return !t.SymmetricKey.IsZero() && t.SymmetricKeyFile == "" }) ||
 		slices.ContainsFunc(c.PSK, func(p PSK) bool { return !p.Key.IsZero() && p.KeyFile == "" })
 }
 

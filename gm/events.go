@@ -48,6 +48,13 @@ func (m *Manager) followTokens(ctx context.Context) error {
 // workOn does what the events of tokens ask for, in their order.
 func (m *Manager) workOn(ctx context.Context, events []store.Event) error {
 	for _, e := range events {
+		switch e.Kind {
+		case groupcomm.EventLeft, groupcomm.EventEvicted, groupcomm.EventRekeyed:
+			if m.st.Shared() {
+				m.poke() // another gateway made a rekey due, and may not live to do it
+			}
+			continue
+		}
 		var work func(context.Context, *groupcomm.Event) error
 		switch e.Kind {
 		case groupcomm.EventTokenExpired:

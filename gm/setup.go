@@ -20,6 +20,17 @@ func (m *Manager) Setup(ctx context.Context) error {
 	if err := m.cfg.validate(); err != nil {
 		return err
 	}
+	declared := slices.Clone(m.cfg.Groups)
+	err := m.setup(ctx)
+	if errors.Is(err, store.ErrConstraint) && m.st.Shared() {
+		// Another gateway created the group, or took the Gid, at the same time.
+		m.cfg.Groups = declared
+		err = m.setup(ctx)
+	}
+	return err
+}
+
+func (m *Manager) setup(ctx context.Context) error {
 	groups, err := m.load(ctx)
 	if err != nil {
 		return err

@@ -52,16 +52,20 @@ func (g *Gateway) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respo
 	return resp, g.diskFull(ctx, err)
 }
 
-// fullRetry is how long peers are asked to wait for a disk that takes no data.
+// fullRetry is how long peers are asked to wait for a store that takes no data.
 const fullRetry = 10 // seconds
 
-// diskFull answers 5.03 where the disk takes no data: nothing has changed, and
-// the peer may come again. Other errors stay as they are.
+// diskFull answers 5.03 where the disk takes no data, or the database server is
+// away: the peer may come again. Other errors stay as they are.
 func (g *Gateway) diskFull(ctx context.Context, err error) error {
-	if !errors.Is(err, store.ErrFull) {
+	switch {
+	case errors.Is(err, store.ErrFull):
+		g.log.ErrorContext(ctx, "the disk takes no data, requests are refused", "err", err)
+	case errors.Is(err, store.ErrAway):
+		g.log.ErrorContext(ctx, "the database server is away, requests are refused", "err", err)
+	default:
 		return err
 	}
-	g.log.ErrorContext(ctx, "the disk takes no data, requests are refused", "err", err)
 	r := &coap.Response{Code: coap.ServiceUnavailable}
 	r.Options.SetUint(coap.MaxAge, fullRetry)
 	return coap.Respond(r, err)

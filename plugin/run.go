@@ -32,7 +32,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
 	st, err := store.Open(ctx, store.Options{
-		Dir: g.cfg.DataDir, DSN: g.cfg.Store, SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
+		Dir: g.cfg.DataDir, DSN: string(g.cfg.StoreDSN().Bytes()), SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
 		AcceptRollback: g.acceptRollback,
 		Migrations:     []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations(), audit.Migrations()},
 		Log:            g.log.With("part", "store"), Registerer: g.registry,

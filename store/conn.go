@@ -17,6 +17,7 @@ type conn struct {
 	c     *sql.Conn
 	db    dialect
 	stmts map[string]*stmt
+	xid   string // of the writing transaction, where the database names them
 }
 
 // stmt is a prepared statement. It has one set of bound values, so while rows
@@ -98,7 +99,7 @@ func (c *conn) exec(query string, args ...any) (int64, error) {
 
 // script runs several statements without values.
 func (c *conn) script(sql string) error {
-	if _, err := c.c.ExecContext(background, c.db.rebind(sql)); err != nil {
+	if _, err := c.c.ExecContext(background, sql); err != nil {
 		return c.wrap(err)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/store"
 	"github.com/seed4911071e/groupgate/store/storetest"
+	"github.com/seed4911071e/groupgate/store/storetest/pgtest"
 )
 
 // childEnv makes the test binary the process that is to be killed.
@@ -47,7 +48,11 @@ func write(ctx context.Context, s *store.Store, id int64) error {
 // child writes for ever and prints what was acknowledged.
 func child(dir string) error {
 	ctx := context.Background()
-	s, err := store.Open(ctx, store.Options{Dir: dir, SealKey: storetest.Key(), Migrations: []store.Migrations{crashSchema}})
+	dsn, err := storetest.DSN(dir)
+	if err != nil {
+		return err
+	}
+	s, err := store.Open(ctx, store.Options{Dir: dir, DSN: dsn, Alone: true, SealKey: storetest.Key(), Migrations: []store.Migrations{crashSchema}})
 	if err != nil {
 		return err
 	}
@@ -81,12 +86,14 @@ func child(dir string) error {
 func verify(t *testing.T, s *store.Store, acked map[int64]bool) {
 	t.Helper()
 	if err := s.View(t.Context(), func(tx *store.Tx) error {
-		var ok string
-		if err := tx.QueryRow("PRAGMA integrity_check").Scan(&ok); err != nil {
-			return err
-		}
-		if ok != "ok" {
-			t.Errorf("integrity: %s", ok)
+		if os.Getenv(pgtest.Env) == "" {
+			var ok string
+			if err := tx.QueryRow("PRAGMA integrity_check").Scan(&ok); err != nil {
+				return err
+			}
+			if ok != "ok" {
+				t.Errorf("integrity: %s", ok)
+			}
 		}
 		var alone int
 		if err := tx.QueryRow(`SELECT

@@ -18,14 +18,24 @@ type dialect interface {
 
 	// schema is the store's own schema, as migration steps.
 	schema() []string
+	// ddl turns a room's migration step into the database's own words.
+	ddl(script string) string
 	// begin starts a transaction. A writing one holds the write lock at once, so
 	// that it cannot fail half-way for the lack of it; a reading one sees one
 	// snapshot throughout.
-	begin(write bool) string
+	begin(c *conn, write bool) error
+	// commit ends a writing transaction; events says whether it wrote any. nil
+	// means that it is on disk.
+	commit(c *conn, events bool) error
 	// rebind turns ? placeholders into the database's own.
 	rebind(query string) string
 	// classify says what an error of the driver means.
 	classify(err error) class
+
+	// shared says whether other processes may write too; lead is [Store.Lead]
+	// among them.
+	shared() bool
+	lead(ctx context.Context, name string, run func(context.Context) error) error
 
 	// announce wakes all followers after a commit with events; wakeups returns
 	// the channel that the next announce closes. SQLite has one process and does

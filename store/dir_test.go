@@ -35,7 +35,7 @@ func TestLockDir(t *testing.T) {
 
 func TestDataDir(t *testing.T) {
 	dir := newDir(t)
-	s := openTest(t, dir)
+	s := openTest(t, dir, onSQLite)
 	if err := s.Update(t.Context(), put(1, "x")); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestDataDir(t *testing.T) {
 		if err := os.Chmod(dir, mode); err != nil {
 			t.Fatal(err)
 		}
-		s, err := open(t, dir)
+		s, err := open(t, dir, onSQLite)
 		if (err != nil) != refused {
 			t.Errorf("directory with mode %04o: %v", mode, err)
 		}
@@ -73,7 +73,7 @@ func TestDataDir(t *testing.T) {
 // A database that somebody made readable is closed to others again.
 func TestDatabaseMode(t *testing.T) {
 	dir := newDir(t)
-	s, err := open(t, dir)
+	s, err := open(t, dir, onSQLite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestDatabaseMode(t *testing.T) {
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	openTest(t, dir)
+	openTest(t, dir, onSQLite)
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}
@@ -93,18 +93,18 @@ func TestDatabaseMode(t *testing.T) {
 func TestDSN(t *testing.T) {
 	abs := filepath.Join(t.TempDir(), "with space?#%41.db")
 	for dsn, want := range map[string]string{
-		"":                    "d/groupgate.db",
-		"sqlite:other.db":     "d/other.db",
-		"sqlite:" + abs:       abs,
-		"sqlite:":             "error",
-		"sqlite::memory:":     "error",
-		"sqlite:sub/":         "error",
-		"mysql:x":             "error",
-		"groupgate.db":        "error",
-		"postgres://u:pw@h/d": "error",
+		"":                      "d/groupgate.db",
+		"sqlite:other.db":       "d/other.db",
+		"sqlite:" + abs:         abs,
+		"sqlite:":               "error",
+		"sqlite::memory:":       "error",
+		"sqlite:sub/":           "error",
+		"mysql:x":               "error",
+		"groupgate.db":          "error",
+		"postgres://u:pw@h:x/d": "error",
 	} {
 		got := "error"
-		d, err := newDialect("d", dsn)
+		d, err := newDialect(Options{Dir: "d", DSN: dsn})
 		if err == nil {
 			got = d.(*sqliteDB).path
 		}
@@ -126,7 +126,7 @@ func TestDSN(t *testing.T) {
 
 // The pragmas that durability and integrity hang on.
 func TestPragmas(t *testing.T) {
-	s := openTest(t, newDir(t))
+	s := openTest(t, newDir(t), onSQLite)
 	want := map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1"}
 	if err := s.Update(t.Context(), func(tx *Tx) error {
 		for name, want := range want {
@@ -152,7 +152,7 @@ func TestNotADatabase(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "groupgate.db"), bytes.Repeat([]byte("text "), 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := open(t, dir); err == nil {
+	if s, err := open(t, dir, onSQLite); err == nil {
 		t.Error(s.Close())
 		t.Error("a text file was opened")
 	}

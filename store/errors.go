@@ -6,8 +6,8 @@ import "errors"
 var (
 	// ErrNotFound: QueryRow matched no row.
 	ErrNotFound = errors.New("store: not found")
-	// ErrLocked: another instance uses the data directory.
-	ErrLocked = errors.New("store: data directory is in use")
+	// ErrLocked: another instance uses the data directory or the database.
+	ErrLocked = errors.New("store: in use")
 	// ErrWrongKey: the database was sealed under another key.
 	ErrWrongKey = errors.New("store: wrong sealing key")
 	// ErrUnseal: a sealed value is damaged, belongs elsewhere or to another key.
@@ -21,6 +21,10 @@ var (
 	// Nothing of the transaction was applied; the store goes on working once the
 	// disk does.
 	ErrFull = errors.New("store: disk is full or not writable")
+	// ErrAway: the database server does not answer, or takes no writes for now.
+	// Nothing of the transaction was applied, unless the error says that its
+	// outcome is not known; the store goes on working once the server does.
+	ErrAway = errors.New("store: database server is away")
 	// ErrConstraint: a statement would have broken a constraint of its table.
 	ErrConstraint = errors.New("store: constraint violated")
 	// ErrClosed: the store was closed.
@@ -43,10 +47,14 @@ const (
 	classFull
 	// classLost: the transaction is lost for another reason (memory, a lock).
 	classLost
+	// classRetry: the transaction is lost and did nothing; it may run again.
+	classRetry
+	// classAway: the connection is lost, and the transaction with it.
+	classAway
 )
 
 // lost says whether the whole transaction is gone.
-func (c class) lost() bool { return c == classFull || c == classLost }
+func (c class) lost() bool { return c >= classFull }
 
 // dbError is an error of the database with what it means.
 type dbError struct {
@@ -58,6 +66,8 @@ func (e *dbError) Error() string {
 	switch e.class {
 	case classFull:
 		return ErrFull.Error() + ": " + e.err.Error()
+	case classAway:
+		return ErrAway.Error() + ": " + e.err.Error()
 	case classConstraint:
 		return ErrConstraint.Error() + ": " + e.err.Error()
 	}
@@ -67,7 +77,15 @@ func (e *dbError) Error() string {
 func (e *dbError) Unwrap() error { return e.err }
 
 func (e *dbError) Is(target error) bool {
-	return target == ErrFull && e.class == classFull || target == ErrConstraint && e.class == classConstraint
+	switch target {
+	case ErrFull:
+		return e.class == classFull
+	case ErrAway:
+		return e.class == classAway
+	case ErrConstraint:
+		return e.class == classConstraint
+	}
+	return false
 }
 
 func classOf(err error) class {

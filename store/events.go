@@ -186,11 +186,16 @@ func (f *follower) save(ctx context.Context) error {
 	trim := f.s.follow.trimDue(now)
 	more := false
 	err := f.s.Update(ctx, func(tx *Tx) error {
-		if _, err := tx.Exec("UPDATE store_cursors SET id = ? WHERE name = ? AND id < ?", f.at, f.cursor, f.at); err != nil {
+		if _, err := tx.Exec(`INSERT INTO store_cursors (name, id, seen) VALUES (?, ?, ?)
+			ON CONFLICT (name) DO UPDATE SET id = excluded.id, seen = excluded.seen WHERE excluded.id > store_cursors.id`,
+			f.cursor, f.at, now.UnixMilli()); err != nil {
 			return err
 		}
 		if !trim {
 			return nil
+		}
+		if err := dropDead(tx, now); err != nil {
+			return err
 		}
 		n, err := trimLog(tx, now.Add(-keepEvents))
 		more = n == trimBatch
@@ -223,7 +228,8 @@ func (s *Store) registerCursor(ctx context.Context, cursor string) (at int64, er
 		return at, err
 	}
 	return 0, s.Update(ctx, func(tx *Tx) error {
-		_, err := tx.Exec("INSERT INTO store_cursors (name, id) VALUES (?, 0) ON CONFLICT (name) DO NOTHING", cursor)
+		_, err := tx.Exec(`INSERT INTO store_cursors (name, id, seen) VALUES (?, 0, ?)
+			ON CONFLICT (name) DO NOTHING`, cursor, time.Now().UnixMilli())
 		return err
 	})
 }

@@ -210,8 +210,8 @@ func TestTrim(t *testing.T) {
 func TestFollowTrims(t *testing.T) {
 	s := openTest(t, newDir(t))
 	if err := s.Update(t.Context(), func(tx *Tx) error {
-		_, err := tx.Exec("INSERT INTO store_events (at, kind, key, data) VALUES (?, 'test', '0', X'')",
-			time.Now().Add(-keepEvents-time.Hour).UnixMilli())
+		_, err := tx.Exec("INSERT INTO store_events (at, kind, key, data) VALUES (?, 'test', '0', ?)",
+			time.Now().Add(-keepEvents-time.Hour).UnixMilli(), []byte{})
 		return err
 	}); err != nil {
 		t.Fatal(err)

@@ -26,7 +26,7 @@ func limit(t *testing.T, s *Store, more int) {
 }
 
 func TestDiskFull(t *testing.T) {
-	s := openTest(t, newDir(t))
+	s := openTest(t, newDir(t), onSQLite)
 	if err := s.Update(t.Context(), put(1, "before")); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestDiskFull(t *testing.T) {
 // A full disk puts a cursor off, and neither the events nor their follower.
 func TestFollowOnFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := openTest(t, newDir(t), func(o *Options) {
+		s := openTest(t, newDir(t), onSQLite, func(o *Options) {
 			// To move a cursor takes much space.
 			o.Migrations = append(o.Migrations, Migrations{Room: "greedy", Steps: []string{
 				`CREATE TABLE greedy_t (a BLOB);

@@ -20,11 +20,7 @@ type migration struct {
 // planMigrations reads the versions of all schemas. When one is newer than we
 // know, nothing is to be done to any.
 func planMigrations(w *conn, program string, rooms []Migrations) (*migration, error) {
-	if err := w.script(`CREATE TABLE IF NOT EXISTS store_schema (
-		room    TEXT PRIMARY KEY,
-		version INTEGER NOT NULL,
-		program TEXT NOT NULL,
-		at      INTEGER NOT NULL)`); err != nil {
+	if err := transact(w, func() error { return w.script(w.db.ddl(schemaTable)) }); err != nil {
 		return nil, fmt.Errorf("store: migrate: %w", err)
 	}
 	m := &migration{w: w, program: program, rooms: make(map[string]Migrations), from: make(map[string]int)}
@@ -59,24 +55,40 @@ func (m *migration) apply(room string) error {
 	return nil
 }
 
-func migrateStep(w *conn, program string, r Migrations, v int) (err error) {
-	if _, err := w.exec(w.db.begin(true)); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_, _ = w.exec("ROLLBACK")
+const schemaTable = `CREATE TABLE IF NOT EXISTS store_schema (
+	room    TEXT PRIMARY KEY,
+	version INTEGER NOT NULL,
+	program TEXT NOT NULL,
+	at      INTEGER NOT NULL)`
+
+// migrateStep takes one step, unless another gateway took it meanwhile.
+func migrateStep(w *conn, program string, r Migrations, v int) error {
+	return transact(w, func() error {
+		if have, _, err := schemaVersion(w, r.Room); err != nil || have > v {
+			return err
 		}
-	}()
-	if err := w.script(r.Steps[v]); err != nil {
+		if err := w.script(w.db.ddl(r.Steps[v])); err != nil {
+			return err
+		}
+		_, err := w.exec(`INSERT INTO store_schema (room, version, program, at) VALUES (?, ?, ?, ?)
+			ON CONFLICT (room) DO UPDATE SET version = excluded.version, program = excluded.program, at = excluded.at`,
+			r.Room, v+1, program, time.Now().Unix())
+		return err
+	})
+}
+
+// transact runs f in a writing transaction.
+func transact(w *conn, f func() error) error {
+	if err := w.db.begin(w, true); err != nil {
 		return err
 	}
-	if _, err := w.exec(`INSERT INTO store_schema (room, version, program, at) VALUES (?, ?, ?, ?)
-		ON CONFLICT (room) DO UPDATE SET version = excluded.version, program = excluded.program, at = excluded.at`,
-		r.Room, v+1, program, time.Now().Unix()); err != nil {
-		return err
+	err := f()
+	if err == nil {
+		err = w.db.commit(w, false)
 	}
-	_, err = w.exec("COMMIT")
+	if err != nil {
+		_, _ = w.exec("ROLLBACK")
+	}
 	return err
 }
 

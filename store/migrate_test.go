@@ -73,15 +73,8 @@ func TestMigrateNewer(t *testing.T) {
 		}
 	}
 	s := openTest(t, dir)
-	if err := s.View(t.Context(), func(tx *Tx) error {
-		var n int
-		err := tx.QueryRow("SELECT COUNT(*) FROM sqlite_schema WHERE name = 'early_t'").Scan(&n)
-		if n != 0 {
-			t.Error("another room was migrated all the same")
-		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
+	if hasTable(t, s, "early_t") {
+		t.Error("another room was migrated all the same")
 	}
 }
 

@@ -176,12 +176,27 @@ func (d *sqliteDB) close() error {
 	return errors.Join(errs...)
 }
 
-func (d *sqliteDB) begin(write bool) string {
+func (d *sqliteDB) begin(c *conn, write bool) error {
+	query := "BEGIN"
 	if write {
-		return "BEGIN IMMEDIATE"
+		query = "BEGIN IMMEDIATE"
 	}
-	return "BEGIN"
+	_, err := c.exec(query)
+	return err
 }
+
+func (d *sqliteDB) commit(c *conn, _ bool) error {
+	_, err := c.exec("COMMIT")
+	return err
+}
+
+func (d *sqliteDB) shared() bool { return false }
+
+func (d *sqliteDB) lead(ctx context.Context, _ string, run func(context.Context) error) error {
+	return run(ctx)
+}
+
+func (d *sqliteDB) ddl(script string) string { return script }
 
 func (d *sqliteDB) rebind(query string) string { return query }
 

@@ -37,8 +37,14 @@ type Options struct {
 	// Dir is the data directory; it is created with mode 0700 when absent.
 	Dir string
 	// DSN is "sqlite:FILE", FILE relative to Dir or absolute. Empty means
-	// "sqlite:groupgate.db".
+	// "sqlite:groupgate.db". Or "postgres://USER@HOST/DATABASE": database and
+	// role exist, tables are created in the first schema of search_path. The
+	// password comes with the URL, or from PGPASSWORD or the user's .pgpass.
 	DSN string
+	// Alone keeps other processes from a PostgreSQL database: what has it open
+	// makes Open fail with [ErrLocked], and is kept out afterwards. With SQLite
+	// the lock of the data directory does that.
+	Alone bool
 	// SealKey is the 32-byte master key of Seal. Required.
 	SealKey []byte
 	// AcceptRollback opens a database that is older than its high-water mark:
@@ -69,6 +75,7 @@ type Migrations struct {
 type Store struct {
 	dir     string
 	db      dialect
+	gateway string // among those that share the database; "" with one of our own
 	seal    sealer
 	metrics *metrics
 
@@ -86,9 +93,11 @@ type Store struct {
 // Open opens the database, creating it when absent, checks the key and brings
 // every room's schema up to date.
 //
-// Errors: [ErrWrongKey] when the database was sealed under another key,
-// [ErrNewerSchema] when a newer program wrote it, [ErrRolledBack] when it is
-// older than its high-water mark, [ErrFull] when the disk takes no more.
+// Errors: [ErrAway] when the server does not answer, [ErrLocked] when another
+// process keeps us from the database, [ErrWrongKey] when the database was
+// sealed under another key, [ErrNewerSchema] when a newer program wrote it,
+// [ErrRolledBack] when it is older than its high-water mark, [ErrFull] when the
+// disk takes no more.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if len(o.SealKey) != KeySize {
 		return nil, fmt.Errorf("store: the sealing key has %d bytes, it needs %d", len(o.SealKey), KeySize)
@@ -99,7 +108,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	db, err := newDialect(o.Dir, o.DSN)
+	db, err := newDialect(o)
 	if err != nil {
 		return nil, err
 	}
@@ -124,6 +133,13 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		readers: make(chan *conn, readConns),
 		closed:  make(chan struct{}),
 	}
+	if db.shared() {
+		if s.gateway, err = gatewayID(o.Dir); err != nil {
+			m.unregister()
+			return nil, err
+		}
+		db.(*postgresDB).gateway = s.gateway
+	}
 	for range readConns {
 		s.readers <- nil // opened when first needed
 	}
@@ -142,7 +158,7 @@ func (s *Store) setup(ctx context.Context, o Options) error {
 		return err
 	}
 	s.writer = w
-	own := []Migrations{{Room: ownRoom, Steps: append(s.db.schema(), markSchema)}}
+	own := []Migrations{{Room: ownRoom, Steps: append(s.db.schema(), markSchema, seenSchema)}}
 	m, err := planMigrations(w, o.Program, append(own, o.Migrations...))
 	if err != nil {
 		return err
@@ -195,7 +211,8 @@ func (s *Store) Close() error {
 }
 
 // newDialect reads a DSN.
-func newDialect(dir, dsn string) (dialect, error) {
+func newDialect(o Options) (dialect, error) {
+	dir, dsn := o.Dir, o.DSN
 	if dsn == "" {
 		dsn = "sqlite:groupgate.db"
 	}
@@ -217,8 +234,8 @@ func newDialect(dir, dsn string) (dialect, error) {
 		}
 		return newSQLite(path), nil
 	case "postgres", "postgresql":
-		// The DSN may carry a password: it is not repeated.
-		return nil, errors.New(`store: this build has no PostgreSQL support yet: use "sqlite:groupgate.db"`)
+		return newPostgres(dsn, o)
 	}
-	return nil, errors.New(`store: unknown kind of database: use "sqlite:groupgate.db"`)
+	// It may be a URL with a password: it is not repeated.
+	return nil, errors.New(`store: unknown kind of database: use "sqlite:FILE" or "postgres://USER@HOST/DATABASE"`)
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/seed4911071e/groupgate/store/storetest/pgtest"
 )
 
 func testKey() []byte { return make([]byte, KeySize) }
@@ -19,11 +21,32 @@ func notes() Migrations {
 
 func open(t testing.TB, dir string, change ...func(*Options)) (*Store, error) {
 	t.Helper()
-	o := Options{Dir: dir, SealKey: testKey(), Migrations: []Migrations{notes()}, Program: "test 1"}
+	dsn, err := pgtest.DSN(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Dir: dir, DSN: dsn, Alone: true, SealKey: testKey(), Migrations: []Migrations{notes()}, Program: "test 1"}
 	for _, f := range change {
 		f(&o)
 	}
 	return Open(context.Background(), o)
+}
+
+// onSQLite is for what only a file can show.
+func onSQLite(o *Options) { o.DSN = "" }
+
+// hasTable says whether a table exists.
+func hasTable(t testing.TB, s *Store, name string) bool {
+	t.Helper()
+	query := "SELECT COUNT(*) FROM sqlite_schema WHERE name = ?"
+	if _, ok := s.db.(*postgresDB); ok {
+		query = "SELECT COUNT(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ?"
+	}
+	var n int
+	if err := s.View(t.Context(), func(tx *Tx) error { return tx.QueryRow(query, name).Scan(&n) }); err != nil {
+		t.Fatal(err)
+	}
+	return n != 0
 }
 
 func newDir(t testing.TB) string { return filepath.Join(t.TempDir(), "data") }

@@ -78,6 +78,22 @@ type update struct {
 	tx   *Tx
 	err  error
 	dead bool // fn did not return: its caller is gone
+
+	tries int // transactions of it that were lost through no fault of its own
+}
+
+// maxTries bounds how often an update runs again because the database gave its
+// transaction up (a conflict, a lost connection) before the commit.
+const maxTries = 3
+
+// again says whether an update whose transaction was lost may run once more.
+func (u *update) again(err error) bool {
+	c := classOf(err)
+	if c != classRetry && c != classAway || u.dead || u.tries+1 >= maxTries {
+		return false
+	}
+	u.tries++
+	return true
 }
 
 type step uint8
@@ -187,10 +203,12 @@ type batch struct {
 	bytes   int
 	events  int
 	seq     uint64 // the database's count of changes with this one; 0: it changes nothing yet
+	down    error  // why no transaction could be had
 }
 
-// commitBatch runs the updates that next gives and commits them together.
-func (s *Store) commitBatch(next func() *update, limit int) {
+// commitBatch runs the updates that next gives and commits them together. down
+// says why no transaction could be had at all.
+func (s *Store) commitBatch(next func() *update, limit int) (down error) {
 	b := &batch{s: s}
 	began := time.Now()
 	yielded := false
@@ -207,21 +225,30 @@ func (s *Store) commitBatch(next func() *update, limit int) {
 			continue
 		}
 		if lost := b.run(u); lost {
+			if len(b.members) == 0 {
+				return b.down
+			}
 			s.again(b.members)
-			return
+			return nil
 		}
 		if time.Since(began) > maxBatchTime {
 			break
 		}
 	}
 	b.finish()
+	return nil
 }
 
 // again runs each of us alone: the transaction that they shared is lost, and
 // the fault may be another's.
 func (s *Store) again(us []*update) {
+	var down error
 	for _, u := range us {
-		s.commitBatch(func() *update {
+		if down != nil {
+			s.reply(u, down) // each would wait as long again
+			continue
+		}
+		down = s.commitBatch(func() *update {
 			next := u
 			u = nil
 			return next
@@ -234,13 +261,15 @@ func (s *Store) again(us []*update) {
 func (b *batch) run(u *update) (lost bool) {
 	first := b.w == nil
 	if err := b.enter(first); err != nil {
+		if !first {
+			return b.lose(u, err, err)
+		}
+		b.down = err
 		b.s.reply(u, err)
 		b.abandon()
-		if first {
-			// Nobody can write: those who wait would each wait as long again.
-			for u := b.s.queue.pop(); u != nil; u = b.s.queue.pop() {
-				b.s.reply(u, err)
-			}
+		// Nobody can write: those who wait would each wait as long again.
+		for u := b.s.queue.pop(); u != nil; u = b.s.queue.pop() {
+			b.s.reply(u, err)
 		}
 		return true
 	}
@@ -252,19 +281,17 @@ func (b *batch) run(u *update) (lost bool) {
 		err = u.tx.err
 	}
 	if u.tx.err != nil && classOf(u.tx.err).lost() {
-		b.s.reply(u, err)
-		b.abandon()
-		return true
+		return b.lose(u, u.tx.err, err)
 	}
 	if err == nil && !u.dead {
-		err = b.count(u)
+		if err = b.count(u); classOf(err).lost() {
+			return b.lose(u, err, err)
+		}
 	}
 	if err == nil && !u.dead {
 		if !first {
 			if _, err := b.w.exec("RELEASE u"); err != nil {
-				b.s.reply(u, err)
-				b.abandon()
-				return true
+				return b.lose(u, err, err)
 			}
 		}
 		b.members = append(b.members, u)
@@ -287,6 +314,18 @@ func (b *batch) count(u *update) (err error) {
 		b.seq, err = b.s.mark.count(b.w)
 	}
 	return err
+}
+
+// lose gives the transaction up because of err, which met it while u ran. u
+// runs again with the members, or has reply as its answer.
+func (b *batch) lose(u *update, err, reply error) (lost bool) {
+	if u.again(err) {
+		b.members = append(b.members, u)
+	} else {
+		b.s.reply(u, reply)
+	}
+	b.abandon()
+	return true
 }
 
 // enter opens the transaction, or a savepoint in it. The first update needs no
@@ -336,17 +375,9 @@ func (b *batch) finish() {
 	}
 	m := b.s.metrics
 	began := time.Now()
-	if _, err := b.w.exec("COMMIT"); err != nil {
+	if err := b.s.db.commit(b.w, b.events > 0); err != nil {
 		b.abandon()
-		// A failing disk fails all alike. Any other reason, a deferred constraint
-		// say, is one member's.
-		if classOf(err) != classFull && len(b.members) > 1 {
-			b.s.again(b.members)
-			return
-		}
-		for _, u := range b.members {
-			b.s.reply(u, err)
-		}
+		b.failed(err)
 		return
 	}
 	m.seconds.Observe(time.Since(began).Seconds())
@@ -373,6 +404,23 @@ func (b *batch) finish() {
 	}
 }
 
+// failed answers the members after a commit that failed, or has them run again.
+func (b *batch) failed(err error) {
+	c := classOf(err)
+	// A failing disk fails all alike, and what may have been committed must not
+	// run again. Any other reason, a deferred constraint say, is one member's.
+	retry := c != classFull && c != classAway && len(b.members) > 1
+	var us []*update
+	for _, u := range b.members {
+		if c == classRetry && u.again(err) || c != classRetry && retry {
+			us = append(us, u)
+		} else {
+			b.s.reply(u, err)
+		}
+	}
+	b.s.again(us)
+}
+
 // reply ends u's Update.
 func (s *Store) reply(u *update, err error) {
 	if err == nil && !u.dead {
@@ -389,9 +437,9 @@ func (s *Store) reply(u *update, err error) {
 // begin starts a writing transaction. A connection that a failure left in an
 // unknown state is replaced.
 func (s *Store) begin() (*conn, error) {
-	query := s.db.begin(true)
 	if s.writer != nil {
-		if _, err := s.writer.exec(query); err == nil || classOf(err) == classLost && s.clean() {
+		err := s.db.begin(s.writer, true)
+		if err == nil || classOf(err) == classLost && s.clean() {
 			return s.writer, err
 		}
 		_ = s.writer.close()
@@ -402,8 +450,7 @@ func (s *Store) begin() (*conn, error) {
 		return nil, err
 	}
 	s.writer = w
-	_, err = w.exec(query)
-	return w, err
+	return w, s.db.begin(w, true)
 }
 
 // clean says whether the writing connection has no transaction open.

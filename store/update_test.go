@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -149,7 +150,7 @@ func TestBatchBounds(t *testing.T) {
 	s := openTest(t, newDir(t))
 	before := commits(t, s)
 	release := hold(t, s)
-	body := string(make([]byte, maxBatchBytes/2))
+	body := strings.Repeat("x", maxBatchBytes/2)
 	var results []<-chan error
 	for i := range 8 {
 		results = append(results, queued(s, t.Context(), put(i, body)))

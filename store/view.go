@@ -27,19 +27,22 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 	}
 	// Also when fn panics: the connection goes back clean or not at all.
 	defer func() { s.readers <- c }()
+	drop := func() {
+		_ = c.close()
+		c = nil
+	}
+	if c != nil && s.db.begin(c, false) != nil {
+		drop() // a server that was restarted, say
+	}
 	if c == nil {
 		var err error
 		if c, err = s.db.connect(ctx, false); err != nil {
 			return err
 		}
-	}
-	drop := func() {
-		_ = c.close()
-		c = nil
-	}
-	if _, err := c.exec(s.db.begin(false)); err != nil {
-		drop()
-		return err
+		if err := s.db.begin(c, false); err != nil {
+			drop()
+			return err
+		}
 	}
 	tx := &Tx{ctx: ctx, c: c}
 	defer func() {

@@ -111,9 +111,9 @@ func hintFor(err error) string {
 	case errors.Is(err, admin.ErrNotRunning):
 		return "start it with `gateway run`; if it runs with a configuration file, name that by --config"
 	case errors.Is(err, store.ErrLocked):
-		return "another gateway runs with this data folder: stop it, or give this one its own by --data-dir"
+		return "another gateway runs with this data folder or database: stop it, or give this one its own by --data-dir or `store`"
 	case errors.Is(err, store.ErrWrongKey):
-		return "restore the seal.key that belongs to this database, or set " + config.SealKeyEnv
+		return "restore the seal.key that belongs to this database (gateways that share one have the same), or set " + config.SealKeyEnv
 	case errors.Is(err, store.ErrNewerSchema):
 		return "a newer gateway wrote this database: run that version, or restore a backup"
 	case errors.Is(err, store.ErrRolledBack):
@@ -121,6 +121,8 @@ func hintFor(err error) string {
 			"to begin anew on purpose, remove groupgate.mark too"
 	case errors.Is(err, store.ErrFull):
 		return "free space on the disk of the data folder"
+	case errors.Is(err, store.ErrAway):
+		return "see that the PostgreSQL server runs, and that host, role and password of `store` are right"
 	}
 	return ""
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/seed4911071e/groupgate/store"
+	"github.com/seed4911071e/groupgate/store/storetest/pgtest"
 )
 
 const file = "groupgate.db"
@@ -21,7 +22,7 @@ const file = "groupgate.db"
 // Key is the sealing key of all stores that Open opens.
 func Key() []byte { return bytes.Repeat([]byte{0x5e}, store.KeySize) }
 
-// Open opens a new store in t.TempDir and closes it when the test ends.
+// Open opens a new store for t.TempDir and closes it when the test ends.
 func Open(t testing.TB, migrations ...store.Migrations) *store.Store {
 	t.Helper()
 	return OpenDir(t, t.TempDir(), migrations...)
@@ -34,8 +35,12 @@ func OpenDir(t testing.TB, dir string, migrations ...store.Migrations) *store.St
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	dsn, err := DSN(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s, err := store.Open(context.Background(), store.Options{
-		Dir: dir, DSN: "sqlite:" + file, SealKey: Key(), Migrations: migrations, Program: "storetest",
+		Dir: dir, DSN: dsn, Alone: true, SealKey: Key(), Migrations: migrations, Program: "storetest",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -48,13 +53,31 @@ func OpenDir(t testing.TB, dir string, migrations ...store.Migrations) *store.St
 	return s
 }
 
+// DSN names the database of a directory: a file in it, or a schema of its own
+// on the PostgreSQL server that [pgtest.Env] names.
+func DSN(dir string) (string, error) {
+	if dsn, err := pgtest.DSN(dir); dsn != "" || err != nil {
+		return dsn, err
+	}
+	return "sqlite:" + file, nil
+}
+
 // Crash opens what a power cut at this moment would leave of a live store that
 // Open or OpenDir opened; the store itself goes on undisturbed. Everything that
 // was acknowledged before the call is in it.
 func Crash(t testing.TB, s *store.Store, migrations ...store.Migrations) *store.Store {
 	t.Helper()
 	dir := t.TempDir()
-	if err := CopyLive(s.Dir(), dir); err != nil {
+	dsn, err := pgtest.DSN(dir)
+	switch {
+	case err != nil:
+	case dsn != "":
+		// What the server acknowledged survives it: a snapshot is what is left.
+		err = pgtest.Copy(s.Dir(), dir)
+	default:
+		err = CopyLive(s.Dir(), dir)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	return OpenDir(t, dir, migrations...)

@@ -36,7 +36,7 @@ func (c *client) connect(ctx context.Context) {
 // post transfers the token to /authz-info.
 func (c *client) post(ctx context.Context) bool {
 	l := c.life
-	t, err := node.DialUDP(ctx, c.w.at.coap)
+	t, err := node.DialUDP(ctx, c.where().coap)
 	if err != nil {
 		return false
 	}
@@ -60,9 +60,9 @@ func (c *client) post(ctx context.Context) bool {
 func (c *client) convey(ctx context.Context) {
 	l := c.life
 	l.conveys++
-	t, err := node.DialDTLS(ctx, c.w.at.coaps, l.access.Token, l.access.Key.Bytes())
+	t, err := node.DialDTLS(ctx, c.where().coaps, l.access.Token, l.access.Key.Bytes())
 	if err != nil {
-		if alert(err) && !c.w.cut(ctx) {
+		if alert(err) && !c.cut(ctx) {
 			c.w.ledger.breach(c.group, "handshake with a good token: %v", err)
 		}
 		return
@@ -89,7 +89,7 @@ func (c *client) reconnect(ctx context.Context) {
 			c.newMember(t, l.transfer)
 		}
 	}
-	if err == nil || !alert(err) || c.w.cut(ctx) {
+	if err == nil || !alert(err) || c.cut(ctx) {
 		return
 	}
 	if l.stored {
@@ -105,7 +105,7 @@ func (c *client) reconnect(ctx context.Context) {
 
 // dial opens an association by the key identifier and keeps it in l.
 func (c *client) dial(ctx context.Context, l *life) (node.Transport, error) {
-	t, err := node.DialDTLS(ctx, c.w.at.coaps, l.access.Identity(), l.access.Key.Bytes())
+	t, err := node.DialDTLS(ctx, c.where().coaps, l.access.Identity(), l.access.Key.Bytes())
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (c *client) newMember(t node.Transport, transfer *groupcomm.TokenTransferRe
 	l.member = nil
 	m, err := node.New(node.Config{
 		Group: c.group, Roles: c.roles, Transfer: transfer, WantCreds: c.rng.IntN(2) == 0, MQTT: c.mqtt,
-		PollEvery: followPoll,
+		PollEvery: c.pollEvery,
 		Redial:    func(ctx context.Context) (node.Transport, error) { return c.dial(ctx, l) },
 		OnEvent:   func(e node.Event) { c.event(l, e) },
 	}, t)
@@ -139,6 +139,9 @@ func (c *client) event(l *life, e node.Event) {
 		l.joined = e // within Join: c.mu is held
 	case node.Rekeyed:
 		c.w.count.learned(e.Via)
+		if e.Via == node.ViaObserve {
+			c.observed.Add(1)
+		}
 	case node.Refused:
 		// What comes over MQTT may be for the enrolment before a re-join.
 		if e.Via != node.ViaMQTT && badAnswer(e.Err) {

@@ -59,6 +59,12 @@ type client struct {
 	sid    groupcomm.SenderID
 	serial int // counts what was given to this client
 
+	pollEvery time.Duration // while it follows
+
+	pin      *site                // where it connects, if that matters
+	site     atomic.Pointer[site] // where it connected last; nil: there is one gateway
+	observed atomic.Int64         // rekeys that notifications brought
+
 	following atomic.Bool
 	stop      context.CancelFunc // ends Follow
 	wg        sync.WaitGroup
@@ -144,6 +150,14 @@ func (c *client) think(ctx context.Context) {
 func (c *client) step(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if s := c.site.Load(); s != nil {
+		if s.down.Load() {
+			c.hangUp() // on to the other gateway
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, pairPatience)
+		defer cancel()
+	}
 	if c.life == nil || c.life.transport() == nil {
 		c.connect(ctx)
 		return

@@ -46,6 +46,7 @@ const groupsYAML = `
 type world struct {
 	bin, config string
 	at          ports
+	pair        []*site // two gateways that share one store; nil: there is one
 	rng         *mathrand.Rand
 	issuerKey   []byte
 	adminToken  string
@@ -87,23 +88,19 @@ func (c *counters) learned(via string) {
 // gateway get ready once.
 func newWorld(t testing.TB, bin string, seed uint64) *world {
 	t.Helper()
-	dir := t.TempDir()
+	return newWorldOn(t, bin, seed, t.TempDir(), "sqlite:groupgate.db")
+}
+
+// newWorldOn does it for a store.
+func newWorldOn(t testing.TB, bin string, seed uint64, dir, store string) *world {
+	t.Helper()
 	w := &world{
 		bin: bin, config: filepath.Join(dir, "gateway.yaml"), at: freePorts(t), ledger: newLedger(groupNames...),
 		rng: mathrand.New(mathrand.NewPCG(seed, 0)), answered: make(chan struct{}, 1), began: time.Now(),
 	}
 	w.broker = startBroker(t, w.ledger)
 	data := filepath.Join(dir, "data")
-	yaml := fmt.Sprintf(`data_dir: %s
-listen: {coaps: %q, coap: %q, http: %q, mqtt: ""}
-tokens: [{issuer: %s, audience: %s, symmetric_key_file: %s}]
-limits: {per_peer_rps: 100000}
-mqtt: {broker: "mqtt://%s", topic_prefix: %s}
-log: {level: error}
-groups:%s`, data, w.at.coaps, w.at.coap, w.at.http, issuer, audience, config.IssuerKeyFile, w.broker.addr, topicPrefix, groupsYAML)
-	if err := os.WriteFile(w.config, []byte(yaml), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w.configure(t, w.config, data, w.at, store)
 	for i := range clients {
 		w.clients = append(w.clients, newClient(w, i, seed))
 	}
@@ -121,6 +118,22 @@ groups:%s`, data, w.at.coaps, w.at.coap, w.at.http, issuer, audience, config.Iss
 	return w
 }
 
+// configure writes a gateway's configuration.
+func (w *world) configure(t testing.TB, path, data string, at ports, store string) {
+	t.Helper()
+	yaml := fmt.Sprintf(`data_dir: %s
+store: %q
+listen: {coaps: %q, coap: %q, http: %q, mqtt: ""}
+tokens: [{issuer: %s, audience: %s, symmetric_key_file: %s}]
+limits: {per_peer_rps: 100000}
+mqtt: {broker: "mqtt://%s", topic_prefix: %s}
+log: {level: error}
+groups:%s`, data, store, at.coaps, at.coap, at.http, issuer, audience, config.IssuerKeyFile, w.broker.addr, topicPrefix, groupsYAML)
+	if err := os.WriteFile(path, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // newClient makes a client: the first of each group is its anchor, and among
 // the clients of a group are such that follow over CoAP, over MQTT too, that
 // only poll, and one monitor.
@@ -129,7 +142,7 @@ func newClient(w *world, i int, seed uint64) *client {
 	c := &client{
 		w: w, id: i, group: groupNames[i%len(groupNames)], roles: groupcomm.Requester | groupcomm.Responder,
 		rng: mathrand.New(mathrand.NewPCG(seed, uint64(i)+1)), anchor: kind == 0,
-		mqtt: kind < 2, follows: kind < 2 || kind == 2 && i%2 == 0,
+		pollEvery: followPoll, mqtt: kind < 2, follows: kind < 2 || kind == 2 && i%2 == 0,
 	}
 	if i == clients-1 {
 		c.roles = groupcomm.Monitor
@@ -314,7 +327,12 @@ func (w *world) lost(c *client, op string, err error) {
 }
 
 // admin makes a client of the admin API.
-func (w *world) admin() *admin.Client { return admin.NewClient(w.at.http, w.adminToken) }
+func (w *world) admin() *admin.Client {
+	if s := w.somewhere(); s != nil {
+		return admin.NewClient(s.at.http, w.adminToken)
+	}
+	return admin.NewClient(w.at.http, w.adminToken)
+}
 
 // summary tells what the test did.
 func (w *world) summary() string {
