@@ -61,9 +61,10 @@ type client struct {
 
 	pollEvery time.Duration // while it follows
 
-	pin      *site                // where it connects, if that matters
-	site     atomic.Pointer[site] // where it connected last; nil: there is one gateway
-	observed atomic.Int64         // rekeys that notifications brought
+	pin      *site                    // where it connects, if that matters
+	site     atomic.Pointer[site]     // where it connected last; nil: there is one gateway
+	siteLife atomic.Pointer[siteLife] // that gateway's life
+	observed atomic.Int64             // rekeys that notifications brought
 
 	following atomic.Bool
 	stop      context.CancelFunc // ends Follow
@@ -150,14 +151,9 @@ func (c *client) think(ctx context.Context) {
 func (c *client) step(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.site.Load(); s != nil {
-		if s.down.Load() {
-			c.hangUp() // on to the other gateway
-		}
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, pairPatience)
-		defer cancel()
-	}
+	load := ctx
+	ctx, cancel := c.during(ctx)
+	defer cancel()
 	if c.life == nil || c.life.transport() == nil {
 		c.connect(ctx)
 		return
@@ -181,7 +177,7 @@ func (c *client) step(ctx context.Context) {
 			c.join(ctx)
 		}
 	case inside:
-		c.follow(ctx)
+		c.follow(load)
 		switch {
 		case dice < 30:
 			c.look(ctx)

@@ -46,11 +46,12 @@ func newPair(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	w.pair = []*site{{config: w.config, at: w.at}, second}
+	pair := []*site{{config: w.config, at: w.at}, second}
 	w.down.Store(false)
-	for _, s := range w.pair {
+	for _, s := range pair {
 		w.startSite(t, s)
 	}
+	w.pair = pair
 	return w
 }
 
@@ -65,7 +66,7 @@ func (w *world) startSite(t testing.TB, s *site) {
 		w.fail(t, err)
 	}
 	s.gw = gw
-	s.down.Store(false)
+	s.begin()
 }
 
 func (w *world) stopSite(t testing.TB, s *site, gracefully bool) {
@@ -81,6 +82,17 @@ func (w *world) stopSite(t testing.TB, s *site, gracefully bool) {
 	} else {
 		s.gw.kill()
 	}
+	// The other's write waits until a transaction of the one that was killed is
+	// over.
+	for _, other := range w.pair {
+		if other != s && !other.down.Load() {
+			w.ledger.attempt(groupNames[0])
+			if _, err := w.admin().Rekey(t.Context(), groupNames[0], "after a kill"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s.life.Load().end()
 	if line := s.gw.complaint(); line != "" {
 		w.ledger.breach("", "the gateway says: %s", line)
 	}

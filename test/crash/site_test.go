@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// pairPatience is how long a client waits for one of two gateways.
-const pairPatience = 3 * time.Second
+// pairPatience is how long a client waits for one of two gateways that lives.
+const pairPatience = 20 * time.Second
 
 // site is one of the gateways that share a store: its folder and addresses.
 type site struct {
@@ -16,6 +16,22 @@ type site struct {
 	at     ports
 	gw     *gateway
 	down   atomic.Bool
+	// life ends when the gateway is gone, and what it had begun is on disk or
+	// never will be: only then may its clients go on, because nothing of what
+	// they asked for can still happen.
+	life atomic.Pointer[siteLife]
+}
+
+type siteLife struct {
+	context.Context
+	end context.CancelFunc
+}
+
+// begin starts another life.
+func (s *site) begin() {
+	ctx, end := context.WithCancel(context.Background())
+	s.life.Store(&siteLife{ctx, end})
+	s.down.Store(false)
 }
 
 // somewhere picks a gateway that is up; nil when there is only one.
@@ -36,16 +52,45 @@ func (c *client) where() ports {
 	if s == nil {
 		s = c.w.somewhere()
 	}
-	c.site.Store(s)
 	if s == nil {
 		return c.w.at
 	}
+	c.siteLife.Store(s.life.Load())
+	c.site.Store(s)
 	return s.at
+}
+
+// during is the context of one step: with two gateways it outlives the load,
+// so that no request is given up that still may be worked on, and ends with
+// the life of the gateway.
+func (c *client) during(ctx context.Context) (step context.Context, cancel func()) {
+	l := c.siteLife.Load()
+	if l == nil {
+		return ctx, func() {}
+	}
+	if l.Err() != nil {
+		c.hangUp() // on to the other gateway
+		c.siteLife.Store(nil)
+		return c.during(ctx)
+	}
+	ctx, end := context.WithTimeout(context.WithoutCancel(ctx), pairPatience)
+	stop := context.AfterFunc(l, end)
+	return ctx, func() { stop(); end() }
 }
 
 // cut says whether a failure is explained by the end of the gateway that the
 // client connected to last.
 func (c *client) cut(ctx context.Context) bool {
-	s := c.site.Load()
-	return c.w.cut(ctx) || s != nil && s.down.Load()
+	s, l := c.site.Load(), c.siteLife.Load()
+	return c.w.cut(ctx) || s != nil && s.down.Load() || l != nil && l.Err() != nil
+}
+
+// settle waits until nothing that a gateway had begun before it was ended can
+// still happen.
+func (w *world) settle() {
+	for _, s := range w.pair {
+		if s.down.Load() {
+			<-s.life.Load().Done()
+		}
+	}
 }

@@ -355,11 +355,15 @@ type operator struct {
 }
 
 func (o *operator) run(ctx context.Context) {
+	request := ctx
+	if o.w.pair != nil {
+		request = context.WithoutCancel(ctx) // a gateway that lives may still work on it
+	}
 	for ctx.Err() == nil {
 		if o.rng.IntN(10) < 6 {
-			o.rekey(ctx, groupNames[o.rng.IntN(len(groupNames))])
+			o.rekey(request, groupNames[o.rng.IntN(len(groupNames))])
 		} else {
-			o.evict(ctx, o.w.clients[o.rng.IntN(clients)])
+			o.evict(request, o.w.clients[o.rng.IntN(clients)])
 		}
 		t := time.NewTimer(time.Duration(o.rng.Int64N(int64(operatorIn))))
 		select {
@@ -415,6 +419,7 @@ func (o *operator) evict(ctx context.Context, c *client) {
 		w.count.evictions.Add(1)
 		c.ended("eviction", since)
 	case o.judge(c.group, "evict", err):
+		w.settle()
 		c.at, c.doubt, c.since = uncertain, ending, since
 	}
 }
