@@ -44,7 +44,7 @@ func TestMigrate(t *testing.T) {
 		if n != 2 || b != "x" {
 			t.Errorf("%d rows, %q", n, b)
 		}
-		for room, want := range map[string]string{"m": "2 test 2", "other": "1 test 2", "notes": "1 test 1", "store": "2 test 1"} {
+		for room, want := range map[string]string{"m": "2 test 2", "other": "1 test 2", "notes": "1 test 1", "store": "3 test 1"} {
 			if err := tx.QueryRow("SELECT version, program FROM store_schema WHERE room = ?", room).Scan(&version, &program); err != nil {
 				return err
 			}
