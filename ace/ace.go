@@ -69,6 +69,8 @@ type Server struct {
 	identities map[string]*PSKPeer
 	grants     *grantCache
 	posts      *postLimiter
+	answers    *answerCache
+	asking     chan struct{} // holds one element for each introspection under way
 
 	stored atomic.Int64 // keys in the store
 	issued atomic.Int64 // remembered keys of the embedded AS
@@ -96,6 +98,8 @@ func New(cfg Config, d Deps) *Server {
 		identities: make(map[string]*PSKPeer, len(cfg.PSK)),
 		grants:     newGrantCache(),
 		posts:      newPostLimiter(cfg.Limits),
+		answers:    newAnswerCache(),
+		asking:     make(chan struct{}, maxAsking),
 		wake:       make(chan struct{}, 1),
 		flush:      make(chan struct{}, 1),
 		touched:    map[coap.Subject]struct{}{},

@@ -43,7 +43,7 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	if transfer.RISELabels && !s.cfg.RISELabels {
 		transfer.WantECDHInfo, transfer.WantKDCDH, transfer.RISELabels = false, false, false
 	}
-	v, err := s.verify(ctx, transfer.AccessToken, time.Now())
+	v, err := s.accept(ctx, transfer.AccessToken)
 	if err != nil {
 		return nil, err
 	}

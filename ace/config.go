@@ -1,6 +1,7 @@
 package ace
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/ace/cwt"
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
@@ -58,7 +60,28 @@ type TokenEntry struct {
 	// DerivationKey derives keys for tokens that only name one (RFC 9202,
 	// Section 3.3.1). Empty: a key that is only named has to be stored already.
 	DerivationKey cose.Secret
+
+	// Introspect is where this Authorization Server tells what a token means
+	// that no key opens (RFC 9200, Section 5.9); nil: nowhere. An entry with it
+	// needs no key of its own: Alg is 0 then.
+	Introspect *Endpoint
 }
+
+// Endpoint is a resource of a CoAP server elsewhere.
+type Endpoint struct {
+	Client Client
+	Path   []string
+}
+
+// Client carries requests to a server elsewhere, over an association that both
+// ends authenticated: a protected one.
+type Client interface {
+	// Do returns the response, whatever its code; an error says that none came.
+	Do(ctx context.Context, req *coap.Request) (*coap.Response, error)
+}
+
+// opens says whether the entry has a key that opens tokens.
+func (e *TokenEntry) opens() bool { return e.Alg != 0 || e.Introspect == nil }
 
 // origin is the Authorization Server of an entry: key identifiers and sequence
 // numbers of exi tokens are its own. Several entries can be one origin, so that
@@ -73,6 +96,10 @@ type PSKPeer struct {
 	Key      cose.Secret
 	MayToken bool // may ask the embedded AS for tokens
 	MayProxy bool
+
+	// MayIntrospect lets a Resource Server ask the embedded AS about tokens for
+	// the audience that is its identity.
+	MayIntrospect bool
 }
 
 // ASConfig is the embedded Authorization Server. It protects tokens with the
@@ -171,8 +198,12 @@ func (e *TokenEntry) faults(keys map[string]int64) (faults []error) {
 		}
 		keys[string(key)] = use
 	}
-	switch cwt.KindOf(e.Alg) {
-	case cwt.Encrypt0, cwt.Mac0:
+	switch kind := cwt.KindOf(e.Alg); {
+	case !e.opens():
+		if !e.Key.IsZero() || e.PublicKey != nil {
+			faults = append(faults, errors.New("a key without an algorithm"))
+		}
+	case kind == cwt.Encrypt0 || kind == cwt.Mac0:
 		if e.PublicKey != nil {
 			faults = append(faults, fmt.Errorf("algorithm %d uses no public key", e.Alg))
 		}
@@ -186,7 +217,7 @@ func (e *TokenEntry) faults(keys map[string]int64) (faults []error) {
 		default:
 			once(e.Key.Bytes(), e.Alg, "symmetric key")
 		}
-	case cwt.Sign1:
+	case kind == cwt.Sign1:
 		if !e.Key.IsZero() {
 			faults = append(faults, fmt.Errorf("algorithm %d uses no symmetric key", e.Alg))
 		}

@@ -16,6 +16,11 @@ const (
 	paramProfile     = 38
 	paramCNonce      = 39
 
+	// Of introspection (RFC 9200, Section 5.9.2).
+	paramActive        = 10
+	paramToken         = 11
+	paramTokenTypeHint = 33
+
 	paramAS      = 1
 	paramHintKID = 2
 )

@@ -36,4 +36,14 @@ const (
 	flushEvery      = 10 * time.Second // marks of use
 	longestSleep    = time.Hour        // of the purge, in case the clock is set
 	sharedSleep     = time.Minute      // of the purge where other gateways write too
+
+	// Introspection. Anybody can post what makes us ask, so that little of it
+	// goes on at one time, and answers are kept for a while.
+	maxAsking        = 8 // questions under way
+	askTimeout       = 6 * time.Second
+	askAgain         = 10               // seconds that peers are asked to wait while the AS is away
+	keepActive       = time.Minute      // of an answer, but never beyond exp
+	keepInactive     = 30 * time.Second // of the answer that a token is not valid
+	maxAnswers       = 1024             // kept at one time
+	introspectedLife = time.Hour        // of a token of which the AS tells no end
 )

@@ -7,6 +7,7 @@ type metrics struct {
 	lookups *prometheus.CounterVec // kind, result
 	issues  *prometheus.CounterVec // result
 	ended   *prometheus.CounterVec // reason
+	asked   *prometheus.CounterVec // result
 	stored  prometheus.Gauge
 	nodes   prometheus.Gauge
 }
@@ -28,6 +29,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_ace_tokens_ended_total", Help: "Stored tokens that ended, by reason.",
 		}, []string{"reason"}),
+		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_ace_introspections_total", Help: "Tokens asked about at an Authorization Server, by result.",
+		}, []string{"result"}),
 		stored: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "groupgate_ace_stored_keys", Help: "Keys of proof that are stored with their tokens.",
 		}),
@@ -35,6 +39,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "groupgate_ace_enrolled_nodes", Help: "Nodes that are enrolled as clients of the embedded Authorization Server.",
 		}),
 	}
-	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.stored, m.nodes)
+	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.asked, m.stored, m.nodes)
 	return m
 }

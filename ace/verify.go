@@ -22,7 +22,8 @@ import (
 // verified is a token that passed every check that needs no stored state.
 type verified struct {
 	entry *TokenEntry
-	token *cwt.Token
+	raw   []byte
+	clear bool // anybody who has the token can read its claims
 
 	core  []byte
 	hash  []byte
@@ -54,59 +55,75 @@ type verified struct {
 //	scope understood             4.00
 //	cnf usable                   4.00
 func (s *Server) verify(ctx context.Context, raw []byte, now time.Time) (*verified, error) {
-	if len(raw) > cwt.MaxToken {
-		return nil, coap.Errorf(coap.RequestEntityTooLarge, "token is longer than %d bytes", cwt.MaxToken)
-	}
-	token, err := cwt.Parse(raw)
+	token, plain, entries, err := s.unprotect(raw)
 	if err != nil {
-		return nil, refuse(coap.BadRequest, "payload is no token", err)
-	}
-	plain, entries := s.open(token)
-	if len(entries) == 0 {
-		return nil, refuse(coap.Unauthorized, "token is not protected by a known issuer", cwt.ErrProtection)
+		return nil, err
 	}
 	claims, err := cwt.DecodeClaims(plain)
 	if err != nil {
 		return nil, refuse(coap.BadRequest, "claims are malformed", err)
 	}
+	core := token.Core()
+	v := &verified{raw: raw, clear: token.Kind != cwt.Encrypt0, core: core[:], hash: cwt.Hash(raw)}
+	if err := s.judge(ctx, v, claims, entries, now); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// unprotect finds the claims of a token that a key of ours protects, and the
+// entries with that key. Errors tell that the token is none, or not ours to
+// open.
+func (s *Server) unprotect(raw []byte) (*cwt.Token, []byte, []*TokenEntry, error) {
+	if len(raw) > cwt.MaxToken {
+		return nil, nil, nil, coap.Errorf(coap.RequestEntityTooLarge, "token is longer than %d bytes", cwt.MaxToken)
+	}
+	token, err := cwt.Parse(raw)
+	if err != nil {
+		return nil, nil, nil, refuse(coap.BadRequest, "payload is no token", err)
+	}
+	plain, entries := s.open(token)
+	if len(entries) == 0 {
+		return nil, nil, nil, refuse(coap.Unauthorized, "token is not protected by a known issuer", cwt.ErrProtection)
+	}
+	return token, plain, entries, nil
+}
+
+// judge applies the checks from iss on, of claims that come from one of the
+// entries, and completes v.
+func (s *Server) judge(ctx context.Context, v *verified, claims *cwt.Claims, entries []*TokenEntry, now time.Time) (err error) {
 	entries = slices.DeleteFunc(entries, func(e *TokenEntry) bool {
 		return claims.Issuer != "" && e.Issuer != "" && claims.Issuer != e.Issuer
 	})
 	if len(entries) == 0 {
-		return nil, refuse(coap.Unauthorized, "issuer is another", nil)
+		return refuse(coap.Unauthorized, "issuer is another", nil)
 	}
 	if claims.Expires != 0 && now.Unix() >= claims.Expires {
-		return nil, refuse(coap.Unauthorized, "token is expired", nil)
+		return refuse(coap.Unauthorized, "token is expired", nil)
 	}
 	if claims.NotBefore != 0 && now.Unix() < claims.NotBefore {
-		return nil, refuse(coap.Unauthorized, "token is not valid yet", nil)
+		return refuse(coap.Unauthorized, "token is not valid yet", nil)
 	}
 	entries = slices.DeleteFunc(entries, func(e *TokenEntry) bool {
 		return !slices.Contains(claims.Audience, e.Audience)
 	})
 	if len(entries) == 0 {
-		return nil, refuse(coap.Forbidden, "token is for another audience", nil)
+		return refuse(coap.Forbidden, "token is for another audience", nil)
 	}
-
-	core := token.Core()
-	v := &verified{
-		entry: entries[0], token: token,
-		core: core[:], hash: cwt.Hash(token.Bytes()),
-		expires: claims.Expires, issued: claims.IssuedAt,
-	}
+	v.entry, v.expires, v.issued = entries[0], claims.Expires, claims.IssuedAt
 	if v.scope, v.text, err = s.scopeOf(ctx, claims.Scope); err != nil {
-		return nil, refuse(coap.BadRequest, "scope is not understood", err)
+		return refuse(coap.BadRequest, "scope is not understood", err)
 	}
 	if claims.Profile != 0 && claims.Profile != profileDTLS {
-		return nil, refuse(coap.BadRequest, "profile is not supported", nil)
+		return refuse(coap.BadRequest, "profile is not supported", nil)
 	}
 	if err := v.confirm(claims); err != nil {
-		return nil, refuse(coap.BadRequest, "cnf cannot be used", err)
+		return refuse(coap.BadRequest, "cnf cannot be used", err)
 	}
 	if err := v.sequence(claims); err != nil {
-		return nil, refuse(coap.BadRequest, "exi needs a cti with a sequence number", err)
+		return refuse(coap.BadRequest, "exi needs a cti with a sequence number", err)
 	}
-	return v, nil
+	return nil
 }
 
 // profileDTLS is coap_dtls of the ACE Profiles registry.
@@ -187,7 +204,7 @@ func (v *verified) confirm(claims *cwt.Claims) error {
 		return errors.New("no cnf")
 	}
 	key := cnf.Key
-	clear := v.token.Kind != cwt.Encrypt0
+	clear := v.clear
 	switch {
 	case cnf.Encrypted != nil:
 		k, err := cwt.OpenKey(cnf.Encrypted, v.entry.encryptionKey())
@@ -219,7 +236,7 @@ func (v *verified) confirm(claims *cwt.Claims) error {
 		if v.entry.DerivationKey.IsZero() {
 			return nil // it has to be stored already: check decides
 		}
-		k, err := deriveKey(v.entry.DerivationKey.Bytes(), v.token.Bytes())
+		k, err := deriveKey(v.entry.DerivationKey.Bytes(), v.raw)
 		if err != nil {
 			return err
 		}

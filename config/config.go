@@ -67,7 +67,8 @@ type Token struct {
 	EncryptionKeyFile string `yaml:"encryption_key_file"` // hex; opens an Encrypted_COSE_Key in COSE_Mac0 and COSE_Sign1 tokens
 	DerivationKeyFile string `yaml:"derivation_key_file"` // hex; RFC 9202, Section 3.3.1
 
-	ASURI string `yaml:"as_uri"` // token endpoint that peers are told of; "": none
+	ASURI      string     `yaml:"as_uri"`     // token endpoint that peers are told of; "": none
+	Introspect Introspect `yaml:"introspect"` // an entry with it needs no key
 
 	// Filled by Bootstrap, besides SymmetricKey.
 	PublicKey     *cose.Key `yaml:"-"`
@@ -75,12 +76,22 @@ type Token struct {
 	DerivationKey Secret    `yaml:"-"`
 }
 
+// Introspect is the introspection endpoint of an Authorization Server (RFC 9200,
+// Section 5.9), which tells what tokens mean that no key opens.
+type Introspect struct {
+	URI      string `yaml:"uri"`      // coaps://; "": none
+	Identity string `yaml:"identity"` // psk_identity
+	KeyFile  string `yaml:"key_file"` // hex
+
+	Key Secret `yaml:"-"` // filled by Bootstrap
+}
+
 // PSK is a DTLS peer with a configured key: a client of the embedded AS.
 type PSK struct {
 	Identity string   `yaml:"identity"`
 	Key      Secret   `yaml:"key"`      // hex in the file; filled by Bootstrap
 	KeyFile  string   `yaml:"key_file"` // hex
-	May      []string `yaml:"may"`      // "token"
+	May      []string `yaml:"may"`      // "token", "introspect"
 }
 
 // AuthorizationServer is the embedded AS. It protects tokens with the key of

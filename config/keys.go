@@ -161,6 +161,7 @@ func (r *keyReader) token(key string, t *Token) {
 			r.faults.add(key+".derivation_key_file", "must hold at least %d bytes", minDerive)
 		}
 	}
+	r.remotePSK(key+".introspect.key_file", t.Introspect.KeyFile, &t.Introspect.Key)
 	if b, ok := r.file(key+".public_key_file", t.PublicKeyFile, false); ok {
 		pub, alg, err := parsePublicKey(b)
 		switch {

@@ -49,7 +49,7 @@ func TestExplainedExamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Tokens) != 3 || len(c.PSK) != 1 || len(c.AuthorizationServer.Policies) != 1 || len(c.Groups) != 1 {
+	if len(c.Tokens) != 4 || len(c.PSK) != 1 || len(c.AuthorizationServer.Policies) != 1 || len(c.Groups) != 1 {
 		t.Fatalf("examples: %+v", c)
 	}
 	want := DefaultGroup()
@@ -161,7 +161,7 @@ func TestFaults(t *testing.T) {
 			"2 tokens[0]: needs exactly one", "3 tokens[1]: needs exactly one", "4 tokens[2].symmetric_key: must be hexadecimal",
 			"5 tokens[3].symmetric_key: AES-CCM-16-64-128 needs a key of 16 bytes, this one has 3"}},
 		{"token alg", "tokens: [{audience: a, alg: EdDSA, symmetric_key_file: f}]\n", []string{"1 tokens[0].alg: must be one of"}},
-		{"psk", "psk:\n- {identity: a, key: 00}\n- {identity: a, key_file: f, may: [toke, proxy]}\n- {}\n", []string{
+		{"psk", "psk:\n- {identity: a, key: 00}\n- {identity: a, key_file: f, may: [toke, proxy, introspect]}\n- {}\n", []string{
 			"2 psk[0].key: must have 16", `3 psk[1].identity: "a" is taken`, `3 psk[1].may[0]: must be one of token`, "3 psk[1].may[1]: proxy is not supported",
 			"4 psk[2].identity: is missing", "4 psk[2]: needs one of"}},
 		{"policies", psk + "authorization_server:\n  policies:\n  - {client: b, audience: x, scope: [{group: g, roles: [boss]}], lifetime: 0s}\n  - {client: a, audience: x}\n", []string{
@@ -179,6 +179,9 @@ func TestFaults(t *testing.T) {
 			"2 resource_directory.identity: is for coaps", "2 resource_directory.base: is missing"}},
 		{"uris", "tokens:\n- {audience: a, symmetric_key_file: f, as_uri: ftp://as}\n- {audience: a, symmetric_key_file: f, as_uri: 'coaps://as/token?x'}\nresource_directory: {uri: 'coap://rd:0', endpoint: gm1}\n", []string{
 			"2 tokens[0].as_uri: must be coaps://", "3 tokens[1].as_uri: must have no user, query", "4 resource_directory.uri: has a port"}},
+		{"introspection", "tokens:\n- {audience: a, introspect: {uri: 'coap://as/introspect'}}\n- {audience: a, alg: HMAC-256/256, introspect: {uri: 'coaps://as/i'}}\n- {audience: a, introspect: {identity: b}}\n", []string{
+			"2 tokens[0].introspect.uri: must be coaps://", "3 tokens[1].introspect.identity: is missing", "3 tokens[1].introspect.key_file: is missing",
+			"3 tokens[1].alg: is that of a key", "4 tokens[2].introspect.uri: is missing", "4 tokens[2]: needs exactly one"}},
 		{"limits", "limits: {sessions: 0, handshakes: -1, per_peer_rps: nan}\n", []string{
 			"1 limits.sessions: must be from", "1 limits.handshakes: must be from", "1 limits.per_peer_rps: must be from"}},
 	}

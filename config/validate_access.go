@@ -19,12 +19,20 @@ var tokenAlgs = map[string]int64{
 }
 
 // AlgID returns the COSE algorithm of the tokens; 0 means that the public key
-// decides.
+// decides, or that there is no key.
 func (t Token) AlgID() int64 {
+	if t.keyless() {
+		return 0
+	}
 	if t.Alg == "" && t.PublicKeyFile == "" {
 		return tokenAlgs["AES-CCM-16-64-128"]
 	}
 	return tokenAlgs[t.Alg]
+}
+
+// keyless says whether tokens are only asked about at their issuer.
+func (t Token) keyless() bool {
+	return t.Introspect.URI != "" && t.SymmetricKey.IsZero() && t.SymmetricKeyFile == "" && t.PublicKeyFile == ""
 }
 
 func (t Token) symmetric() bool { return t.PublicKeyFile == "" }
@@ -42,8 +50,15 @@ func (c *Config) validateTokens(f *faults) {
 				given++
 			}
 		}
-		if given != 1 {
-			f.add(key, "needs exactly one of symmetric_key, symmetric_key_file and public_key_file")
+		t.validateIntrospect(f, key)
+		switch {
+		case given == 0 && t.Introspect.URI != "":
+			if t.Alg != "" {
+				f.add(key+".alg", "is that of a key, and there is none")
+			}
+			continue
+		case given != 1:
+			f.add(key, "needs exactly one of symmetric_key, symmetric_key_file and public_key_file, or introspect")
 			continue
 		}
 		if t.Alg != "" {
@@ -116,7 +131,7 @@ func (c *Config) validatePSK(f *faults) {
 			if may == "proxy" {
 				f.add(k, "proxy is not supported by this version")
 			} else {
-				oneOf(f, k, may, "token")
+				oneOf(f, k, may, "token", "introspect")
 			}
 		}
 	}

@@ -46,6 +46,18 @@ func (c *Config) validateResourceDirectory(f *faults) {
 	}
 }
 
+func (t Token) validateIntrospect(f *faults, key string) {
+	i := t.Introspect
+	key += ".introspect"
+	switch {
+	case i.URI != "":
+		// The answers hold keys.
+		remote(f, key, i.URI, i.Identity, i.KeyFile, "coaps")
+	case i.Identity != "" || i.KeyFile != "":
+		f.add(key+".uri", "is missing: where to ask")
+	}
+}
+
 // remote checks how a CoAP server elsewhere is reached: over DTLS with a
 // pre-shared key, or in clear where that scheme is permitted.
 func remote(f *faults, key, uri, identity, keyFile string, schemes ...string) {

@@ -10,12 +10,13 @@ import (
 
 // The first path segments that are ours; every other path is the host's.
 const (
-	pathAuthzInfo = "authz-info"
-	pathToken     = "token"
-	pathGroups    = "ace-group"
-	pathLegacy    = "group-oscore" // groups in the dialects of 2019 and 2020
-	pathWellKnown = ".well-known"
-	pathCore      = "core"
+	pathAuthzInfo  = "authz-info"
+	pathToken      = "token"
+	pathIntrospect = "introspect"
+	pathGroups     = "ace-group"
+	pathLegacy     = "group-oscore" // groups in the dialects of 2019 and 2020
+	pathWellKnown  = ".well-known"
+	pathCore       = "core"
 )
 
 // errStarting answers requests that arrive before the rooms are up.
@@ -29,7 +30,7 @@ func ours(path []string) bool {
 		return false
 	}
 	switch path[0] {
-	case pathAuthzInfo, pathToken:
+	case pathAuthzInfo, pathToken, pathIntrospect:
 		return true
 	}
 	return groupPath(path)
@@ -110,6 +111,8 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 		return nil, coap.Errorf(coap.Unauthorized, "this needs CoAP over DTLS")
 	case len(path) == 1 && path[0] == pathToken:
 		return r.token.ServeCoAP(ctx, req)
+	case len(path) == 1 && path[0] == pathIntrospect:
+		return r.introspect.ServeCoAP(ctx, req)
 	case groupPath(path):
 		return r.groups.ServeCoAP(ctx, req)
 	}

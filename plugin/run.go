@@ -66,7 +66,11 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	<-ctx.Done()
 	g.stop()       // running requests end
 	g.gate.close() // and are waited for, before the store closes
-	if err := eg.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+	err = eg.Wait()
+	for _, o := range b.asked {
+		_ = o.Close() // what becomes of the socket is no matter any more
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
@@ -81,6 +85,7 @@ type built struct {
 	rd     *rd.Registrar // nil: no Resource Directory
 	dir    *outbound     // the way there
 	audit  *audit.Log
+	asked  []*outbound // the ways to Authorization Servers
 	op     *operator
 }
 
@@ -114,6 +119,11 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 	if b.rd, b.dir, err = g.registrar(late); err != nil {
 		return nil, err
 	}
+	for _, e := range acfg.Entries {
+		if e.Introspect != nil {
+			b.asked = append(b.asked, e.Introspect.Client.(*outbound))
+		}
+	}
 	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready}
 	return b, nil
 }
@@ -146,12 +156,12 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
-	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), groups: b.gm, tokenURIs: b.g.tokenEndpoints()}
+	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), groups: b.gm, tokenURIs: b.g.tokenEndpoints()}
 }
 
 // register keeps the groups in the Resource Directory until ctx ends.
 func (b *built) register(ctx context.Context) error {
-	defer b.dir.Close() // what became of the socket is no matter any more
+	defer func() { _ = b.dir.Close() }() // as above
 	return b.rd.Run(ctx)
 }
 

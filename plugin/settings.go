@@ -17,10 +17,17 @@ func (g *Gateway) aceConfig() (ace.Config, error) {
 	c := g.cfg
 	out := ace.Config{RISELabels: c.Compat.RISELabels}
 	for i := range c.Tokens {
-		out.Entries = append(out.Entries, tokenEntry(&c.Tokens[i]))
+		e, err := tokenEntry(&c.Tokens[i])
+		if err != nil {
+			return out, fmt.Errorf("tokens[%d]: %w", i, err)
+		}
+		out.Entries = append(out.Entries, e)
 	}
 	for _, p := range c.PSK {
-		out.PSK = append(out.PSK, ace.PSKPeer{Identity: []byte(p.Identity), Key: p.Key, MayToken: slices.Contains(p.May, "token")})
+		out.PSK = append(out.PSK, ace.PSKPeer{
+			Identity: []byte(p.Identity), Key: p.Key,
+			MayToken: slices.Contains(p.May, "token"), MayIntrospect: slices.Contains(p.May, "introspect"),
+		})
 	}
 	if c.AuthorizationServer.Enabled {
 		as := &ace.ASConfig{Issuer: c.AuthorizationServer.Issuer}
@@ -39,11 +46,19 @@ func (g *Gateway) aceConfig() (ace.Config, error) {
 	return out, out.Validate()
 }
 
-func tokenEntry(t *config.Token) ace.TokenEntry {
-	return ace.TokenEntry{
+func tokenEntry(t *config.Token) (ace.TokenEntry, error) {
+	e := ace.TokenEntry{
 		Issuer: t.Issuer, Audience: t.Audience, Alg: t.AlgID(), Key: t.SymmetricKey, PublicKey: t.PublicKey,
 		EncryptionKey: t.EncryptionKey, DerivationKey: t.DerivationKey,
 	}
+	if i := t.Introspect; i.URI != "" {
+		client, path, err := newOutbound(i.URI, i.Identity, i.Key)
+		if err != nil {
+			return e, err
+		}
+		e.Introspect = &ace.Endpoint{Client: client, Path: path}
+	}
+	return e, nil
 }
 
 // tokenEndpoints are where tokens for this gateway are to be had: those that

@@ -21,6 +21,7 @@ var (
 	_ bridge.Source = (*lateManager)(nil)
 	_ ace.GroupInfo = (*lateManager)(nil)
 	_ rd.Client     = (*outbound)(nil) // rd reaches the directory over the node's transport
+	_ ace.Client    = (*outbound)(nil) // and ace an Authorization Server elsewhere
 )
 
 // access is what the host adapter asks about a DTLS peer.
@@ -47,9 +48,10 @@ type groups interface {
 
 // rooms are the running rooms as requests see them.
 type rooms struct {
-	access    access
-	authzInfo coap.Handler
-	token     coap.Handler
-	groups    groups
-	tokenURIs []string // token endpoints, to be listed with the groups
+	access     access
+	authzInfo  coap.Handler
+	token      coap.Handler
+	introspect coap.Handler
+	groups     groups
+	tokenURIs  []string // token endpoints, to be listed with the groups
 }
