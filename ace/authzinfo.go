@@ -57,7 +57,7 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	}
 	subject, err := s.place(ctx, v, h)
 	if err != nil {
-		return nil, err
+		return nil, s.refused(ctx, v, err)
 	}
 	s.log.DebugContext(ctx, "token accepted", "kid", logKID(subject), "issuer", v.entry.Issuer, "inside", h.peer == subject)
 

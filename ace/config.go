@@ -65,6 +65,30 @@ type TokenEntry struct {
 	// that no key opens (RFC 9200, Section 5.9); nil: nowhere. An entry with it
 	// needs no key of its own: Alg is 0 then.
 	Introspect *Endpoint
+
+	// Revocation is where this Authorization Server lists the tokens that it
+	// revoked (RFC 9770); nil: nowhere. Its tokens have to have the form that
+	// makes their hash the only one then.
+	Revocation *Revocation
+}
+
+// Revocation is a Token Revocation List.
+type Revocation struct {
+	Client Observer
+	Path   []string
+	// Interval is the time between full queries, besides the notifications of
+	// the server. Zero: 5 min.
+	Interval time.Duration
+}
+
+// Observer is a [Client] that can observe resources (RFC 7641).
+type Observer interface {
+	Client
+	// Observe registers, and calls fn for the first response, before it
+	// returns, and for every later one; fn does not block. A response without
+	// an Observe option is the last. done is closed when the association, and
+	// the registration with it, has ended.
+	Observe(ctx context.Context, req *coap.Request, fn func(*coap.Response)) (cancel func(context.Context) error, done <-chan struct{}, err error)
 }
 
 // Endpoint is a resource of a CoAP server elsewhere.

@@ -94,7 +94,7 @@ func (s *Server) introspected(ctx context.Context, audience string, raw []byte) 
 	revoked := false
 	err = s.store.View(ctx, func(tx *store.Tx) error {
 		var one int
-		err := tx.QueryRow(`SELECT 1 FROM ace_revoked WHERE digest = ? OR digest = ?`, cwt.Hash(raw), core[:]).Scan(&one)
+		err := tx.QueryRow(`SELECT 1 FROM ace_revoked WHERE digest = ? OR digest = ? LIMIT 1`, cwt.Hash(raw), core[:]).Scan(&one)
 		if revoked = err == nil; errors.Is(err, store.ErrNotFound) {
 			return nil
 		}

@@ -31,6 +31,15 @@ const (
 	defaultPeerRate    = 5              // POST /authz-info per second, one address
 	maxRatedPeers      = 4096           // addresses whose rate is remembered
 
+	// Token Revocation Lists.
+	maxTRL           = 256 << 10 // bytes of one, 7,700 hashes
+	maxTokenHash     = 65        // bytes of one hash: SHA-512 of RFC 6920
+	trlTimeout       = 20 * time.Second
+	trlInterval      = 5 * time.Minute
+	trlFirstBackoff  = 2 * time.Second
+	trlLongestPause  = 2 * time.Minute
+	revokedAtOneTime = 256 // hashes in one transaction
+
 	maxCachedGrants = 1 << 16
 	purgeBatch      = 256              // tokens expired in one transaction
 	flushEvery      = 10 * time.Second // marks of use

@@ -10,6 +10,9 @@ type metrics struct {
 	asked   *prometheus.CounterVec // result
 	stored  prometheus.Gauge
 	nodes   prometheus.Gauge
+	trl     *prometheus.CounterVec // result
+	trlSeen *prometheus.GaugeVec   // issuer
+	trlSize *prometheus.GaugeVec   // issuer
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -32,6 +35,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_ace_introspections_total", Help: "Tokens asked about at an Authorization Server, by result.",
 		}, []string{"result"}),
+		trl: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_ace_trl_updates_total", Help: "Token Revocation Lists received or missed, by result (applied, refused, away).",
+		}, []string{"result"}),
+		trlSeen: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "groupgate_ace_trl_seen_timestamp_seconds", Help: "When a Token Revocation List was last applied.",
+		}, []string{"issuer"}),
+		trlSize: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "groupgate_ace_trl_hashes", Help: "Token hashes in the newest Token Revocation List.",
+		}, []string{"issuer"}),
 		stored: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "groupgate_ace_stored_keys", Help: "Keys of proof that are stored with their tokens.",
 		}),
@@ -39,6 +51,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "groupgate_ace_enrolled_nodes", Help: "Nodes that are enrolled as clients of the embedded Authorization Server.",
 		}),
 	}
-	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.asked, m.stored, m.nodes)
+	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.asked, m.stored, m.nodes, m.trl, m.trlSeen, m.trlSize)
 	return m
 }

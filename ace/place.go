@@ -19,12 +19,16 @@ func (s *Server) check(tx *store.Tx, v *verified, now time.Time) (*keyRow, error
 	if err != nil {
 		return nil, err
 	}
-	// RFC 9770, Section 8: a revoked token stays refused. Its core is asked for
+	// RFC 9770, Section 11.1: a revoked token stays refused. Its core is asked for
 	// as well, because its outer encoding can be changed by anybody.
 	var one int
-	err = tx.QueryRow(`SELECT 1 FROM ace_revoked WHERE digest = ? OR digest = ?`, v.hash, v.core).Scan(&one)
+	twin := v.twin
+	if twin == nil {
+		twin = v.hash
+	}
+	err = tx.QueryRow(`SELECT 1 FROM ace_revoked WHERE digest = ? OR digest = ? OR digest = ? LIMIT 1`, v.hash, twin, v.core).Scan(&one)
 	if err == nil {
-		return nil, refuse(coap.Unauthorized, "token is revoked", nil)
+		return nil, refuse(coap.Unauthorized, "token is revoked", errRevoked)
 	}
 	if !errors.Is(err, store.ErrNotFound) {
 		return nil, err
@@ -122,7 +126,7 @@ func (s *Server) place(ctx context.Context, v *verified, h how) (subject coap.Su
 		if err != nil {
 			return err
 		}
-		t := &tokenRow{core: v.core, hash: v.hash, scope: v.scope, expires: v.expires, issued: v.issued}
+		t := &tokenRow{core: v.core, hash: v.hash, twin: v.twin, scope: v.scope, expires: v.expires, issued: v.issued}
 		if k, err = s.rederive(tx, k, &v, t); err != nil {
 			return err
 		}
@@ -150,6 +154,20 @@ func (s *Server) rederive(tx *store.Tx, k *keyRow, v *verified, t *tokenRow) (*k
 		return k, nil
 	}
 	return nil, s.deleteKey(tx, k.subject)
+}
+
+var errRevoked = errors.New("ace: token hash is stored as revoked")
+
+// refused remembers the sequence number of a token that its revocation kept
+// out, so that it is used up even when the hash has to go for others (RFC 9770,
+// Section 11.1).
+func (s *Server) refused(ctx context.Context, v *verified, err error) error {
+	if v.exi == 0 || !errors.Is(err, errRevoked) {
+		return err
+	}
+	row := *v
+	row.expires = time.Now().Unix() + v.exi
+	return errors.Join(err, s.store.Update(ctx, func(tx *store.Tx) error { return s.rememberSequence(tx, &row) }))
 }
 
 func (s *Server) rememberSequence(tx *store.Tx, v *verified) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -12,9 +13,17 @@ import (
 	"github.com/seed4911071e/groupgate/store"
 )
 
-// Run ends tokens when they expire, drops what nobody proved, and writes down
-// which keys were. It returns when ctx ends and all is written.
+// Run ends tokens when they expire, drops what nobody proved, writes down which
+// keys were, and follows the lists of revoked tokens. It returns when ctx ends
+// and all is written.
 func (s *Server) Run(ctx context.Context) error {
+	var lists sync.WaitGroup
+	defer lists.Wait()
+	for i := range s.cfg.Entries {
+		if e := &s.cfg.Entries[i]; e.Revocation != nil {
+			lists.Go(func() { s.followTRL(ctx, e) })
+		}
+	}
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
 	for {
@@ -298,45 +307,4 @@ func (s *Server) flushTouched(ctx context.Context) error {
 		}
 		s.mu.Unlock()
 	}
-}
-
-// Revoke ends a token by its token hash (RFC 9770, Section 4; cwt.Hash), stored
-// or not, and refuses it from now on. Members that it admitted are evicted by
-// those who follow the event.
-func (s *Server) Revoke(ctx context.Context, hash []byte) error {
-	return s.store.Update(ctx, func(tx *store.Tx) error {
-		now := time.Now().Unix()
-		var core, id []byte
-		var slot int
-		var expires int64
-		err := tx.QueryRow(`SELECT subject, slot, core, expires FROM ace_tokens WHERE hash = ?`, hash).Scan(&id, &slot, &core, &expires)
-		found := err == nil
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
-		digests := [][]byte{hash}
-		if found {
-			digests = append(digests, core)
-			subject := coap.Subject{Kind: coap.SubjectKind(id[0]), ID: string(id[1:])}
-			if err := s.endToken(tx, subject, slot, expires, now, "revoked"); err != nil {
-				return err
-			}
-		}
-		for _, d := range digests {
-			_, err := tx.Exec(`INSERT INTO ace_revoked (digest, revoked, expires) VALUES (?, ?, ?) ON CONFLICT (digest) DO NOTHING`, d, now, expires)
-			if err != nil {
-				return err
-			}
-		}
-		// RFC 9770, Section 6: under pressure the oldest hashes go first.
-		var n int64
-		if err := tx.QueryRow(`SELECT COUNT(*) FROM ace_revoked`).Scan(&n); err != nil {
-			return err
-		}
-		if over := n - 2*int64(s.cfg.Limits.MaxTokens); over > 0 {
-			_, err = tx.Exec(`DELETE FROM ace_revoked WHERE digest IN (SELECT digest FROM ace_revoked ORDER BY revoked LIMIT ?)`, over)
-			return err
-		}
-		return nil
-	})
 }

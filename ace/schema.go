@@ -10,7 +10,8 @@ import "github.com/seed4911071e/groupgate/store"
 //
 // ace_tokens: slot 0 is the token in force, 1 the one that waits. core is what
 // the token's protection covers (cwt.Token.Core), hash the token hash of RFC
-// 9770. The token itself is not kept: it may hold the key.
+// 9770, twin that of the other encoding that a token signed with ECDSA has, NULL
+// with all others. The token itself is not kept: it may hold the key.
 //
 // ace_exi, ace_exi_high: tokens whose lifetime counts from the first sight, and
 // the highest sequence number that expired.
@@ -68,7 +69,7 @@ CREATE TABLE ace_issued (
 	expires  INTEGER NOT NULL
 );
 CREATE INDEX ace_issued_expires ON ace_issued (expires);
-`, schemaNodes}}
+`, schemaNodes, schemaTwins}}
 }
 
 // ace_nodes: clients that were enrolled, with their keys, sealed, and what
@@ -89,4 +90,10 @@ CREATE TABLE ace_nodes (
 );
 ALTER TABLE ace_issued ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX ace_issued_client ON ace_issued (client);
+`
+
+// The token hash of a token's other encoding, see ace_tokens.
+const schemaTwins = `
+ALTER TABLE ace_tokens ADD COLUMN twin BLOB;
+CREATE INDEX ace_tokens_twin ON ace_tokens (twin);
 `

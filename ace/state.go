@@ -36,6 +36,7 @@ type keyRow struct {
 type tokenRow struct {
 	core    []byte
 	hash    []byte
+	twin    []byte // nil: it has none
 	scope   []byte
 	expires int64 // 0: never
 	issued  int64 // 0: not said
@@ -96,7 +97,7 @@ func readKey(tx *store.Tx, row *store.Row) (*keyRow, error) {
 	if k.challenges, err = decodeChallenges(list); err != nil {
 		return nil, fmt.Errorf("ace: stored challenges: %w", err)
 	}
-	rows, err := tx.Query(`SELECT slot, core, hash, scope, expires, issued FROM ace_tokens WHERE subject = ?`, subject)
+	rows, err := tx.Query(`SELECT slot, core, hash, twin, scope, expires, issued FROM ace_tokens WHERE subject = ?`, subject)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +105,7 @@ func readKey(tx *store.Tx, row *store.Row) (*keyRow, error) {
 	for rows.Next() {
 		var slot int
 		var t tokenRow
-		if err := rows.Scan(&slot, &t.core, &t.hash, &t.scope, &t.expires, &t.issued); err != nil {
+		if err := rows.Scan(&slot, &t.core, &t.hash, &t.twin, &t.scope, &t.expires, &t.issued); err != nil {
 			return nil, err
 		}
 		if slot != inForce && slot != waiting {
@@ -157,10 +158,14 @@ func (s *Server) updateKey(tx *store.Tx, k *keyRow) error {
 
 // putToken stores a token in a slot. One that comes in force is announced.
 func (s *Server) putToken(tx *store.Tx, k *keyRow, slot int, t *tokenRow) error {
-	_, err := tx.Exec(`INSERT INTO ace_tokens (subject, slot, core, hash, scope, expires, issued) VALUES (?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (subject, slot) DO UPDATE SET core = excluded.core, hash = excluded.hash, scope = excluded.scope,
-		expires = excluded.expires, issued = excluded.issued`,
-		subjectBytes(k.subject), slot, t.core, t.hash, t.scope, t.expires, t.issued)
+	var twin any // NULL where there is none
+	if t.twin != nil {
+		twin = t.twin
+	}
+	_, err := tx.Exec(`INSERT INTO ace_tokens (subject, slot, core, hash, twin, scope, expires, issued) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (subject, slot) DO UPDATE SET core = excluded.core, hash = excluded.hash, twin = excluded.twin,
+		scope = excluded.scope, expires = excluded.expires, issued = excluded.issued`,
+		subjectBytes(k.subject), slot, t.core, t.hash, twin, t.scope, t.expires, t.issued)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ type verified struct {
 
 	core  []byte
 	hash  []byte
+	twin  []byte // token hash of the same token in another encoding; nil: none
 	scope []byte // the usable entries, encoded
 	text  bool   // the claim was one of draft-03
 
@@ -67,6 +68,14 @@ func (s *Server) verify(ctx context.Context, raw []byte, now time.Time) (*verifi
 	v := &verified{raw: raw, clear: token.Kind != cwt.Encrypt0, core: core[:], hash: cwt.Hash(raw)}
 	if err := s.judge(ctx, v, claims, entries, now); err != nil {
 		return nil, err
+	}
+	if twin := token.Twin(); twin != nil {
+		v.twin = cwt.Hash(twin)
+	}
+	// RFC 9770, Section 11.1: whoever could give the token another form would
+	// give it another hash, under which nobody revoked it.
+	if v.entry.Revocation != nil && !token.Canonical() {
+		return nil, refuse(coap.BadRequest, "token has a form that cannot be revoked", nil)
 	}
 	return v, nil
 }

@@ -112,6 +112,7 @@ const (
 	CWT            Format = 61  // application/cwt
 	ProblemDetails Format = 257 // application/concise-problem-details+cbor
 	ACEGroupcomm   Format = 261 // application/ace-groupcomm+cbor
+	ACETRL         Format = 262 // application/ace-trl+cbor
 
 	// Of experimental use, for the two ACE formats before they were registered.
 	LegacyACE          Format = 65000

@@ -69,6 +69,7 @@ type Token struct {
 
 	ASURI      string     `yaml:"as_uri"`     // token endpoint that peers are told of; "": none
 	Introspect Introspect `yaml:"introspect"` // an entry with it needs no key
+	Revocation Revocation `yaml:"revocation"`
 
 	// Filled by Bootstrap, besides SymmetricKey.
 	PublicKey     *cose.Key `yaml:"-"`
@@ -82,6 +83,16 @@ type Introspect struct {
 	URI      string `yaml:"uri"`      // coaps://; "": none
 	Identity string `yaml:"identity"` // psk_identity
 	KeyFile  string `yaml:"key_file"` // hex
+
+	Key Secret `yaml:"-"` // filled by Bootstrap
+}
+
+// Revocation is the Token Revocation List of an Authorization Server (RFC 9770).
+type Revocation struct {
+	URI      string        `yaml:"uri"`      // coaps://; "": none
+	Identity string        `yaml:"identity"` // psk_identity
+	KeyFile  string        `yaml:"key_file"` // hex
+	Interval time.Duration `yaml:"interval"` // between full queries besides notifications; 0: 5m
 
 	Key Secret `yaml:"-"` // filled by Bootstrap
 }

@@ -162,6 +162,7 @@ func (r *keyReader) token(key string, t *Token) {
 		}
 	}
 	r.remotePSK(key+".introspect.key_file", t.Introspect.KeyFile, &t.Introspect.Key)
+	r.remotePSK(key+".revocation.key_file", t.Revocation.KeyFile, &t.Revocation.Key)
 	if b, ok := r.file(key+".public_key_file", t.PublicKeyFile, false); ok {
 		pub, alg, err := parsePublicKey(b)
 		switch {

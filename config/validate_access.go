@@ -51,6 +51,7 @@ func (c *Config) validateTokens(f *faults) {
 			}
 		}
 		t.validateIntrospect(f, key)
+		t.validateRevocation(f, key)
 		switch {
 		case given == 0 && t.Introspect.URI != "":
 			if t.Alg != "" {

@@ -16,6 +16,13 @@ const (
 	minRDLifetime = time.Minute
 )
 
+// Bounds of the time between full queries, our choice: how long a revocation
+// may stay unnoticed at a server that does not notify.
+const (
+	minTRLInterval = time.Second
+	maxTRLInterval = 24 * time.Hour
+)
+
 func (c *Config) validateResourceDirectory(f *faults) {
 	const key = "resource_directory"
 	d := c.ResourceDirectory
@@ -55,6 +62,20 @@ func (t Token) validateIntrospect(f *faults, key string) {
 		remote(f, key, i.URI, i.Identity, i.KeyFile, "coaps")
 	case i.Identity != "" || i.KeyFile != "":
 		f.add(key+".uri", "is missing: where to ask")
+	}
+}
+
+func (t Token) validateRevocation(f *faults, key string) {
+	r := t.Revocation
+	key += ".revocation"
+	switch {
+	case r.URI != "":
+		remote(f, key, r.URI, r.Identity, r.KeyFile, "coaps")
+		if r.Interval != 0 {
+			inRange(f, key+".interval", r.Interval, minTRLInterval, maxTRLInterval)
+		}
+	case r.Identity != "" || r.KeyFile != "" || r.Interval != 0:
+		f.add(key+".uri", "is missing: where the list is")
 	}
 }
 

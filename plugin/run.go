@@ -123,6 +123,9 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		if e.Introspect != nil {
 			b.asked = append(b.asked, e.Introspect.Client.(*outbound))
 		}
+		if e.Revocation != nil {
+			b.asked = append(b.asked, e.Revocation.Client.(*outbound))
+		}
 	}
 	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready}
 	return b, nil

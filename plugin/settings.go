@@ -58,6 +58,13 @@ func tokenEntry(t *config.Token) (ace.TokenEntry, error) {
 		}
 		e.Introspect = &ace.Endpoint{Client: client, Path: path}
 	}
+	if r := t.Revocation; r.URI != "" {
+		client, path, err := newOutbound(r.URI, r.Identity, r.Key)
+		if err != nil {
+			return e, err
+		}
+		e.Revocation = &ace.Revocation{Client: client, Path: path, Interval: r.Interval}
+	}
 	return e, nil
 }
 

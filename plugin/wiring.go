@@ -21,7 +21,7 @@ var (
 	_ bridge.Source = (*lateManager)(nil)
 	_ ace.GroupInfo = (*lateManager)(nil)
 	_ rd.Client     = (*outbound)(nil) // rd reaches the directory over the node's transport
-	_ ace.Client    = (*outbound)(nil) // and ace an Authorization Server elsewhere
+	_ ace.Observer  = (*outbound)(nil) // and ace an Authorization Server elsewhere
 )
 
 // access is what the host adapter asks about a DTLS peer.

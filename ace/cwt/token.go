@@ -1,6 +1,8 @@
 package cwt
 
 import (
+	"bytes"
+	"crypto/elliptic"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -8,6 +10,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"math/big"
 
 	"github.com/seed4911071e/groupgate/cose"
 )
@@ -217,6 +220,40 @@ func (t *Token) Core() [sha256.Size]byte {
 	return sha256.Sum256(cose.MustMarshal([]any{uint64(t.Kind), t.protected, t.payload}))
 }
 
+// Canonical says whether the token has the one form of RFC 9770, Section 3: tag
+// 61, the COSE tag, no unprotected headers, everything in its shortest encoding.
+// Its token hash is then that of every form that the recipient accepts.
+func (t *Token) Canonical() bool {
+	return t.Kind != 0 && bytes.Equal(t.raw, encode(t.Kind, t.protected, t.payload, t.auth))
+}
+
+// Twin is the same token with the other signature that ECDSA has for it: (r, -s)
+// verifies where (r, s) does, and everybody can tell one from the other. nil:
+// there is none.
+func (t *Token) Twin() []byte {
+	half := len(t.auth) / 2
+	if t.Alg != cose.AlgES256 || len(t.auth) != 64 {
+		return nil
+	}
+	n := elliptic.P256().Params().N
+	s := new(big.Int).SetBytes(t.auth[half:])
+	if s.Sign() == 0 || s.Cmp(n) >= 0 {
+		return nil
+	}
+	auth := bytes.Clone(t.auth)
+	s.Sub(n, s).FillBytes(auth[half:])
+	return encode(t.Kind, t.protected, t.payload, auth)
+}
+
+// encode writes a token in the form of RFC 9770, Section 3.
+func encode(kind Kind, protected, payload, auth []byte) []byte {
+	parts := []any{protected, map[int64]any{}, payload}
+	if kind != Encrypt0 {
+		parts = append(parts, auth)
+	}
+	return append([]byte{0xd8, 61, 0xd0 + byte(kind-Encrypt0)}, cose.MustMarshal(parts)...)
+}
+
 // Bytes returns the token as it was given to [Parse].
 func (t *Token) Bytes() []byte { return t.raw }
 
@@ -243,7 +280,6 @@ func Seal(p Protection, claims []byte) ([]byte, error) {
 	if p.KID != nil {
 		h[cose.HeaderKID] = p.KID
 	}
-	parts := []any{nil, map[int64]any{}, nil}
 	switch t.Kind {
 	case Encrypt0:
 		aead, err := cose.NewAEAD(p.Alg, p.Key)
@@ -254,11 +290,10 @@ func Seal(p Protection, claims []byte) ([]byte, error) {
 		rand.Read(t.iv)
 		h[cose.HeaderIV] = t.iv
 		t.protected = cose.MustMarshal(h)
-		parts[2] = aead.Seal(nil, t.iv, claims, structure("Encrypt0", t.protected, nil))
+		t.payload = aead.Seal(nil, t.iv, claims, structure("Encrypt0", t.protected, nil))
 	case Mac0:
 		t.protected = cose.MustMarshal(h)
-		parts[2] = claims
-		parts = append(parts, t.mac(p.Key))
+		t.auth = t.mac(p.Key)
 	case Sign1:
 		if p.Signer == nil {
 			return nil, errors.New("cwt: seal: no signing key")
@@ -271,14 +306,11 @@ func Seal(p Protection, claims []byte) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cwt: seal: %w", err)
 		}
-		parts[2] = claims
-		parts = append(parts, sig)
+		t.auth = sig
 	default:
 		return nil, fmt.Errorf("cwt: seal: algorithm %d protects no token", p.Alg)
 	}
-	parts[0] = t.protected
-	out := []byte{0xd8, 61, 0xd0 + byte(t.Kind-Encrypt0)}
-	return append(out, cose.MustMarshal(parts)...), nil
+	return encode(t.Kind, t.protected, t.payload, t.auth), nil
 }
 
 // OpenKey decrypts an Encrypted_COSE_Key (RFC 8747, Section 3.3): a
