@@ -89,7 +89,7 @@ func (r *Registrar) step(ctx context.Context) {
 		r.failed(ctx, "register", err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := lingering(ctx)
 	defer cancel()
 	same := r.location != nil && bytes.Equal(body, r.body)
 	switch {
@@ -105,6 +105,14 @@ func (r *Registrar) step(ctx context.Context) {
 	default:
 		r.register(ctx, body)
 	}
+}
+
+// lingering bounds requests. One that is under way when the gateway stops may
+// still be answered: a registration of which nobody knows cannot be removed.
+func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(goodbye, cancel) })
+	return out, func() { unhook(); cancel() }
 }
 
 // register: RFC 9176, Section 5: POST of all links. The same endpoint name

@@ -210,7 +210,42 @@ func TestDirectoryBusy(t *testing.T) {
 // answers are what a directory may say wrongly.
 type answers func(req *coap.Request) *coap.Response
 
-func (a answers) Do(_ context.Context, req *coap.Request) (*coap.Response, error) { return a(req), nil }
+func (a answers) Do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	resp := a(req)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// A registration that is under way when the gateway stops is removed as well.
+func TestStopWhileRegistering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := &rdtest.Directory{}
+		slow := answers(func(req *coap.Request) *coap.Response {
+			resp, err := dir.Do(t.Context(), req)
+			if err != nil {
+				panic(err)
+			}
+			time.Sleep(goodbye / 2)
+			return resp
+		})
+		from := &source{}
+		from.set("gp1")
+		r := New(Config{Endpoint: "gm1", Path: []string{"rd"}}, Deps{Client: slow, Links: from.get})
+		ctx, cancel := context.WithCancel(t.Context())
+		over := make(chan error, 1)
+		go func() { over <- r.Run(ctx) }()
+		synctest.Wait()
+		if dir.Lookup("ep=gm1") == "" {
+			t.Fatal("the request has not arrived")
+		}
+		cancel()
+		if err := <-over; err != nil || dir.Lookup() != "" {
+			t.Errorf("%v, %s", err, dir.Lookup())
+		}
+	})
+}
 
 // Malformed answers do no harm.
 func TestMalformedAnswers(t *testing.T) {
