@@ -91,10 +91,10 @@ type Manager struct {
 	renewals *limiter
 	wake     chan struct{} // one slot: something may have become due earlier
 
-	planting sync.Mutex // held while a group with members comes into being
+	planting sync.Mutex // held while a group comes into being at run time
 
 	mu     sync.RWMutex
-	groups map[string]*group // guarded by mu; filled by Setup
+	groups map[string]*group // guarded by mu; never modified once set
 }
 
 // New makes a Manager. It does no I/O: call [Manager.Setup] before the first
@@ -194,7 +194,7 @@ func (m *Manager) RekeyMessage(ctx context.Context, name string) (uint64, []byte
 }
 
 // ErrNoGroup is the error for the name of a group that does not exist.
-var ErrNoGroup = errors.New("gm: no such group")
+var ErrNoGroup = coap.Errorf(coap.NotFound, "no such group")
 
 func millis(t time.Time) int64 {
 	if t.IsZero() {

@@ -23,7 +23,7 @@ import (
 //	    └─────────────────┘        exhausted          │
 //	         deactivate      inactive ────────────────┘
 //
-// A group is created active. Rekeying is not a state: the version number moves
+// A group is created active, and deleted when it is not active. Rekeying is not a state: the version number moves
 // in one transaction. Inactive (draft-ietf-ace-key-groupcomm-oscore-21, Section
 // 13: error 9): no joins, no key renewals; members may read and leave, and
 // rekeys happen. Stopped: the Gid space is used up, so no rekey is possible and
@@ -178,7 +178,7 @@ func (g *group) look(tx *store.Tx, s subject) (*row, error) {
 		ON m.subject_id = ? AND m.subject_kind = ? AND m.group_id = g.id
 		WHERE g.id = ?`, s.id, s.kind, g.id).Scan(dst...)
 	if err != nil {
-		return nil, fmt.Errorf("gm: group %q: %w", g.cfg.Name, err)
+		return nil, fmt.Errorf("gm: group %q: %w", g.cfg.Name, gone(err))
 	}
 	r.member = n.member()
 	g.known.note(s, r.member != nil)
@@ -226,7 +226,7 @@ func (m *Manager) current(ctx context.Context, g *group) (*material, error) {
 	err := m.st.View(ctx, func(tx *store.Tx) error {
 		var num uint64
 		if err := tx.QueryRow(`SELECT num FROM gm_groups WHERE id = ?`, g.id).Scan(&num); err != nil {
-			return err
+			return gone(err)
 		}
 		var err error
 		mat, err = m.materialAt(tx, g, num)
@@ -267,23 +267,25 @@ func (m *Manager) move(ctx context.Context, name string, t transition) error {
 	}
 	var was, is state
 	err := m.st.Update(ctx, func(tx *store.Tx) error {
-		if err := tx.QueryRow(`SELECT state FROM gm_groups WHERE id = ?`, g.id).Scan(&was); err != nil {
-			return err
+		var changes uint64
+		if err := tx.QueryRow(`SELECT state, state_changes FROM gm_groups WHERE id = ?`, g.id).Scan(&was, &changes); err != nil {
+			return gone(err)
 		}
 		var err error
 		if is, err = was.next(t); err != nil || is == was {
 			return err
 		}
-		if is == stateStopped || is == stateMoved {
-			// Nothing that is due can be done any more.
-			_, err = tx.Exec(`UPDATE gm_groups SET state = ?, due_at = 0, due_reasons = 0 WHERE id = ?`, is, g.id)
-		} else {
-			_, err = tx.Exec(`UPDATE gm_groups SET state = ? WHERE id = ?`, is, g.id)
-		}
-		if err != nil {
+		changes++
+		if _, err := tx.Exec(`UPDATE gm_groups SET state = ?, state_changes = ? WHERE id = ?`, is, changes, g.id); err != nil {
 			return err
 		}
-		return emit(tx, groupcomm.EventState, groupcomm.Event{Group: name, Reason: is.String()})
+		if is == stateStopped || is == stateMoved {
+			// Nothing that is due can be done any more.
+			if _, err := tx.Exec(`UPDATE gm_groups SET due_at = 0, due_reasons = 0 WHERE id = ?`, g.id); err != nil {
+				return err
+			}
+		}
+		return emit(tx, groupcomm.EventState, groupcomm.Event{Group: name, Version: changes, Reason: is.String()})
 	})
 	if err != nil {
 		return fmt.Errorf("gm: group %q: %w", name, err)

@@ -67,6 +67,15 @@ func (m *Manager) ImportFixture(ctx context.Context, text []byte) (string, uint6
 			return "", 0, coap.Errorf(coap.Conflict, "fixture: group %q could come to the same Gid", g.cfg.Name)
 		}
 	}
+	retired, err := m.retired(ctx)
+	if err != nil {
+		return "", 0, err
+	}
+	for _, r := range retired {
+		if own.meets(r.gidSpace) {
+			return "", 0, coap.Errorf(coap.Conflict, "fixture: the deleted group %q had such Gids", r.name)
+		}
+	}
 	if err := m.plant(ctx, p); err != nil {
 		return "", 0, err
 	}

@@ -52,7 +52,7 @@ func (m *Manager) Import(ctx context.Context, file, phrase []byte) (string, uint
 	slices.Sort(given)
 	m.planting.Lock()
 	defer m.planting.Unlock()
-	if err := m.chooseSpace(p, e); err != nil {
+	if err := m.chooseSpace(ctx, p, e); err != nil {
 		return "", 0, err
 	}
 	g := newGroup(0, p.cfg)
@@ -73,7 +73,7 @@ func (m *Manager) Import(ctx context.Context, file, phrase []byte) (string, uint
 }
 
 // chooseSpace finds the first Gid.
-func (m *Manager) chooseSpace(p *planted, e *exported) error {
+func (m *Manager) chooseSpace(ctx context.Context, p *planted, e *exported) error {
 	own := gidSpace{p.cfg.GidPrefix, p.cfg.GidEpochBytes}
 	taken := []gidSpace{}
 	free := true
@@ -82,6 +82,14 @@ func (m *Manager) chooseSpace(p *planted, e *exported) error {
 		taken = append(taken, s)
 		free = free && !own.meets(s)
 	}
+	retired, err := m.retired(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range retired {
+		taken = append(taken, r.gidSpace)
+		free = free && !own.meets(r.gidSpace)
+	}
 	p.epoch = e.Epoch + 1
 	if e.Backup {
 		p.epoch = e.Epoch + numLeap
@@ -89,7 +97,6 @@ func (m *Manager) chooseSpace(p *planted, e *exported) error {
 	if free && e.Wraps == 0 && p.epoch > e.Epoch && p.epoch < m.epochs(&p.cfg) {
 		return nil
 	}
-	var err error
 	p.epoch = 0
 	if p.cfg.GidPrefix, err = choosePrefix(append(taken, own), p.cfg.GidEpochBytes); err != nil {
 		return coap.Errorf(coap.Conflict, "%w", err)
@@ -186,7 +193,8 @@ func (m *Manager) plant(ctx context.Context, p *planted) error {
 }
 
 func nextGroupID(tx *store.Tx, id *int64) error {
-	return tx.QueryRow(`SELECT COALESCE(MAX(id), 0) + 1 FROM gm_groups`).Scan(id)
+	return tx.QueryRow(`SELECT COALESCE(MAX(id), 0) + 1 FROM
+		(SELECT id FROM gm_groups UNION ALL SELECT group_id FROM gm_retired) AS ids`).Scan(id)
 }
 
 // writeRows writes members, stale sets, and the Sender IDs that nobody holds:

@@ -207,7 +207,7 @@ func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
 	err := tx.QueryRow(`SELECT num, state, gid_epoch, gid_wraps, changes, stale_from, due_reasons FROM gm_groups WHERE id = ?`, g.id).
 		Scan(&s.num, &s.state, &s.place.epoch, &s.place.wraps, &s.changes, &s.staleFrom, &s.reasons)
 	if err != nil {
-		return nil, err
+		return nil, gone(err)
 	}
 	if s.stale, err = staleOf(tx, g.id, s.num, s.num); err != nil {
 		return nil, err

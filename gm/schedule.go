@@ -56,6 +56,9 @@ func nap(t, now time.Time) time.Duration {
 // workOff rekeys a group if that is due, and returns when to look again.
 func (m *Manager) workOff(ctx context.Context, g *group) time.Time {
 	r, err := m.lookForDue(ctx, g)
+	if isNotFound(err) {
+		return time.Time{} // deleted meanwhile
+	}
 	if err != nil {
 		return m.failed(ctx, g, err)
 	}

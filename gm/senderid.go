@@ -130,7 +130,7 @@ func (g *group) whyNot(tx *store.Tx, a admission) error {
 	var num uint64
 	var free, next int64
 	if err := tx.QueryRow(`SELECT num, sid_free, sid_next FROM gm_groups WHERE id = ?`, g.id).Scan(&num, &free, &next); err != nil {
-		return err
+		return gone(err)
 	}
 	if num == a.num && free == 0 && next >= g.sids {
 		return errNoSID

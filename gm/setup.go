@@ -39,6 +39,10 @@ func (m *Manager) setup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	retired, err := m.retired(ctx)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for i := range m.cfg.Groups {
 		want := &m.cfg.Groups[i]
@@ -52,13 +56,7 @@ func (m *Manager) setup(ctx context.Context) error {
 	for _, want := range m.cfg.Groups {
 		have, ok := groups[want.Name]
 		if !ok {
-			if want.GidPrefix == nil {
-				if want.GidPrefix, err = choosePrefix(spaces, want.GidEpochBytes); err != nil {
-					return err
-				}
-				spaces = append(spaces, gidSpace{prefix: want.GidPrefix, size: want.GidEpochBytes})
-			}
-			g, err := m.create(ctx, want)
+			g, err := m.createDeclared(ctx, want, &spaces, retired)
 			if err != nil {
 				return err
 			}
@@ -78,6 +76,29 @@ func (m *Manager) setup(ctx context.Context) error {
 	m.mu.Unlock()
 	m.poke()
 	return nil
+}
+
+// createDeclared creates a declared group that is absent. spaces are those in use,
+// with those of declarations that have a prefix. A group that an operator deleted
+// is a new group now, with another Gid, other keys and no members: to be rid of
+// it, it must not be declared any more.
+func (m *Manager) createDeclared(ctx context.Context, want groupcomm.GroupConfig, spaces *[]gidSpace, retired []retiredSpace) (*group, error) {
+	taken := *spaces
+	if want.GidPrefix != nil {
+		taken = nil // gidSpaces has compared declarations and groups
+	}
+	epoch, err := placeGids(&want, taken, retired)
+	if err != nil {
+		return nil, err
+	}
+	*spaces = append(*spaces, gidSpace{want.GidPrefix, want.GidEpochBytes})
+	for _, r := range retired {
+		if r.name == want.Name {
+			m.log.WarnContext(ctx, "a group that was deleted is declared, and created anew", "group", want.Name)
+			break
+		}
+	}
+	return m.create(ctx, want, epoch)
 }
 
 // load reads all groups with their keys.
@@ -155,8 +176,9 @@ func (m *Manager) gidSpaces(groups map[string]*group) ([]gidSpace, error) {
 	return spaces, errors.Join(errs...)
 }
 
-// create makes a group at version 0 with a key pair of its own.
-func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group, error) {
+// create makes a group at version 0 with a key pair of its own. epoch is that of
+// its first Gid.
+func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig, epoch uint64) (*group, error) {
 	key, cred, err := m.selfCred(&cfg)
 	if err != nil {
 		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
@@ -173,19 +195,22 @@ func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig) (*group
 	}
 	err = m.st.Update(ctx, func(tx *store.Tx) error {
 		var id int64
-		if err := tx.QueryRow(`SELECT COALESCE(MAX(id), 0) + 1 FROM gm_groups`).Scan(&id); err != nil {
+		// Secrets are sealed with the id: one of a deleted group is not given to
+		// another.
+		if err := tx.QueryRow(`SELECT COALESCE(MAX(id), 0) + 1 FROM
+			(SELECT id FROM gm_groups UNION ALL SELECT group_id FROM gm_retired) AS ids`).Scan(&id); err != nil {
 			return err
 		}
 		g = newGroup(id, cfg)
 		g.kdc, g.roots = self, m.cfg.X5[cfg.Name].Roots
-		gid, err := makeGid(cfg.GidPrefix, 0, cfg.GidEpochBytes)
+		gid, err := makeGid(cfg.GidPrefix, epoch, cfg.GidEpochBytes)
 		if err != nil {
 			return err
 		}
 		mat = firstMaterial(g, gid)
 		if _, err := tx.Exec(`INSERT INTO gm_groups (id, name, state, num, gid, gid_epoch, exp, handed, changes,
-			sid_next, sid_free, stale_from) VALUES (?, ?, ?, 0, ?, 0, ?, 0, 0, 0, 0, 0)`,
-			id, cfg.Name, stateActive, []byte(gid), mat.exp); err != nil {
+			sid_next, sid_free, stale_from) VALUES (?, ?, ?, 0, ?, ?, ?, 0, 0, 0, 0, 0)`,
+			id, cfg.Name, stateActive, []byte(gid), epoch, mat.exp); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(`INSERT INTO gm_configs (group_id, config, kdc_key, kdc_cred) VALUES (?, ?, ?, ?)`,

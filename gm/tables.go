@@ -9,7 +9,7 @@ import "github.com/seed4911071e/groupgate/store"
 // Times: exp is in seconds since 1970 as on the wire; due_at and expires are
 // in milliseconds, 0 meaning never.
 func Migrations() store.Migrations {
-	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove}}
+	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4}}
 }
 
 const schema1 = `
@@ -98,5 +98,17 @@ CREATE TABLE gm_imports (
 	file BLOB    NOT NULL PRIMARY KEY,
 	name TEXT    NOT NULL,
 	at   INTEGER NOT NULL
+);
+`
+
+// schema4: what is left of deleted groups, and how often the state changed.
+const schema4 = `
+ALTER TABLE gm_groups ADD COLUMN state_changes INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE gm_retired (
+	group_id    INTEGER PRIMARY KEY,           -- no group gets that id again
+	name        TEXT    NOT NULL,
+	gid_prefix  BLOB    NOT NULL,
+	epoch_bytes INTEGER NOT NULL,
+	gid_epoch   INTEGER NOT NULL               -- the last that was in use
 );
 `

@@ -270,6 +270,7 @@ const (
 	EventJoined       = "group.joined"
 	EventLeft         = "group.left"
 	EventEvicted      = "group.evicted"
+	EventDeleted      = "group.deleted"
 	EventNewCred      = "group.credential" // a member replaced its credential
 	EventSenderID     = "group.sender-id"  // a member has a new Sender ID
 	EventCreated      = "group.created"
