@@ -11,6 +11,9 @@
 //	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
 //	POST /v1/groups/NAME/export {"move", "passphrase"}: a sealed file
 //	POST /v1/imports            {"file", "passphrase"} or {"fixture"}
+//	POST /v1/groups             creates a group
+//	DELETE /v1/groups/NAME      deletes a group that is not active
+//	POST /v1/groups/NAME/activate, POST /v1/groups/NAME/deactivate
 //	POST /v1/tokens             issues an access token
 //	GET  /v1/audit              the audit log, a page
 //	GET  /v1/nodes              enrolled nodes, a page
@@ -46,6 +49,12 @@ type Groups interface {
 	// Evict removes members by node name or Sender ID and returns the names of
 	// the nodes that it removed.
 	Evict(ctx context.Context, group string, nodes []string, senderIDs [][]byte) ([]string, error)
+	// CreateGroup brings a group into being.
+	CreateGroup(ctx context.Context, cfg groupcomm.GroupConfig) error
+	// DeleteGroup removes a group that is not active, for good.
+	DeleteGroup(ctx context.Context, group string) error
+	// SetActive activates or deactivates a group.
+	SetActive(ctx context.Context, group string, active bool) error
 }
 
 // Moves takes groups out of the gateway and into it.
@@ -170,12 +179,17 @@ func New(cfg Config, d Deps) *Server {
 		"GET /v1/groups/{name}":        s.showGroup,
 		"POST /v1/groups/{name}/rekey": s.rekey,
 		"POST /v1/groups/{name}/evict": s.evict,
+		"POST /v1/groups":              s.createGroup,
+		"DELETE /v1/groups/{name}":     s.deleteGroup,
 		"POST /v1/tokens":              s.issueToken,
 		"GET /v1/audit":                s.auditRecords,
 		"GET /v1/nodes":                s.listNodes,
 		"POST /v1/nodes/enable":        s.changeNodes(Nodes.EnableNodes),
 		"POST /v1/nodes/disable":       s.changeNodes(Nodes.DisableNodes),
 		"POST /v1/nodes/remove":        s.changeNodes(Nodes.RemoveNodes),
+
+		"POST /v1/groups/{name}/activate":   s.setActive(true),
+		"POST /v1/groups/{name}/deactivate": s.setActive(false),
 	} {
 		mux.Handle(pattern, s.authorized(h))
 	}

@@ -26,6 +26,8 @@ type house struct {
 	version uint64
 	members []Member
 	asked   TokenRequest
+	created []groupcomm.GroupConfig
+	idle    bool // sensors is not active
 	reason  string
 	down    bool
 
@@ -36,8 +38,38 @@ type house struct {
 }
 
 func (h *house) Groups(context.Context) ([]groupcomm.GroupStatus, error) {
-	return []groupcomm.GroupStatus{{Name: "sensors", Gid: groupcomm.Gid{0xa1, 0, 0, 1}, Version: h.version, Active: true,
-		Exp: time.Unix(2_000_000_000, 5), Members: len(h.members)}}, nil
+	list := []groupcomm.GroupStatus{{Name: "sensors", Gid: groupcomm.Gid{0xa1, 0, 0, 1}, Version: h.version, Active: !h.idle,
+		Exp: time.Unix(2_000_000_000, 5), Members: len(h.members)}}
+	for _, c := range h.created {
+		list = append(list, groupcomm.GroupStatus{Name: c.Name, Active: true})
+	}
+	return list, nil
+}
+
+func (h *house) CreateGroup(_ context.Context, cfg groupcomm.GroupConfig) error {
+	if cfg.Name == "sensors" {
+		return fmt.Errorf("gm: create: %w", coap.Errorf(coap.Conflict, "it exists"))
+	}
+	h.created = append(h.created, cfg)
+	return nil
+}
+
+func (h *house) DeleteGroup(_ context.Context, group string) error {
+	switch {
+	case group != "sensors":
+		return fmt.Errorf("gm: delete: %w", coap.Errorf(coap.NotFound, "no such group"))
+	case !h.idle:
+		return fmt.Errorf("gm: delete: %w", groupcomm.ErrActive)
+	}
+	return nil
+}
+
+func (h *house) SetActive(_ context.Context, group string, active bool) error {
+	if group != "sensors" {
+		return fmt.Errorf("gm: state: %w", coap.Errorf(coap.NotFound, "no such group"))
+	}
+	h.idle = !active
+	return nil
 }
 
 func (h *house) Rekey(_ context.Context, group, reason string) (uint64, error) {

@@ -128,12 +128,13 @@ func (s *Server) groups(r *http.Request) ([]groupcomm.GroupStatus, error) {
 var errNotServed = &Problem{Status: http.StatusServiceUnavailable, Detail: "this gateway does not serve that"}
 
 // showGroup answers exactly the members of protocol.md, Section 11.
-func (s *Server) showGroup(r *http.Request) (any, error) {
+func (s *Server) showGroup(r *http.Request) (any, error) { return s.group(r, r.PathValue("name")) }
+
+func (s *Server) group(r *http.Request, name string) (any, error) {
 	groups, err := s.groups(r)
 	if err != nil {
 		return nil, err
 	}
-	name := r.PathValue("name")
 	for _, g := range groups {
 		if g.Name != name {
 			continue

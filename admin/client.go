@@ -71,6 +71,25 @@ func (c *Client) Evict(ctx context.Context, group string, nodes, senderIDs []str
 		map[string][]string{"nodes": nodes, "sender_ids": senderIDs})
 }
 
+// CreateGroup brings a group into being.
+func (c *Client) CreateGroup(ctx context.Context, ask GroupAsk) (*GroupInfo, error) {
+	return call[GroupInfo](ctx, c, http.MethodPost, "/v1/groups", ask)
+}
+
+// DeleteGroup removes a group that is not active, for good.
+func (c *Client) DeleteGroup(ctx context.Context, group string) (*DeleteResult, error) {
+	return call[DeleteResult](ctx, c, http.MethodDelete, "/v1/groups/"+url.PathEscape(group), nil)
+}
+
+// SetActive activates or deactivates a group.
+func (c *Client) SetActive(ctx context.Context, group string, active bool) (*GroupInfo, error) {
+	verb := "/deactivate"
+	if active {
+		verb = "/activate"
+	}
+	return call[GroupInfo](ctx, c, http.MethodPost, "/v1/groups/"+url.PathEscape(group)+verb, nil)
+}
+
 // IssueToken has the embedded AS issue an access token.
 func (c *Client) IssueToken(ctx context.Context, ask TokenAsk) (*TokenInfo, error) {
 	return call[TokenInfo](ctx, c, http.MethodPost, "/v1/tokens", ask)

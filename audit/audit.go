@@ -202,7 +202,7 @@ func (l *Log) writeEvents(ctx context.Context, events []store.Event) error {
 func recordOf(e store.Event) (r Record, ok bool, err error) {
 	switch e.Kind {
 	case groupcomm.EventRekeyed, groupcomm.EventJoined, groupcomm.EventLeft, groupcomm.EventEvicted, groupcomm.EventNewCred,
-		groupcomm.EventSenderID, groupcomm.EventCreated, groupcomm.EventConfigured, groupcomm.EventState, groupcomm.EventTokenExpired:
+		groupcomm.EventSenderID, groupcomm.EventCreated, groupcomm.EventDeleted, groupcomm.EventConfigured, groupcomm.EventState, groupcomm.EventTokenExpired:
 	default:
 		return r, false, nil
 	}

@@ -30,6 +30,7 @@ type manager struct {
 	body    []byte
 	members map[string]groupcomm.Member
 	broken  bool // it cannot tell its version
+	deleted bool // there is no group
 }
 
 func newManager(t testing.TB) *manager {
@@ -44,7 +45,7 @@ func newManager(t testing.TB) *manager {
 func (m *manager) RekeyMessage(_ context.Context, group string) (uint64, []byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if group != testGroup {
+	if group != testGroup || m.deleted {
 		return 0, nil, store.ErrNotFound
 	}
 	if m.broken {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -27,7 +28,7 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 			}
 		}
 		switch e.Kind {
-		case groupcomm.EventRekeyed, groupcomm.EventEvicted, groupcomm.EventLeft, groupcomm.EventTokenExpired:
+		case groupcomm.EventRekeyed, groupcomm.EventEvicted, groupcomm.EventLeft, groupcomm.EventTokenExpired, groupcomm.EventDeleted:
 		default:
 			continue
 		}
@@ -40,7 +41,7 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 		switch e.Kind {
 		case groupcomm.EventRekeyed:
 			group := e.Key
-			if _, ok := rekeyed[group]; !ok {
+			if !slices.Contains(order, group) {
 				order = append(order, group)
 			}
 			rekeyed[group] = e
@@ -50,9 +51,15 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 			b.ended(e.Key, ev.Node, nil)
 		case groupcomm.EventTokenExpired:
 			b.expired(ev.Subject)
+		case groupcomm.EventDeleted:
+			delete(rekeyed, e.Key) // what came before is for nobody any more
+			b.deleted(ctx, e.Key)
 		}
 	}
 	for _, group := range order {
+		if _, ok := rekeyed[group]; !ok {
+			continue
+		}
 		if err := b.rekeyed(ctx, group, rekeyed[group]); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err() // stopping is no trouble: the event comes again after the start
@@ -159,8 +166,7 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 // gone says that a group is not there, for good: to try again would hold up all
 // events after this one.
 func gone(err error) bool {
-	var problem *coap.Problem
-	return errors.Is(err, store.ErrNotFound) || errors.As(err, &problem)
+	return errors.Is(err, store.ErrNotFound) || err != nil && coap.Deliberate(err)
 }
 
 // evicted is what a node resource tells its observers last: "Group membership

@@ -150,6 +150,29 @@ func (b *Bridge) ended(group, node string, last *coap.Response) {
 	}
 }
 
+// deleted ends the observations of a group that was deleted, and of its members'
+// node resources: "Group deleted" (draft-ietf-ace-key-groupcomm-oscore-21,
+// Section 13: error 6).
+//
+// The event may be an old one, and there a group of the same name again: its
+// observers are not meant.
+func (b *Bridge) deleted(ctx context.Context, group string) {
+	if _, _, err := b.source.RekeyMessage(ctx, group); !gone(err) {
+		return // observers that are no members are ended by the next notification
+	}
+	last := coap.ErrorResponse(groupcomm.ErrGroupDeleted)
+	topics := b.topics(group)
+	for _, topic := range topics {
+		b.hub.Drop(topic, "", last)
+	}
+	for _, node := range b.observers.removeGroup(group, topics) {
+		b.hub.Drop(nodeTopic(group, node), "", last)
+	}
+	b.mu.Lock()
+	delete(b.groups, group)
+	b.mu.Unlock()
+}
+
 // expired ends the observations of a subject whose token expired, at once
 // (protocol.md, Section 2).
 func (b *Bridge) expired(s coap.Subject) {
@@ -284,6 +307,28 @@ func (o *observers) removeMember(m member) (links []coap.LinkID) {
 		}
 	}
 	return links
+}
+
+// removeGroup forgets the observers of a group, and returns which of its members
+// were known to observe.
+func (o *observers) removeGroup(group string, topics []string) (nodes []string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for m := range o.registered {
+		if m.group == group {
+			nodes = append(nodes, m.node)
+			o.unregisterLocked(m)
+		}
+	}
+	for k, v := range o.known {
+		if v.member.group == group {
+			delete(o.known, k)
+		}
+	}
+	for _, topic := range topics {
+		delete(o.round, topic)
+	}
+	return nodes
 }
 
 // removeSubject returns where a subject may observe: links by topic, of which

@@ -239,6 +239,53 @@ func TestEvictedObserver(t *testing.T) {
 	})
 }
 
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 13, error 6: observers of a
+// group that is deleted are told, and a later group of the name starts anew.
+func TestDeletedGroup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		for _, n := range []string{"one", "two"} {
+			h.m.join(t, h.b, n, nil)
+		}
+		one, two := h.link("one"), h.link("two")
+		watched := []*watcher{
+			h.observe(one, "/ace-group/sensors"), h.observe(one, "/ace-group/sensors/nodes/one"), h.observe(two, "/ace-group/sensors"),
+		}
+		h.m.rekey(t, h.b) // is superseded in the same run, or was delivered before
+		settle(time.Second)
+		emit := func(deleted bool) {
+			h.m.mu.Lock()
+			h.m.deleted = deleted
+			h.m.mu.Unlock()
+			if err := h.s.Update(t.Context(), func(tx *store.Tx) error {
+				return tx.Emit(groupcomm.EventDeleted, testGroup, groupcomm.Event{Group: testGroup}.Encode())
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		emit(true)
+		settle(time.Second)
+		for i, w := range watched {
+			r := w.last()
+			_, observe := r.Options.Uint(coap.ObserveOption)
+			if p, err := coap.DecodeProblem(r.Payload); r.Code != coap.NotFound || observe || err != nil || p.ID != 6 {
+				t.Errorf("observer %d: %v %x", i, r.Code, r.Payload)
+			}
+		}
+		if got := h.srv.Observers(groupTopic(testGroup)); len(got) != 0 {
+			t.Errorf("observers left: %v", got)
+		}
+		again := h.observe(one, "/ace-group/sensors")
+		emit(false) // an event that comes late ends nothing of a group that is there now
+		settle(time.Second)
+		h.m.rekey(t, h.b)
+		settle(time.Second)
+		if got := again.responses(); len(got) != 2 || got[1].Code != coap.Content {
+			t.Errorf("observer of the later group: %d responses, last %v", len(got), again.last().Code)
+		}
+	})
+}
+
 // protocol.md, Section 2: an expired token ends access at once, 4.01 to
 // observations: those that were notified, those that only registered, and those
 // of the node resource.

@@ -24,6 +24,23 @@ func (c *Config) GroupConfigs() ([]groupcomm.GroupConfig, error) {
 	return list, nil
 }
 
+// GroupConfig checks and translates one group by itself. Its error is a
+// [*FaultError] whose keys are those of a groups entry.
+func (g Group) GroupConfig() (groupcomm.GroupConfig, error) {
+	f := newFaults("", nil)
+	if !groupcomm.ValidGroupName(g.Name) {
+		f.add("name", nameRule)
+	}
+	g.validate(f, "")
+	if len(f.list) > 0 {
+		for i := range f.list {
+			f.list[i].Key = strings.TrimPrefix(f.list[i].Key, ".")
+		}
+		return groupcomm.GroupConfig{}, &FaultError{Faults: f.list}
+	}
+	return g.groupConfig()
+}
+
 func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 	g = g.resolved()
 	// Validate has looked the names up.

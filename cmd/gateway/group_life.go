@@ -1,0 +1,139 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/config"
+)
+
+type groupCreateCmd struct {
+	where
+	Name        string        `arg:"" help:"Name of the group."`
+	SignAlg     string        `default:"EdDSA" help:"Signature algorithm: EdDSA, ES256, ES384, ES512."`
+	GpEncAlg    string        `help:"AEAD of the group mode. Default: AES-CCM-16-64-128."`
+	Alg         string        `default:"AES-CCM-16-64-128" help:"AEAD of the pairwise mode; none: signature-only."`
+	HKDF        string        `name:"hkdf" default:"HMAC-256" help:"HMAC-256 or HMAC-512."`
+	KeyLifetime time.Duration `default:"720h" help:"How long keying material is valid."`
+	BatchWindow time.Duration `default:"2s" help:"How long a rekey waits for more causes."`
+	OnJoin      bool          `help:"Rekey at each join, so that newcomers read nothing older."`
+	GidPrefix   string        `default:"auto" placeholder:"HEX" help:"Prefix of the Gids; auto: one that no group had."`
+	Unlisted    bool          `help:"Leave the group out of /.well-known/core."`
+	JSON        bool          `help:"Print JSON."`
+}
+
+// group is what a groups entry of the configuration file would say.
+func (c *groupCreateCmd) group() config.Group {
+	g := config.DefaultGroup()
+	g.Name, g.SignAlg, g.GpEncAlg, g.Alg, g.HKDF = c.Name, c.SignAlg, c.GpEncAlg, c.Alg, c.HKDF
+	g.KeyLifetime, g.Rekey.BatchWindow, g.Rekey.OnJoin = c.KeyLifetime, c.BatchWindow, c.OnJoin
+	g.Gid.Prefix, g.List = c.GidPrefix, !c.Unlisted
+	return g
+}
+
+// Validate checks the group as the configuration file's would be; kong calls it,
+// so that a fault is a usage error.
+func (c *groupCreateCmd) Validate() error {
+	_, err := c.group().GroupConfig()
+	return err
+}
+
+// Run creates a group.
+func (c *groupCreateCmd) Run(e *env) error {
+	cfg, err := c.group().GroupConfig()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	g, err := client.CreateGroup(e.ctx, admin.AskFor(cfg))
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(e.stdout, g)
+	}
+	_, err = fmt.Fprintf(e.stdout, "group %s is created, gid %s\n", g.Name, g.Gid)
+	return err
+}
+
+type groupDeleteCmd struct {
+	where
+	Name string `arg:"" help:"Name of the group."`
+	JSON bool   `help:"Print JSON."`
+}
+
+// Run deletes a group.
+func (c *groupDeleteCmd) Run(e *env) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	r, err := client.DeleteGroup(e.ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(e.stdout, r)
+	}
+	if _, err := fmt.Fprintf(e.stdout, "group %s is deleted\n", r.Group); err != nil {
+		return err
+	}
+	return c.warnDeclared(e)
+}
+
+// warnDeclared says when the configuration will bring the group back.
+func (c *groupDeleteCmd) warnDeclared(e *env) error {
+	cfg, err := c.load()
+	if err != nil {
+		return nil // the gateway answered without it
+	}
+	for _, g := range cfg.Groups {
+		if g.Name == c.Name {
+			_, err := fmt.Fprintf(e.stdout, "The configuration declares it: the next start creates a new group of that name, without members.\n")
+			return err
+		}
+	}
+	return nil
+}
+
+type groupActivateCmd struct {
+	where
+	Name string `arg:"" help:"Name of the group."`
+	JSON bool   `help:"Print JSON."`
+}
+
+// Run activates a group.
+func (c *groupActivateCmd) Run(e *env) error { return setActive(e, c.where, c.Name, c.JSON, true) }
+
+type groupDeactivateCmd struct {
+	where
+	Name string `arg:"" help:"Name of the group."`
+	JSON bool   `help:"Print JSON."`
+}
+
+// Run deactivates a group.
+func (c *groupDeactivateCmd) Run(e *env) error { return setActive(e, c.where, c.Name, c.JSON, false) }
+
+func setActive(e *env, w where, name string, asJSON, active bool) error {
+	client, err := w.client()
+	if err != nil {
+		return err
+	}
+	g, err := client.SetActive(e.ctx, name, active)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(e.stdout, g)
+	}
+	state := "inactive"
+	if g.Active {
+		state = "active"
+	}
+	_, err = fmt.Fprintf(e.stdout, "group %s is %s\n", g.Name, state)
+	return err
+}
