@@ -68,6 +68,8 @@ type Bridge struct {
 	publisher *publisher // nil without MQTT
 	acks      chan ack
 	later     *backlog
+	controls  controls
+	calls     *calls
 
 	mu        sync.Mutex
 	publicURI string
@@ -98,6 +100,7 @@ func New(cfg Config, d Deps) *Bridge {
 		activity: newActivity(),
 		acks:     make(chan ack, ackQueue),
 		later:    newBacklog(),
+		calls:    newCalls(),
 		groups:   map[string]groupState{},
 	}
 	b.met = newMetrics(d.Registerer, b)
@@ -168,6 +171,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	g.Go(func() error { return b.confirms.run(ctx) })
 	g.Go(func() error { return b.verifyAcks(ctx) })
 	g.Go(func() error { return b.catchUp(ctx) })
+	g.Go(func() error { return b.calls.run(ctx) })
 	if b.broker != nil {
 		g.Go(func() error { return b.broker.run(ctx) })
 	}
@@ -221,13 +225,12 @@ func (b *Bridge) Held(_ context.Context, group, node string, version uint64) {
 }
 
 // Seen records that node asked for keying material over p, and whether it
-// observes it from now on. That shows life and the channel, not what it holds;
-// and whom to tell when its token expires.
-func (b *Bridge) Seen(_ context.Context, group, node string, p coap.Peer, observing bool) {
+// observes it from now on. That shows life and the channel, not what it holds.
+// Whom to tell when a token expires, Reached says.
+func (b *Bridge) Seen(_ context.Context, group, node string, _ coap.Peer, observing bool) {
 	channel := channelPoll
 	if observing {
 		channel = channelObserve
-		b.observers.register(p.Link, member{group, node}, p.Subject)
 	}
 	b.activity.heard(member{group, node}, channel, time.Now())
 }

@@ -18,6 +18,7 @@ const (
 	channelObserve = "observe"
 	channelMQTT    = "mqtt"
 	channelPoll    = "poll"
+	channelControl = "control"
 	channelNone    = "none"
 )
 

@@ -28,7 +28,8 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 			}
 		}
 		switch e.Kind {
-		case groupcomm.EventRekeyed, groupcomm.EventEvicted, groupcomm.EventLeft, groupcomm.EventTokenExpired, groupcomm.EventDeleted:
+		case groupcomm.EventRekeyed, groupcomm.EventEvicted, groupcomm.EventLeft, groupcomm.EventTokenExpired, groupcomm.EventDeleted,
+			groupcomm.EventState:
 		default:
 			continue
 		}
@@ -46,11 +47,15 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 			}
 			rekeyed[group] = e
 		case groupcomm.EventEvicted:
-			b.ended(e.Key, ev.Node, evicted())
+			b.evictedMember(e.Key, ev.Node)
 		case groupcomm.EventLeft:
+			b.controls.take(member{e.Key, ev.Node})
 			b.ended(e.Key, ev.Node, nil)
 		case groupcomm.EventTokenExpired:
 			b.expired(ev.Subject)
+		case groupcomm.EventState:
+			topic := activeTopic(e.Key)
+			b.hub.Publish(topic, b.small(ctx, e.Key, topic, ev.Version, groupcomm.EncodeActive(ev.Reason == groupcomm.StateActive)))
 		case groupcomm.EventDeleted:
 			delete(rekeyed, e.Key) // what came before is for nobody any more
 			b.deleted(ctx, e.Key)
@@ -155,11 +160,19 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 	}
 	b.log.InfoContext(ctx, "delivering rekey", "group", group, "version", version)
 	topic := groupTopic(group)
-	b.hub.Publish(topic, b.notification(ctx, topic, group, version, coap.ACEGroupcomm, body))
+	n := b.notification(ctx, topic, group, version, coap.ACEGroupcomm, body)
+	b.hub.Publish(topic, n)
+	for _, node := range b.observers.observing(group) {
+		// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.1.2: who observes its
+		// node resource without No-Response is told there too.
+		b.hub.Publish(nodeTopic(group, node), n)
+	}
 	for _, f := range formats {
 		topic := groupcomm.LegacyTopic(group, f)
 		b.hub.Publish(topic, b.notification(ctx, topic, group, legacyVersion, f, legacyBody))
 	}
+	b.hub.Publish(numTopic(group), b.small(ctx, group, numTopic(group), version, groupcomm.EncodeNum(version)))
+	b.callRekeys(group)
 	return nil
 }
 

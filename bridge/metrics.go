@@ -14,6 +14,7 @@ type metrics struct {
 	published     *prometheus.CounterVec
 	badAcks       prometheus.Counter
 	connected     prometheus.Gauge
+	control       *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, b *Bridge) *metrics {
@@ -42,7 +43,11 @@ func newMetrics(reg prometheus.Registerer, b *Bridge) *metrics {
 			Help: "1 while the gateway is connected to its MQTT broker.",
 		}),
 	}
-	reg.MustRegister(m.notifications, m.confirmations, m.published, m.badAcks, m.connected, pendingCollector{b})
+	m.control = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "groupgate_bridge_control_requests_total",
+		Help: "Requests to the control_uri of members by kind (rekey, delete) and outcome: acknowledged, failed.",
+	}, []string{"kind", "outcome"})
+	reg.MustRegister(m.control, m.notifications, m.confirmations, m.published, m.badAcks, m.connected, pendingCollector{b})
 	return m
 }
 

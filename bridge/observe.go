@@ -11,7 +11,15 @@ import (
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
-func groupTopic(group string) string      { return "gm/" + group }
+func groupTopic(group string) string  { return "gm/" + group }
+func numTopic(group string) string    { return groupTopic(group) + "/num" }
+func activeTopic(group string) string { return groupTopic(group) + "/active" }
+
+// groupTopics are what the members of a group observe in common.
+func groupTopics(group string) []string {
+	return []string{groupTopic(group), numTopic(group), activeTopic(group)}
+}
+
 func nodeTopic(group, node string) string { return "gm/" + group + "/nodes/" + node }
 
 // etag is the version in network byte order without leading zeros, at least
@@ -36,7 +44,7 @@ type legacySource interface {
 // topics are all under which the rekeys of a group are observed: a notification
 // has one body, so each dialect and format has a topic.
 func (b *Bridge) topics(group string) []string {
-	out := []string{groupTopic(group)}
+	out := groupTopics(group)
 	if l, ok := b.source.(legacySource); ok {
 		for _, f := range l.LegacyFormats(group) {
 			out = append(out, groupcomm.LegacyTopic(group, f))
@@ -76,16 +84,7 @@ func (b *Bridge) notification(ctx context.Context, topic, group string, version 
 		Version: version,
 		Body:    resp,
 		Confirm: true,
-		Allow: func(p coap.Peer) (*coap.Response, bool) {
-			last, node, ok := b.allow(ctx, group, p)
-			if !ok {
-				b.observers.remove(topic, p.Link)
-				b.met.notifications.WithLabelValues("refused").Inc()
-				return last, false
-			}
-			b.observers.add(topic, p.Link, member{group, node}, p.Subject)
-			return nil, true
-		},
+		Allow:   b.allowed(ctx, group, topic),
 		Done: func(link coap.LinkID, version uint64, err error) {
 			m, ok := b.observers.member(topic, link)
 			if !ok {
@@ -106,6 +105,33 @@ func (b *Bridge) notification(ctx context.Context, topic, group string, version 
 				b.activity.unobserved(m)
 			}
 		},
+	}
+}
+
+// small is the new state of num or active, by its version
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 9.9, for active).
+func (b *Bridge) small(ctx context.Context, group, topic string, version uint64, body []byte) coap.Notification {
+	resp := &coap.Response{Code: coap.Content, Payload: body}
+	if topic == numTopic(group) {
+		resp.Options.Set(coap.ETag, etag(version))
+	}
+	resp.Options.SetContentFormat(coap.CBOR)
+	resp.Options.SetUint(coap.MaxAge, 0)
+	b.observers.begin(topic)
+	return coap.Notification{Version: version, Body: resp, Confirm: true, Allow: b.allowed(ctx, group, topic)}
+}
+
+// allowed is [coap.Notification.Allow] for observers of a resource of a group.
+func (b *Bridge) allowed(ctx context.Context, group, topic string) func(coap.Peer) (*coap.Response, bool) {
+	return func(p coap.Peer) (*coap.Response, bool) {
+		last, node, ok := b.allow(ctx, group, p)
+		if !ok {
+			b.observers.remove(topic, p.Link)
+			b.met.notifications.WithLabelValues("refused").Inc()
+			return last, false
+		}
+		b.observers.add(topic, p.Link, member{group, node}, p.Subject)
+		return nil, true
 	}
 }
 
@@ -168,6 +194,7 @@ func (b *Bridge) deleted(ctx context.Context, group string) {
 	for _, node := range b.observers.removeGroup(group, topics) {
 		b.hub.Drop(nodeTopic(group, node), "", last)
 	}
+	b.controls.takeGroup(group)
 	b.mu.Lock()
 	delete(b.groups, group)
 	b.mu.Unlock()
@@ -327,6 +354,18 @@ func (o *observers) removeGroup(group string, topics []string) (nodes []string) 
 	}
 	for _, topic := range topics {
 		delete(o.round, topic)
+	}
+	return nodes
+}
+
+// observing lists the members of a group that registered as observers.
+func (o *observers) observing(group string) (nodes []string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for m := range o.registered {
+		if m.group == group {
+			nodes = append(nodes, m.node)
+		}
 	}
 	return nodes
 }

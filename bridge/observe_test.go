@@ -25,17 +25,24 @@ type house struct {
 	b   *Bridge
 
 	mu      sync.Mutex
-	expired map[string]bool // nodes whose token expired
+	expired map[string]bool   // nodes whose token expired
+	uris    map[string]string // control_uri by node; not written once requests come
 	links   []*coaptest.Link
 }
 
 func newHouse(t *testing.T) *house {
-	h := &house{t: t, m: newManager(t), s: open(t), expired: map[string]bool{}}
+	h := &house{t: t, m: newManager(t), s: open(t), expired: map[string]bool{}, uris: map[string]string{}}
 	h.srv = serve.New(coap.HandlerFunc(func(_ context.Context, req *coap.Request) (*coap.Response, error) {
 		topic := groupTopic(testGroup)
 		path := req.Path()
-		if len(path) == 4 {
+		switch {
+		case len(path) == 4:
 			topic = nodeTopic(testGroup, path[3])
+		case len(path) == 3 && path[2] == "active":
+			return &coap.Response{Code: coap.Content, Payload: groupcomm.EncodeActive(true),
+				Observe: &coap.Observation{Topic: activeTopic(testGroup), Version: 0}}, h.reached(t, req)
+		case len(path) == 3:
+			topic = numTopic(testGroup)
 		}
 		if path[0] == "group-oscore" {
 			accept, _ := req.Options.Uint(coap.Accept)
@@ -43,7 +50,10 @@ func newHouse(t *testing.T) *house {
 		}
 		// As the Group Manager tells of requests for keying material.
 		register, _ := req.Observe()
-		h.b.Seen(t.Context(), testGroup, req.Peer.Subject.ID, req.Peer, register)
+		h.b.Seen(t.Context(), testGroup, req.Peer.Subject.ID, req.Peer, register && topic != numTopic(testGroup))
+		if err := h.reached(t, req); err != nil {
+			return nil, err
+		}
 		version, _, _ := h.m.RekeyMessage(t.Context(), testGroup)
 		return &coap.Response{Code: coap.Content, Payload: []byte("full map"),
 			Observe: &coap.Observation{Topic: topic, Version: version}}, nil
@@ -93,6 +103,14 @@ func (m legacyManager) LegacyRekey(ctx context.Context, group string) (uint64, [
 		body = []byte("legacy rekey")
 	}
 	return version, body, err
+}
+
+// reached tells the bridge of a request as the Group Manager does.
+func (h *house) reached(t *testing.T, req *coap.Request) error {
+	t.Helper()
+	register, _ := req.Observe()
+	h.b.Reached(testGroup, req.Peer.Subject.ID, req.Peer, h.uris[req.Peer.Subject.ID], register)
+	return nil
 }
 
 // watcher is an observer of one resource.

@@ -228,6 +228,7 @@ func (m *Manager) pass(ctx context.Context, c *call) (err error) {
 		!c.leaving() && (t.res != resGroup || req.Code != coap.POST) {
 		return errForbidden
 	}
+	m.reached(c)
 	return nil
 }
 
@@ -250,6 +251,26 @@ func (c *call) leaving() bool {
 		leave = coap.POST
 	}
 	return c.target.res == resNode && c.req.Code == leave
+}
+
+// reached tells the delivery over which association a member can be reached, if
+// it may want to know.
+func (m *Manager) reached(c *call) {
+	mb := c.row.member
+	if mb == nil || c.leaving() {
+		return
+	}
+	uri := mb.controlURI
+	if c.target.legacy {
+		uri = "" // the dialects have no such resource
+	}
+	register, observe := c.req.Observe()
+	if uri == "" && !(observe && register) {
+		return
+	}
+	if h, ok := m.deliver.(holder); ok {
+		h.Reached(c.g.cfg.Name, mb.node, c.req.Peer, uri, observe && register)
+	}
 }
 
 // see reads the group's row, the membership of the subject and the material.

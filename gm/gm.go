@@ -64,6 +64,9 @@ type holder interface {
 	// Seen: the member asked for keying material over p, once or, if observing,
 	// to be told of changes to the group or its node resource.
 	Seen(ctx context.Context, group, node string, p coap.Peer, observing bool)
+	// Reached: an authenticated request of the member came over p. It is called
+	// for members that gave a control_uri, and for those that observe.
+	Reached(group, node string, p coap.Peer, controlURI string, observing bool)
 }
 
 // Deps are the rooms and services that a Manager works with.

@@ -44,7 +44,7 @@ func (s state) String() string {
 	case stateInactive:
 		return "inactive"
 	case stateActive:
-		return "active"
+		return groupcomm.StateActive
 	case stateStopped:
 		return "stopped"
 	case stateMoved:
@@ -121,6 +121,10 @@ func newGroup(id int64, cfg groupcomm.GroupConfig) *group {
 
 func (g *group) topic() string { return "gm/" + g.cfg.Name }
 
+func (g *group) numTopic() string { return g.topic() + "/num" }
+
+func (g *group) activeTopic() string { return g.topic() + "/active" }
+
 func (g *group) nodeTopic(node string) string { return "gm/" + g.cfg.Name + "/nodes/" + node }
 
 // material is the keying material of one version.
@@ -161,18 +165,19 @@ type row struct {
 	handed     bool
 	dueAt      int64
 	dueReasons reasons
+	changes    uint64  // of the state
 	member     *member // nil: not a member
 }
 
 func (r *row) active() bool { return r.state == stateActive }
 
-const rowColumns = `g.num, g.gid, g.state, g.exp, g.handed, g.due_at, g.due_reasons`
+const rowColumns = `g.num, g.gid, g.state, g.exp, g.handed, g.due_at, g.due_reasons, g.state_changes`
 
 // look reads a group's row and the membership of a subject.
 func (g *group) look(tx *store.Tx, s subject) (*row, error) {
 	r := &row{}
 	var n nullMember
-	dst := append([]any{&r.num, &r.gid, &r.state, &r.exp, &r.handed, &r.dueAt, &r.dueReasons}, n.dst()...)
+	dst := append([]any{&r.num, &r.gid, &r.state, &r.exp, &r.handed, &r.dueAt, &r.dueReasons, &r.changes}, n.dst()...)
 	err := tx.QueryRow(`SELECT `+rowColumns+`, `+memberColumns+`
 		FROM gm_groups g LEFT JOIN gm_members m
 		ON m.subject_id = ? AND m.subject_kind = ? AND m.group_id = g.id

@@ -444,6 +444,9 @@ func (m *Manager) joinResponse(ctx context.Context, j *joinCall, p sidPlace) (*c
 	if j.row.member != nil {
 		code = coap.Changed
 	}
+	if h, ok := m.deliver.(holder); ok && j.msg.ControlURI != "" {
+		h.Reached(j.g.cfg.Name, j.node, j.req.Peer, j.msg.ControlURI, false)
+	}
 	r := keyed(code, d.Encode())
 	for _, s := range []string{"ace-group", j.g.cfg.Name, "nodes", j.node} {
 		r.Options.AddString(coap.LocationPath, s)

@@ -195,7 +195,7 @@ func (m *Manager) takeOut(tx *store.Tx, g *group, num uint64, mb *member, kind, 
 	}
 	return emit(tx, kind, groupcomm.Event{
 		Group: g.cfg.Name, Node: mb.node, Version: num, Subject: mb.subject, Reason: reason,
-		SenderID: mb.sid.id(), Roles: mb.roles, Addr: mb.by,
+		SenderID: mb.sid.id(), Roles: mb.roles, Addr: mb.by, ControlURI: mb.controlURI,
 	})
 }
 

@@ -72,7 +72,7 @@ func (m *Manager) getNode(ctx context.Context, c *call) (*coap.Response, error) 
 	return c.versioned(keyed(coap.Content, d.Encode()), c.g.nodeTopic(c.row.member.node)), nil
 }
 
-// getNum answers GET num (RFC 9594, Section 4.7.1).
+// getNum answers GET num (RFC 9594, Section 4.7.1). It can be observed.
 func (m *Manager) getNum(ctx context.Context, c *call) (*coap.Response, error) {
 	if r := m.held(ctx, c); r != nil {
 		return r, nil
@@ -82,6 +82,8 @@ func (m *Manager) getNum(ctx context.Context, c *call) (*coap.Response, error) {
 	}
 	r := plain(coap.CBOR, groupcomm.EncodeNum(c.row.num))
 	r.Options.Set(coap.ETag, versionTag(c.row.num))
+	r.Options.SetUint(coap.MaxAge, 0)
+	r.Observe = &coap.Observation{Topic: c.g.numTopic(), Version: c.row.num}
 	return r, nil
 }
 
@@ -101,7 +103,8 @@ func (m *Manager) held(ctx context.Context, c *call) *coap.Response {
 	current := slices.ContainsFunc(c.req.Options.Values(coap.ETag), func(t []byte) bool { return bytes.Equal(t, tag) })
 	register, observe := c.req.Observe()
 	if h, ok := m.deliver.(holder); ok {
-		h.Seen(ctx, c.g.cfg.Name, c.row.member.node, c.req.Peer, register)
+		// Who observes num learns that there are newer keys, not the keys.
+		h.Seen(ctx, c.g.cfg.Name, c.row.member.node, c.req.Peer, register && c.target.res != resNum)
 		if current {
 			h.Held(ctx, c.g.cfg.Name, c.row.member.node, c.row.num)
 		}
@@ -124,12 +127,13 @@ func (m *Manager) getPolicies(c *call) (*coap.Response, error) {
 }
 
 // getActive answers GET active (draft-ietf-ace-key-groupcomm-oscore-21, Section
-// 9.9).
+// 9.9). It can be observed.
 func (m *Manager) getActive(c *call) (*coap.Response, error) {
 	if err := checkAccept(c.req, coap.CBOR); err != nil {
 		return nil, err
 	}
 	r := plain(coap.CBOR, groupcomm.EncodeActive(c.row.active()))
 	r.Options.SetUint(coap.MaxAge, 0)
+	r.Observe = &coap.Observation{Topic: c.g.activeTopic(), Version: c.row.changes}
 	return r, nil
 }

@@ -65,6 +65,7 @@ func TestGetKeys(t *testing.T) {
 type held struct {
 	got       []string
 	observing bool
+	reached   []string
 }
 
 func (*held) Enroll(context.Context, string, string, *groupcomm.Delivery) ([]byte, func(*store.Tx) error, error) {
@@ -76,6 +77,9 @@ func (*held) Prepare(context.Context, groupcomm.RekeyPlan) (func(*store.Tx) erro
 func (*held) Remove(*store.Tx, string, string) error { return nil }
 func (h *held) Held(_ context.Context, group, node string, version uint64) {
 	h.got = append(h.got, group+"/"+node+"/"+string(rune('0'+version)))
+}
+func (h *held) Reached(group, node string, _ coap.Peer, controlURI string, _ bool) {
+	h.reached = append(h.reached, group+"/"+node+" "+controlURI)
 }
 func (h *held) Seen(_ context.Context, _, _ string, _ coap.Peer, observing bool) {
 	h.observing = observing

@@ -110,7 +110,7 @@ func (m *Manager) lookForDue(ctx context.Context, g *group) (*row, error) {
 	r := &row{}
 	err := m.st.View(ctx, func(tx *store.Tx) error {
 		return tx.QueryRow(`SELECT `+rowColumns+` FROM gm_groups g WHERE g.id = ?`, g.id).
-			Scan(&r.num, &r.gid, &r.state, &r.exp, &r.handed, &r.dueAt, &r.dueReasons)
+			Scan(&r.num, &r.gid, &r.state, &r.exp, &r.handed, &r.dueAt, &r.dueReasons, &r.changes)
 	})
 	return r, err
 }

@@ -174,7 +174,7 @@ func codecs() []codec {
 		{"LegacyKeyRenewal", []any{&LegacyKeyRenewal{SenderID{}}, &LegacyKeyRenewal{SenderID{1}}}, recode(DecodeLegacyKeyRenewal)},
 		{"Event", []any{
 			Event{},
-			Event{Group: "g", Node: "n", Version: 3, Subject: coap.Subject{Kind: coap.SubjectPoP, ID: "\x00\xff"}, Reason: "leave", Expires: 1},
+			Event{Group: "g", Node: "n", Version: 3, Subject: coap.Subject{Kind: coap.SubjectPoP, ID: "\x00\xff"}, Reason: "leave", Expires: 1, ControlURI: "coap://n/x"},
 			Event{Group: "g", SenderID: SenderID{}, Gid: Gid{1, 2}, Roles: 6, Addr: "[2001:db8::1]:5684"},
 			Event{Group: "g", SenderID: SenderID{0xab}},
 		}, recode(DecodeEvent)},

@@ -18,12 +18,15 @@ const (
 	eventGid         int64 = 8
 	eventRoles       int64 = 9
 	eventAddr        int64 = 10
+	eventControlURI  int64 = 11
 )
 
 // Encode gives the stored form of an event.
 func (e Event) Encode() []byte {
 	m := map[int64]any{}
-	for label, v := range map[int64]string{eventGroup: e.Group, eventNode: e.Node, eventReason: e.Reason, eventAddr: e.Addr} {
+	for label, v := range map[int64]string{
+		eventGroup: e.Group, eventNode: e.Node, eventReason: e.Reason, eventAddr: e.Addr, eventControlURI: e.ControlURI,
+	} {
 		if v != "" {
 			m[label] = v
 		}
@@ -58,6 +61,8 @@ func DecodeEvent(b []byte) (*Event, error) {
 		Reason:  f.text(eventReason),
 		Expires: f.int(eventExpires),
 		Addr:    f.text(eventAddr),
+
+		ControlURI: f.text(eventControlURI),
 	}
 	if id := f.bytes(eventSenderID); id != nil {
 		e.SenderID = id

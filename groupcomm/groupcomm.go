@@ -284,6 +284,9 @@ const (
 // changed.
 const NoteRekeyFailed = "group.rekey-failed"
 
+// StateActive is the Reason of an [EventState] that activated a group.
+const StateActive = "active"
+
 // Event is the content of an entry of the event log.
 type Event struct {
 	Group   string
@@ -298,4 +301,6 @@ type Event struct {
 	Gid      Gid
 	Roles    Roles
 	Addr     string // of the peer whose request it was
+
+	ControlURI string // of a member that left or was evicted
 }

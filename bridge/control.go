@@ -1,0 +1,266 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// A member may give a control_uri (RFC 9594, Section 4.3.1): a resource of its
+// own, at which it takes rekeys by POST and the notice of its eviction by DELETE
+// (Sections 6.1 and 4.8). Requests go over the association that the member last
+// used, never to an address (protocol.md, Section 3).
+
+// control is what is known of a member's control_uri.
+type control struct {
+	peer coap.Peer // without exporter
+	uri  string    // "": it gave none
+}
+
+// controls remembers over which association members can be reached: those with a
+// control_uri. A restart forgets it until the member's next request. The zero
+// value is ready.
+type controls struct {
+	mu    sync.Mutex
+	known map[string]map[string]control // by group and node
+}
+
+func (c *controls) note(m member, p coap.Peer, uri string) {
+	p.Exporter = nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known == nil {
+		c.known = map[string]map[string]control{}
+	}
+	if c.known[m.group] == nil {
+		c.known[m.group] = map[string]control{}
+	}
+	c.known[m.group][m.node] = control{p, uri}
+}
+
+// take forgets a member and returns what was known.
+func (c *controls) take(m member) (control, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, ok := c.known[m.group][m.node]
+	delete(c.known[m.group], m.node)
+	return v, ok
+}
+
+func (c *controls) takeGroup(group string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.known, group)
+}
+
+// of lists the members of a group that can be asked.
+func (c *controls) of(group string) map[string]control {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make(map[string]control, len(c.known[group]))
+	for node, v := range c.known[group] {
+		out[node] = v
+	}
+	return out
+}
+
+// Reached records over which association a member was heard, and its
+// control_uri. One that observes is remembered for the end of its observations.
+func (b *Bridge) Reached(group, node string, p coap.Peer, controlURI string, observing bool) {
+	m := member{group, node}
+	if controlURI != "" {
+		b.controls.note(m, p, controlURI)
+	}
+	if observing {
+		b.observers.register(p.Link, m, p.Subject)
+	}
+}
+
+// defaultControl is the last segment of the path that stands for none
+// (RFC 9594, Section 4.3.1).
+const defaultControl = "node"
+
+// controlRequest makes a request to a control_uri: of the URI only path and
+// query are used.
+func controlRequest(code coap.Code, group, uri string) (*coap.Request, error) {
+	u, err := url.Parse(uri)
+	if err != nil {
+		return nil, fmt.Errorf("control_uri: %w", err)
+	}
+	path := []string{"ace-group", group, defaultControl}
+	if p := strings.TrimPrefix(u.EscapedPath(), "/"); p != "" {
+		path = strings.Split(p, "/")
+		for i, segment := range path {
+			if path[i], err = url.PathUnescape(segment); err != nil {
+				return nil, fmt.Errorf("control_uri: %w", err)
+			}
+		}
+	}
+	req := &coap.Request{Code: code}
+	req.Options.SetPath(path...)
+	if u.RawQuery != "" {
+		for _, q := range strings.Split(u.RawQuery, "&") {
+			plain, err := url.QueryUnescape(q)
+			if err != nil {
+				return nil, fmt.Errorf("control_uri: %w", err)
+			}
+			req.Options.AddString(coap.UriQuery, plain)
+		}
+	}
+	return req, nil
+}
+
+// watched says whether somebody observes a topic. A hub that cannot tell has
+// observers.
+func (b *Bridge) watched(topic string, link coap.LinkID) bool {
+	o, ok := b.hub.(interface{ Observers(string) []coap.LinkID })
+	if !ok {
+		return true
+	}
+	for _, id := range o.Observers(topic) {
+		if link == "" || id == link {
+			return true
+		}
+	}
+	return false
+}
+
+// evictedMember tells a member of its eviction, by exactly one way: 4.04 to the
+// observation of its node resource, or DELETE to its control_uri
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 10).
+func (b *Bridge) evictedMember(group, node string) {
+	m := member{group, node}
+	c, reachable := b.controls.take(m)
+	ask := reachable && !b.watched(nodeTopic(group, node), "")
+	b.ended(group, node, evicted())
+	if !ask {
+		return
+	}
+	b.calls.add(func(ctx context.Context) { b.callDelete(ctx, m, c) })
+}
+
+func (b *Bridge) callDelete(ctx context.Context, m member, c control) {
+	req, err := controlRequest(coap.DELETE, m.group, c.uri)
+	if err == nil {
+		err = b.call(ctx, c, req)
+	}
+	outcome := "acknowledged"
+	if err != nil {
+		outcome = "failed"
+		b.log.InfoContext(ctx, "the notice of an eviction reached nobody", "group", m.group, "node", m.node, "err", err)
+	}
+	b.met.control.WithLabelValues("delete", outcome).Inc()
+}
+
+// callRekeys hands the rekey of a group to the members that gave a control_uri
+// and do not observe the group (RFC 9594, Section 6.1).
+func (b *Bridge) callRekeys(group string) {
+	for node, c := range b.controls.of(group) {
+		if b.watched(groupTopic(group), c.peer.Link) {
+			continue
+		}
+		b.calls.add(func(ctx context.Context) { b.callRekey(ctx, member{group, node}, c) })
+	}
+}
+
+// callRekey sends the newest rekey message, whatever version it was called for.
+// The member's 2.xx says that it has it.
+func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
+	if _, node, ok := b.allow(ctx, m.group, c.peer); !ok || node != m.node {
+		return // no member any more, or without a token: it gets no newer key
+	}
+	version, body, err := b.source.RekeyMessage(ctx, m.group)
+	if err != nil || body == nil {
+		return // the group is gone, or was never rekeyed
+	}
+	req, err := controlRequest(coap.POST, m.group, c.uri)
+	if err == nil {
+		req.Options.SetContentFormat(coap.ACEGroupcomm)
+		req.Payload = body
+		err = b.call(ctx, c, req)
+	}
+	if err != nil {
+		b.met.control.WithLabelValues("rekey", "failed").Inc()
+		b.activity.attempted(m, channelControl, err)
+		return
+	}
+	b.met.control.WithLabelValues("rekey", "acknowledged").Inc()
+	b.confirm(m, version, channelControl, nil)
+}
+
+// errRefused says that a member does not take what it was sent.
+var errRefused = errors.New("bridge: the member refused")
+
+// call sends a request to a member and wants a 2.xx.
+func (b *Bridge) call(ctx context.Context, c control, req *coap.Request) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := b.hub.Do(ctx, c.peer.Link, req)
+	if err != nil {
+		return err
+	}
+	if !resp.Code.IsSuccess() {
+		return fmt.Errorf("%w: %v", errRefused, resp.Code)
+	}
+	return nil
+}
+
+// Limits of requests to members: our own.
+const (
+	callTimeout = 93 * time.Second // MAX_TRANSMIT_WAIT of RFC 7252, Section 4.8.2
+	callsAtOnce = 64
+)
+
+// calls are requests to members that wait for their turn, in order. It is
+// bounded by the number of memberships that end or are rekeyed.
+type calls struct {
+	wake chan struct{} // one slot
+
+	mu    sync.Mutex
+	queue []func(context.Context)
+}
+
+func newCalls() *calls { return &calls{wake: make(chan struct{}, 1)} }
+
+func (c *calls) add(f func(context.Context)) {
+	c.mu.Lock()
+	c.queue = append(c.queue, f)
+	c.mu.Unlock()
+	signal(c.wake)
+}
+
+func (c *calls) take() []func(context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := c.queue
+	c.queue = nil
+	return out
+}
+
+// run works until ctx ends, and waits for what is under way then.
+func (c *calls) run(ctx context.Context) error {
+	var g errgroup.Group
+	g.SetLimit(callsAtOnce)
+	defer g.Wait() //nolint:errcheck // no call returns an error
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.wake:
+		}
+		for _, f := range c.take() {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			g.Go(func() error { f(ctx); return nil })
+		}
+	}
+}
