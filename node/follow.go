@@ -312,6 +312,7 @@ func (m *Member) Reconnect(ctx context.Context) error {
 	old := m.t
 	m.t = t
 	m.mu.Unlock()
+	m.serve(t)
 	if err := old.Close(); err != nil {
 		m.log.Debug("closing the lost association failed", "err", err)
 	}

@@ -64,7 +64,11 @@ type Config struct {
 	Roots *x509.CertPool
 	// Subject is the name in the credential ("sub"); empty leaves it empty.
 	Subject string
-	// ControlURI is where the Group Manager may reach the node; empty: nowhere.
+	// ControlURI is where the Group Manager may reach the node: with rekeys by
+	// POST, which are for a node that does not observe the group, and with the
+	// notice of an eviction by DELETE. Only its path matters, since requests come
+	// over the association that the node opened; the member answers them where
+	// the transport is a [Taker]. Empty: nowhere.
 	ControlURI string
 	// WantCreds asks for the credentials of the members that matter to Roles.
 	WantCreds bool
@@ -109,6 +113,7 @@ const (
 	ViaObserve = "observe"
 	ViaPoll    = "poll"
 	ViaMQTT    = "mqtt"
+	ViaControl = "control"
 )
 
 // Event is one thing that happened to a membership.
@@ -176,6 +181,7 @@ type Member struct {
 	wake   chan struct{} // for Follow
 
 	ackWake chan struct{} // for the MQTT channel
+	control []string      // path of the control_uri; nil: none
 }
 
 // New makes a member that speaks over t, which it closes in [Member.Close].
@@ -222,6 +228,14 @@ func New(cfg Config, t Transport) (*Member, error) {
 				return nil, err
 			}
 		}
+	}
+	if cfg.ControlURI != "" {
+		path, err := controlPath(cfg.Group, cfg.ControlURI)
+		if err != nil {
+			return nil, fmt.Errorf("node: control_uri: %w", err)
+		}
+		m.control = path
+		m.serve(t)
 	}
 	return m, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/plgd-dev/go-coap/v3/message/pool"
 	"github.com/plgd-dev/go-coap/v3/net/blockwise"
+	"github.com/plgd-dev/go-coap/v3/net/responsewriter"
 	"github.com/plgd-dev/go-coap/v3/options"
 	"github.com/plgd-dev/go-coap/v3/udp"
 	"github.com/plgd-dev/go-coap/v3/udp/client"
@@ -72,6 +73,7 @@ type conn struct {
 	once sync.Once
 	err  error
 
+	taker  atomic.Pointer[func(*coap.Request) *coap.Response]
 	active atomic.Int32  // requests and registrations under way
 	busy   chan struct{} // one slot: active rose
 }
@@ -156,7 +158,34 @@ func (c *conn) options() []udp.Option {
 		options.WithLimitClientParallelRequest(0),
 		options.WithLimitClientEndpointParallelRequest(0),
 		options.WithCloseSocket(),
+		options.WithHandlerFunc(c.handle),
 	}
+}
+
+// Take has fn answer the requests of the other end, one after the other; nil:
+// 4.04.
+func (c *conn) Take(fn func(*coap.Request) *coap.Response) {
+	if fn == nil {
+		c.taker.Store(nil)
+		return
+	}
+	c.taker.Store(&fn)
+}
+
+// handle is called by go-coap for messages that answer nothing of ours.
+func (c *conn) handle(w *responsewriter.ResponseWriter[*client.Conn], m *pool.Message) {
+	if code := coap.Code(m.Code()); !code.IsRequest() {
+		return // a notification after its observation ended
+	}
+	answer := &coap.Response{Code: coap.NotFound}
+	if fn := c.taker.Load(); fn != nil {
+		r, err := response(m)
+		if err != nil {
+			return
+		}
+		answer = (*fn)(&coap.Request{Code: coap.Code(m.Code()), Options: r.Options, Payload: r.Payload})
+	}
+	_ = w.SetResponse(codes.Code(answer.Code), message.TextPlain, nil) // no body: nothing that can fail
 }
 
 // runPeriodic retransmits while something is under way, until the connection

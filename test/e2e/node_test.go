@@ -136,6 +136,9 @@ func (w *wire) Do(ctx context.Context, req *coap.Request) (*coap.Response, error
 // Done keeps the transport's own notice of its end.
 func (w *wire) Done() <-chan struct{} { return w.Transport.(node.Doner).Done() }
 
+// Take keeps the transport's way for requests of the gateway.
+func (w *wire) Take(fn func(*coap.Request) *coap.Response) { w.Transport.(node.Taker).Take(fn) }
+
 // ExportEmptyContext keeps the transport's exporter.
 func (w *wire) ExportEmptyContext(label string, n int) ([]byte, error) {
 	return w.Transport.(interface {
