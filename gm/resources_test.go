@@ -303,3 +303,73 @@ func TestRenewalLimit(t *testing.T) {
 		t.Error("the state changed")
 	}
 }
+
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.9; RFC 9594, Section 4.7.1:
+// num and active can be observed, by a version that grows with each change.
+func TestObservableSmallResources(t *testing.T) {
+	f := newFixture(t, groupConfig("g1"))
+	j := f.member("n", "g1")
+	f.rekey("g1")
+	for changes, active := range []bool{true, false, true} {
+		if err := f.m.SetActive(t.Context(), "g1", active); err != nil {
+			t.Fatal(err)
+		}
+		r := f.do(j, coap.GET, nil, "ace-group", "g1", "active")
+		if r.Observe == nil || *r.Observe != (coap.Observation{Topic: "gm/g1/active", Version: uint64(changes)}) ||
+			!bytes.Equal(r.Payload, groupcomm.EncodeActive(active)) {
+			t.Errorf("active after %d changes: %+v %x", changes, r.Observe, r.Payload)
+		}
+	}
+	if r := f.do(j, coap.GET, nil, "ace-group", "g1", "num"); r.Observe == nil || *r.Observe != (coap.Observation{Topic: "gm/g1/num", Version: 1}) {
+		t.Errorf("num: %+v", r.Observe)
+	}
+}
+
+// The delivery learns over which association members with a control_uri, and
+// those that observe, are there; and of an evicted one the control_uri.
+func TestReached(t *testing.T) {
+	h := &held{}
+	f := newFixtureWith(t, storetest.Open(t, Migrations()), h, groupConfig("g1"))
+	quiet := f.member("quiet", "g1")
+	f.do(quiet, coap.GET, nil, "ace-group", "g1", "num")
+	if h.reached != nil {
+		t.Errorf("told of %q", h.reached)
+	}
+	req := quiet.Request(coap.GET, nil, "ace-group", "g1", "active")
+	req.Options.SetUint(coap.ObserveOption, 0)
+	if _, err := f.m.ServeCoAP(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	j := f.joiner("n", "g1", both)
+	msg, err := j.JoinMessage("g1", both)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg.ControlURI = "coap://n/x"
+	if _, err := j.Accept(j.Send(t.Context(), f.m, "g1", msg)); err != nil {
+		t.Fatal(err)
+	}
+	f.do(j, coap.GET, nil, "ace-group", "g1", "policies")
+	own := "g1/" + j.Path[3] + " coap://n/x"
+	if want := []string{"g1/" + quiet.Path[3] + " ", own, own}; !slices.Equal(h.reached, want) {
+		t.Errorf("told of %q, want %q", h.reached, want)
+	}
+	if _, err := f.m.Evict(t.Context(), "g1", []string{j.Path[3]}, nil); err != nil {
+		t.Fatal(err)
+	}
+	uri := ""
+	err = f.st.View(t.Context(), func(tx *store.Tx) error {
+		var data []byte
+		if err := tx.QueryRow(`SELECT data FROM store_events WHERE kind = ? ORDER BY id DESC LIMIT 1`, groupcomm.EventEvicted).Scan(&data); err != nil {
+			return err
+		}
+		e, err := groupcomm.DecodeEvent(data)
+		if err == nil {
+			uri = e.ControlURI
+		}
+		return err
+	})
+	if err != nil || uri != msg.ControlURI {
+		t.Errorf("the event names %q, %v", uri, err)
+	}
+}

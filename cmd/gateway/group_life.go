@@ -11,9 +11,10 @@ import (
 type groupCreateCmd struct {
 	where
 	Name        string        `arg:"" help:"Name of the group."`
-	SignAlg     string        `default:"EdDSA" help:"Signature algorithm: EdDSA, ES256, ES384, ES512."`
+	SignAlg     string        `default:"EdDSA" help:"Signature algorithm: EdDSA, ES256, ES384, ES512; none: pairwise-only."`
 	GpEncAlg    string        `help:"AEAD of the group mode. Default: AES-CCM-16-64-128."`
 	Alg         string        `default:"AES-CCM-16-64-128" help:"AEAD of the pairwise mode; none: signature-only."`
+	ECDHCurve   string        `name:"ecdh-curve" help:"Curve of the pairwise mode: X25519, P-256, P-384, P-521. Default: follows the signature algorithm."`
 	HKDF        string        `name:"hkdf" default:"HMAC-256" help:"HMAC-256 or HMAC-512."`
 	KeyLifetime time.Duration `default:"720h" help:"How long keying material is valid."`
 	BatchWindow time.Duration `default:"2s" help:"How long a rekey waits for more causes."`
@@ -26,7 +27,7 @@ type groupCreateCmd struct {
 // group is what a groups entry of the configuration file would say.
 func (c *groupCreateCmd) group() config.Group {
 	g := config.DefaultGroup()
-	g.Name, g.SignAlg, g.GpEncAlg, g.Alg, g.HKDF = c.Name, c.SignAlg, c.GpEncAlg, c.Alg, c.HKDF
+	g.Name, g.SignAlg, g.GpEncAlg, g.Alg, g.ECDHCurve, g.HKDF = c.Name, c.SignAlg, c.GpEncAlg, c.Alg, c.ECDHCurve, c.HKDF
 	g.KeyLifetime, g.Rekey.BatchWindow, g.Rekey.OnJoin = c.KeyLifetime, c.BatchWindow, c.OnJoin
 	g.Gid.Prefix, g.List = c.GidPrefix, !c.Unlisted
 	return g
