@@ -18,8 +18,8 @@ type groupCmd struct {
 	Rekey groupRekeyCmd `cmd:"" help:"Renew a group's keying material now."`
 	Evict groupEvictCmd `cmd:"" help:"Remove members and rekey, so that they read nothing newer."`
 
-	Export groupExportCmd `cmd:"" help:"Write a group into a sealed file, to move it to another gateway or as a backup."`
-	Import groupImportCmd `cmd:"" help:"Take a group from such a file, or make a new one from a fixture."`
+	Export     groupExportCmd     `cmd:"" help:"Write a group into a sealed file, to move it to another gateway or as a backup."`
+	Import     groupImportCmd     `cmd:"" help:"Take a group from such a file, or make a new one from a fixture."`
 	Create     groupCreateCmd     `cmd:"" help:"Create a group that the configuration does not declare."`
 	Delete     groupDeleteCmd     `cmd:"" help:"Delete a group that is not active, with its members and keys, for good."`
 	Activate   groupActivateCmd   `cmd:"" help:"Activate a group: nodes may join it."`
