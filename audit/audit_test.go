@@ -149,7 +149,7 @@ func TestRedaction(t *testing.T) {
 	}
 
 	redacted := l.all(t, Query{})
-	text := fmt.Sprintf("%s", must(json.Marshal(redacted)))
+	text := string(must(json.Marshal(redacted)))
 	for _, r := range redacted {
 		text += r.Group + r.Node + r.Peer + r.Subject
 	}

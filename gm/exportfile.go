@@ -202,11 +202,11 @@ func (m *exportedMember) check(cfg *groupcomm.GroupConfig, num uint64) error {
 		return err
 	}
 	if monitor := roles.MonitorOnly(); monitor != (m.SID == int64(noSID)) || monitor != (len(m.Cred) == 0) {
-		return errors.New("Sender ID or credential")
+		return errors.New("sender id or credential")
 	}
 	if m.SID != int64(noSID) {
 		if m.SID < 0 || m.SID >= min(maxExportSIDs, places(cfg.MaxSenderIDLen())) || len(m.Cred) > maxCred {
-			return errors.New("Sender ID or credential")
+			return errors.New("sender id or credential")
 		}
 		if _, err := parseCred(cfg, m.Cred); err != nil {
 			return err
