@@ -45,11 +45,11 @@ func closed(t *testing.T, s *Store) {
 func TestRollback(t *testing.T) {
 	dir := newDir(t)
 	db, backup := filepath.Join(dir, "groupgate.db"), filepath.Join(t.TempDir(), "backup")
-	s := openTest(t, dir)
+	s := openTest(t, dir, onSQLite)
 	change(t, s)
 	closed(t, s)
 	copyFile(t, db, backup)
-	s = openTest(t, dir) // the copy is as new as the mark still
+	s = openTest(t, dir, onSQLite) // the copy is as new as the mark still
 	for range 3 {
 		change(t, s)
 	}
@@ -60,21 +60,21 @@ func TestRollback(t *testing.T) {
 		copyFile(t, backup, db)
 	}
 	restore()
-	_, err := open(t, dir)
+	_, err := open(t, dir, onSQLite)
 	if !errors.Is(err, ErrRolledBack) || !strings.Contains(err.Error(), "newest 3 changes") {
 		t.Fatalf("got %v", err)
 	}
 	accept := func(o *Options) { o.AcceptRollback = true }
-	s = openTest(t, dir, accept)
+	s = openTest(t, dir, onSQLite, accept)
 	if lost, yes := s.RolledBack(); lost != 3 || !yes {
 		t.Errorf("lost %d, %v", lost, yes)
 	}
 	change(t, s)
 	closed(t, s) // before anybody dealt with it
-	if _, err := open(t, dir); !errors.Is(err, ErrRolledBack) {
+	if _, err := open(t, dir, onSQLite); !errors.Is(err, ErrRolledBack) {
 		t.Fatalf("got %v", err)
 	}
-	s = openTest(t, dir, accept)
+	s = openTest(t, dir, onSQLite, accept)
 	if err := s.Recovered(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -83,13 +83,13 @@ func TestRollback(t *testing.T) {
 	}
 	change(t, s)
 	closed(t, s)
-	s = openTest(t, dir)
+	s = openTest(t, dir, onSQLite)
 	if _, yes := s.RolledBack(); yes {
 		t.Error("rolled back without a rollback")
 	}
 	closed(t, s)
 	restore()
-	if _, err := open(t, dir); !errors.Is(err, ErrRolledBack) {
+	if _, err := open(t, dir, onSQLite); !errors.Is(err, ErrRolledBack) {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -98,22 +98,22 @@ func TestRollback(t *testing.T) {
 // says that nobody can read.
 func TestRollbackToNothing(t *testing.T) {
 	dir := newDir(t)
-	s := openTest(t, dir)
+	s := openTest(t, dir, onSQLite)
 	change(t, s)
 	closed(t, s)
 	if err := os.Remove(filepath.Join(dir, "groupgate.db")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(t, dir); !errors.Is(err, ErrRolledBack) || !strings.Contains(err.Error(), "another database") {
+	if _, err := open(t, dir, onSQLite); !errors.Is(err, ErrRolledBack) || !strings.Contains(err.Error(), "another database") {
 		t.Fatalf("got %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, markName), []byte("text"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(t, dir); !errors.Is(err, ErrRolledBack) || !strings.Contains(err.Error(), "damaged") {
+	if _, err := open(t, dir, onSQLite); !errors.Is(err, ErrRolledBack) || !strings.Contains(err.Error(), "damaged") {
 		t.Fatalf("got %v", err)
 	}
-	s = openTest(t, dir, func(o *Options) { o.AcceptRollback = true })
+	s = openTest(t, dir, onSQLite, func(o *Options) { o.AcceptRollback = true })
 	if lost, yes := s.RolledBack(); lost != unknownLoss || !yes {
 		t.Errorf("lost %d, %v", lost, yes)
 	}
@@ -121,12 +121,12 @@ func TestRollbackToNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed(t, s)
-	closed(t, openTest(t, dir))
+	closed(t, openTest(t, dir, onSQLite))
 	// Whoever means to begin anew takes the mark away.
 	if err := os.Remove(filepath.Join(dir, markName)); err != nil {
 		t.Fatal(err)
 	}
-	closed(t, openTest(t, dir))
+	closed(t, openTest(t, dir, onSQLite))
 }
 
 // The mark follows the commits within a second; a transaction without a change
@@ -134,7 +134,7 @@ func TestRollbackToNothing(t *testing.T) {
 func TestMarkFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := newDir(t)
-		s := openTest(t, dir)
+		s := openTest(t, dir, onSQLite)
 		at := func() uint64 {
 			t.Helper()
 			m, err := readMark(filepath.Join(dir, markName))
