@@ -113,7 +113,9 @@ func (c *conn) wrap(err error) error {
 func (c *conn) close() error {
 	var errs []error
 	for _, st := range c.stmts {
-		errs = append(errs, st.s.Close())
+		if err := st.s.Close(); err != nil && c.db.classify(err) != classAway {
+			errs = append(errs, err)
+		}
 	}
 	c.stmts = nil
 	// The pool would keep a connection that is given back: tell it not to.

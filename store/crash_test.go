@@ -97,8 +97,8 @@ func verify(t *testing.T, s *store.Store, acked map[int64]bool) {
 		}
 		var alone int
 		if err := tx.QueryRow(`SELECT
-			(SELECT COUNT(*) FROM crash_row WHERE CAST(id AS TEXT) NOT IN (SELECT key FROM store_events)) +
-			(SELECT COUNT(*) FROM store_events WHERE CAST(key AS INTEGER) NOT IN (SELECT id FROM crash_row))`).Scan(&alone); err != nil {
+			(SELECT COUNT(*) FROM (SELECT CAST(id AS TEXT) FROM crash_row EXCEPT SELECT key FROM store_events) a) +
+			(SELECT COUNT(*) FROM (SELECT key FROM store_events EXCEPT SELECT CAST(id AS TEXT) FROM crash_row) b)`).Scan(&alone); err != nil {
 			return err
 		}
 		if alone != 0 {

@@ -45,11 +45,30 @@ func admin(t *testing.T, sql string, args ...any) {
 	}
 }
 
-// kick ends a store's connections, as a restarted server does.
-func kick(t *testing.T, s *Store) {
+// kick ends the connections of a store that does nothing right now, or only
+// that of its writer, as a restarted server does.
+func kick(t *testing.T, s *Store, readers bool) {
 	t.Helper()
-	admin(t, `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid IN
-		(SELECT pid FROM pg_locks WHERE locktype = 'advisory') OR pid = $1`, int(s.db.(*postgresDB).writerPID.Load()))
+	d := s.db.(*postgresDB)
+	pids := []uint32{d.writerPID.Load()}
+	for range readConns {
+		if !readers {
+			break
+		}
+		c := <-s.readers
+		if c != nil {
+			if err := d.raw(c, func(p *pgx.Conn) error {
+				pids = append(pids, p.PgConn().PID())
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.readers <- c
+	}
+	for _, pid := range pids {
+		admin(t, "SELECT pg_terminate_backend($1, 5000)", int(pid))
+	}
 }
 
 // Several gateways open a new database at once: one makes the schema.
@@ -175,12 +194,13 @@ func TestPostgresLead(t *testing.T) {
 		t.Fatalf("%s leads", name)
 	}
 	go func() { over <- lead(ctx, b, "b") }()
-	// The lead's lock is the only one of its key, and b waits for it.
-	admin(t, `DO $$ BEGIN FOR i IN 1..3000 LOOP
-		EXIT WHEN EXISTS (SELECT 1 FROM pg_locks l JOIN pg_stat_activity s USING (pid) WHERE NOT l.granted AND s.query LIKE 'SELECT pg_advisory_lock($1)');
-		PERFORM pg_sleep(0.01); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$`)
-	admin(t, `SELECT pg_terminate_backend(pid, 5000) FROM pg_locks l WHERE granted AND locktype = 'advisory' AND EXISTS
-		(SELECT 1 FROM pg_locks w WHERE NOT w.granted AND w.locktype = 'advisory' AND w.classid = l.classid AND w.objid = l.objid)`)
+	key := uint64(a.db.(*postgresDB).key("lead x"))
+	classid, objid := int64(key>>32), int64(key&0xffffffff)
+	admin(t, fmt.Sprintf(`DO $$ BEGIN FOR i IN 1..3000 LOOP
+		EXIT WHEN EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND classid = %d AND objid = %d);
+		PERFORM pg_sleep(0.01); END LOOP; END $$`, classid, objid))
+	admin(t, fmt.Sprintf(`SELECT pg_terminate_backend(pid, 5000) FROM pg_locks
+		WHERE granted AND locktype = 'advisory' AND classid = %d AND objid = %d`, classid, objid))
 	if name := <-led; name != "b" {
 		t.Errorf("%s leads after the session of a ended", name)
 	}
@@ -278,8 +298,7 @@ func TestPostgresConnectionsLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	count(t, s) // a reader
-	admin(t, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%notes_note%'")
-	kick(t, s)
+	kick(t, s, true)
 	if n := count(t, s); n != 1 {
 		t.Errorf("%d notes", n)
 	}
@@ -290,7 +309,7 @@ func TestPostgresConnectionsLost(t *testing.T) {
 	release := hold(t, s)
 	results := []<-chan error{queued(s, t.Context(), put(3, "x")), queued(s, t.Context(), func(tx *Tx) error {
 		if runs++; runs == 1 {
-			kick(t, s)
+			kick(t, s, false)
 		}
 		return put(4, "x")(tx)
 	}), queued(s, t.Context(), put(5, "x"))}
