@@ -86,17 +86,11 @@ func (m *Manager) newCred(ctx context.Context, c *call) (*coap.Response, error) 
 // replaceCred writes the credential of a member that proved it with scope.
 func (m *Manager) replaceCred(ctx context.Context, c *call, cred, scope, ns []byte) error {
 	return m.st.Update(ctx, func(tx *store.Tx) error {
-		r, err := c.g.look(tx, subjectOf(c.grant.Subject))
-		switch {
-		case err != nil:
+		r, err := c.lookAsSender(tx)
+		if err != nil {
 			return err
-		case r.member == nil:
-			return groupcomm.ErrNotMember
-		case !r.active():
-			return groupcomm.ErrInactive
-		case r.member.roles.MonitorOnly():
-			return groupcomm.ErrRoles
-		case !bytes.Equal(r.member.scope, scope):
+		}
+		if !bytes.Equal(r.member.scope, scope) {
 			return errMoved
 		}
 		if _, err := tx.Exec(`UPDATE gm_members SET cred = ? WHERE group_id = ? AND node = ?`,

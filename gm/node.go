@@ -104,6 +104,24 @@ func (r *row) dueSoon(now time.Time) bool {
 	return r.dueReasons != byExpiry || r.dueAt <= now.Add(renewalWindow).UnixMilli()
 }
 
+// lookAsSender reads the row anew inside a transaction that changes what the
+// caller has in the group: still a member, of an active group, with a Sender ID
+// (draft-ietf-ace-key-groupcomm-oscore-21, Sections 9.2 and 9.4).
+func (c *call) lookAsSender(tx *store.Tx) (*row, error) {
+	r, err := c.g.look(tx, subjectOf(c.grant.Subject))
+	switch {
+	case err != nil:
+		return nil, err
+	case r.member == nil:
+		return nil, groupcomm.ErrNotMember
+	case !r.active():
+		return nil, groupcomm.ErrInactive
+	case r.member.roles.MonitorOnly():
+		return nil, groupcomm.ErrRoles
+	}
+	return r, nil
+}
+
 // newSenderID gives the member another Sender ID; the old one goes to the stale
 // set of the current version.
 func (m *Manager) newSenderID(ctx context.Context, c *call) (sidPlace, error) {
@@ -111,16 +129,9 @@ func (m *Manager) newSenderID(ctx context.Context, c *call) (sidPlace, error) {
 	defer c.g.gate.RUnlock()
 	p, num := noSID, uint64(0)
 	err := m.st.Update(ctx, func(tx *store.Tx) error {
-		r, err := c.g.look(tx, subjectOf(c.grant.Subject))
-		switch {
-		case err != nil:
+		r, err := c.lookAsSender(tx)
+		if err != nil {
 			return err
-		case r.member == nil:
-			return groupcomm.ErrNotMember
-		case !r.active():
-			return groupcomm.ErrInactive
-		case r.member.roles.MonitorOnly():
-			return groupcomm.ErrRoles
 		}
 		num = r.num
 		if p, err = c.g.assign(tx, admission{num: r.num}); err != nil {
