@@ -179,7 +179,10 @@ func TestRevocationListAgain(t *testing.T) {
 		l.leave(false)
 		time.Sleep(trlLongestPause + time.Second)
 		refused("after the association was back", one)
-		if l.queries == before {
+		l.mu.Lock()
+		after := l.queries
+		l.mu.Unlock()
+		if after == before {
 			t.Error("not asked again")
 		}
 
