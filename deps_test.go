@@ -21,6 +21,7 @@ var arrows = map[string][]string{
 	"coap/coaptest":          {"coap", "coap/serve"},
 	"cose":                   {},
 	"groupcomm":              {"coap", "cose"},
+	"oscore":                 {"coap", "cose"},
 	"store":                  {},
 	"store/storetest":        {"store", "store/storetest/pgtest"},
 	"store/storetest/pgtest": {},

@@ -47,6 +47,9 @@ const (
 	AlgAESCCM16_128_256    int64 = 31
 	AlgAESCCM64_128_128    int64 = 32
 	AlgAESCCM64_128_256    int64 = 33
+	AlgA128CTR             int64 = -65534 // RFC 9459: encrypts, authenticates nothing
+	AlgA192CTR             int64 = -65533
+	AlgA256CTR             int64 = -65532
 	HeaderAlg              int64 = 1
 	HeaderCrit             int64 = 2
 	HeaderKID              int64 = 4

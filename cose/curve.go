@@ -302,8 +302,20 @@ func (k *Key) ecdhCurve() (ecdh.Curve, error) {
 
 // ECDH computes the shared secret of the private key k and the public key pub
 // of the same curve: the output of X25519 (RFC 7748) or the x coordinate at
-// full width.
+// full width. Two Ed25519 keys agree in their [Key.Montgomery] form. A public key
+// that gives no secret (an all-zero output of X25519) is refused.
 func (k *Key) ECDH(pub *Key) ([]byte, error) {
+	if k.Kty == KtyOKP && k.Crv == CrvEd25519 && pub.Kty == KtyOKP && pub.Crv == CrvEd25519 {
+		own, err := k.Montgomery()
+		if err != nil {
+			return nil, err
+		}
+		peer, err := pub.Montgomery()
+		if err != nil {
+			return nil, err
+		}
+		return own.ECDH(peer)
+	}
 	curve, err := k.ecdhCurve()
 	if err != nil {
 		return nil, err
