@@ -99,19 +99,28 @@ func (m *Message) AppendBinary(b []byte) ([]byte, error) {
 // appendOptions writes sorted options (RFC 7252, Section 3.1).
 func appendOptions(b []byte, opts Options) ([]byte, error) {
 	var last OptionID
-	for _, o := range opts {
-		if len(o.Value) > maxOptionLength {
-			return b, fmt.Errorf("coap: option %d of %d bytes", o.ID, len(o.Value))
+	var err error
+	for i := range opts {
+		if b, err = opts[i].Append(b, last); err != nil {
+			return b, err
 		}
-		dn, de, dl := nibble(int(o.ID - last))
-		ln, le, ll := nibble(len(o.Value))
-		last = o.ID
-		b = append(b, dn<<4|ln)
-		b = append(b, de[:dl]...)
-		b = append(b, le[:ll]...)
-		b = append(b, o.Value...)
+		last = opts[i].ID
 	}
 	return b, nil
+}
+
+// Append writes o behind an option with the number last, 0 for the first (RFC
+// 7252, Section 3.1). last must not be larger than the number of o.
+func (o *Option) Append(b []byte, last OptionID) ([]byte, error) {
+	if len(o.Value) > maxOptionLength {
+		return b, fmt.Errorf("coap: option %d of %d bytes", o.ID, len(o.Value))
+	}
+	dn, de, dl := nibble(int(o.ID - last))
+	ln, le, ll := nibble(len(o.Value))
+	b = append(b, dn<<4|ln)
+	b = append(b, de[:dl]...)
+	b = append(b, le[:ll]...)
+	return append(b, o.Value...), nil
 }
 
 // nibble splits an option delta or length into its four bits and the extended
@@ -164,17 +173,18 @@ func DecodeMessage(b []byte) (*Message, error) {
 		m.Token = rest[:tkl:tkl]
 	}
 	var err error
-	m.Options, m.Payload, err = decodeOptions(rest[tkl:])
+	m.Options, m.Payload, err = DecodeOptions(nil, rest[tkl:])
 	if err != nil {
 		return nil, err
 	}
 	return m, nil
 }
 
-// decodeOptions reads options up to the payload marker or the end.
-func decodeOptions(b []byte) (Options, []byte, error) {
-	var opts Options
-	last := 0
+// DecodeOptions reads options up to the payload marker or the end, and returns
+// the payload that is left. It appends to opts, whose memory it uses; options
+// and payload refer to b. Every error is an [ErrFormat].
+func DecodeOptions(opts Options, b []byte) (Options, []byte, error) {
+	last, first := 0, len(opts)
 	for len(b) > 0 {
 		if b[0] == 0xff {
 			// RFC 7252, Section 3: a marker before a payload of length zero is
@@ -184,7 +194,7 @@ func decodeOptions(b []byte) (Options, []byte, error) {
 			}
 			return opts, b[1:], nil
 		}
-		if len(opts) == maxOptions {
+		if len(opts)-first == maxOptions {
 			return nil, nil, fmt.Errorf("%w: more than %d options", ErrFormat, maxOptions)
 		}
 		head := b[0]

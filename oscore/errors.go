@@ -1,0 +1,47 @@
+package oscore
+
+import (
+	"errors"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// ErrUnprotected says that a message has no OSCORE option. A client may get
+// such responses from proxies and from servers that lost the context.
+var ErrUnprotected = errors.New("oscore: message is not protected")
+
+// Why a message was not accepted. They are what coap.ErrorResponse makes the
+// simple, unprotected response of a server from (RFC 8613, Section 8.2); a
+// client drops the response. Nothing in a context has changed.
+var (
+	// ErrOption: the COSE object does not decode.
+	ErrOption = failure(coap.BadOption, "Failed to decode COSE")
+	// ErrContext: there is no context for kid and kid context.
+	ErrContext = failure(coap.Unauthorized, "Security context not found")
+	// ErrReplay: the Partial IV was received before, or is too old to tell.
+	ErrReplay = failure(coap.Unauthorized, "Replay detected")
+	// ErrDecrypt: the message is not authentic.
+	ErrDecrypt = failure(coap.BadRequest, "Decryption failed")
+	// ErrInner: the message is authentic, but what it carries is no CoAP request
+	// or response.
+	ErrInner = failure(coap.BadRequest, "")
+	// ErrTooLarge: the message is larger than the context allows
+	// (MAX_UNFRAGMENTED_SIZE of RFC 8613, Section 4.1.3.4.2).
+	ErrTooLarge = failure(coap.RequestEntityTooLarge, "")
+)
+
+// failure makes an error with a response that no proxy keeps (RFC 8613, Section
+// 4.1.3.1).
+func failure(code coap.Code, text string) error {
+	r := &coap.Response{Code: code, Payload: []byte(text)}
+	r.Options.SetUint(coap.MaxAge, 0)
+	cause := text
+	switch {
+	case cause != "":
+	case code == coap.RequestEntityTooLarge:
+		cause = "message is too large"
+	default:
+		cause = "plaintext is no CoAP message"
+	}
+	return coap.Respond(r, errors.New("oscore: "+cause))
+}
