@@ -131,13 +131,13 @@ func TestGroupKeys(t *testing.T) {
 	var v ownVectors
 	loadVectors(t, "group-oscore-eddsa-own.json", &v)
 	s := v.suite(t)
-	same(t, "info of the Common IV", groupInfo(nil, v.Gid, s.keyAlg, "IV", s.ivLen), v.InfoCommonIV)
-	same(t, "info of the Signature Encryption Key", groupInfo(nil, v.Gid, s.GroupEnc, "SEKey", s.encKeyLen), v.InfoSEKey)
+	same(t, "info of the Common IV", appendInfo(nil, nil, v.Gid, s.keyAlg, "IV", s.ivLen), v.InfoCommonIV)
+	same(t, "info of the Signature Encryption Key", appendInfo(nil, nil, v.Gid, s.GroupEnc, "SEKey", s.encKeyLen), v.InfoSEKey)
 	same(t, "Common IV", must(s.commonIV(v.MasterSecret, v.MasterSalt, v.Gid)), v.CommonIV)
 	same(t, "Signature Encryption Key", must(s.signatureEncryptionKey(v.MasterSecret, v.MasterSalt, v.Gid)), v.SigEncKey)
 	for sid, m := range v.Members {
 		id := must(hex.DecodeString(sid))
-		same(t, sid+": info", groupInfo(id, v.Gid, s.keyAlg, "Key", s.keyLen), m.Info)
+		same(t, sid+": info", appendInfo(nil, id, v.Gid, s.keyAlg, "Key", s.keyLen), m.Info)
 		same(t, sid+": Sender Key", must(s.memberKey(v.MasterSecret, v.MasterSalt, v.Gid, id)), m.SenderKey)
 		same(t, sid+": Montgomery form", must(ed25519Key(t, m.Seed).Montgomery()).X, m.X25519Pub)
 	}
@@ -147,7 +147,7 @@ func TestGroupKeys(t *testing.T) {
 		a, b := v.Members[from], v.Members[to]
 		z := must(ed25519Key(t, a.Seed).ECDH(ed25519Key(t, b.Seed).Public()))
 		same(t, pair+": shared secret", z, p.SharedSecret)
-		same(t, pair+": info", groupInfo(id, v.Gid, s.AEAD, "Key", s.pairLen), p.Info)
+		same(t, pair+": info", appendInfo(nil, id, v.Gid, s.AEAD, "Key", s.pairLen), p.Info)
 		same(t, pair+": key", must(s.pairwiseKey(a.SenderKey, id, v.Gid, a.Cred, b.Cred, z)), p.Key)
 	}
 }
@@ -177,7 +177,7 @@ func TestGroupMessages(t *testing.T) {
 			}
 			c := must(newGroupCipher(alg, m.Key))
 			nonce := make([]byte, c.nonce)
-			groupNonce(nonce, v.CommonIV, m.PIVGenerator, m.PIV)
+			setNonce(nonce, v.CommonIV, m.PIVGenerator, pivNumber(m.PIV))
 			same(t, "nonce", nonce, m.Nonce)
 			ciphertext := c.seal(nil, nonce, m.Plaintext, f.encrypted())
 			same(t, "ciphertext", ciphertext, m.Ciphertext)
@@ -241,7 +241,7 @@ func TestGroupPublishedResponse(t *testing.T) {
 	same(t, "AAD", f.encrypted(), v.AAD)
 	c := must(newGroupCipher(s.GroupEnc, v.ServerKey))
 	nonce := make([]byte, c.nonce)
-	groupNonce(nonce, v.CommonIV, v.ServerSID, []byte{0})
+	setNonce(nonce, v.CommonIV, v.ServerSID, pivNumber([]byte{0}))
 	same(t, "nonce", nonce, v.Nonce)
 	ciphertext := c.seal(nil, nonce, v.Plaintext, f.encrypted())
 	same(t, "ciphertext", ciphertext, v.Ciphertext)
@@ -297,7 +297,7 @@ func TestGroupES256Vectors(t *testing.T) {
 		f.set(a, s)
 		c := must(newGroupCipher(s.GroupEnc, m.Key))
 		nonce := make([]byte, c.nonce)
-		groupNonce(nonce, iv, v.Request.SID, v.Request.PIV)
+		setNonce(nonce, iv, v.Request.SID, pivNumber(v.Request.PIV))
 		same(t, name+": nonce", nonce, m.Nonce)
 		same(t, name+": ciphertext", c.seal(nil, nonce, m.Plaintext, f.encrypted()), m.Ciphertext)
 		if name == "request" {
@@ -341,7 +341,7 @@ func TestGroupCTRVectors(t *testing.T) {
 	same(t, "Signature Encryption Key", sekey, v.SigEncKey)
 	c := must(newGroupCipher(s.GroupEnc, key))
 	nonce := make([]byte, c.nonce)
-	groupNonce(nonce, iv, []byte{0x25}, []byte{0})
+	setNonce(nonce, iv, []byte{0x25}, pivNumber([]byte{0}))
 	same(t, "nonce", nonce, v.Nonce)
 	same(t, "ciphertext", c.seal(nil, nonce, v.Plaintext, []byte("ignored")), v.Ciphertext)
 	same(t, "plaintext", must(c.open(nil, nonce, v.Ciphertext, nil)), v.Plaintext)

@@ -1,0 +1,479 @@
+package oscore
+
+import (
+	"bytes"
+	"container/list"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed4911071e/groupgate/cose"
+)
+
+// Defaults and limits of a [Group].
+const (
+	// defaultMaxRecipients bounds the Recipient Contexts of a group: each takes
+	// about a kilobyte.
+	defaultMaxRecipients = 1024
+	// maxGid is what the length byte of the kid context can say.
+	maxGid = 255
+	// maxGroupCred bounds a credential: a certificate takes less.
+	maxGroupCred = 8192
+	// maxSpent bounds the memory of own Sender Contexts: a Group Manager that comes
+	// back to one, or a caller that installs old material, does it soon.
+	maxSpent = 4096
+)
+
+// GroupMaterial is the Common Context of a group, as the Group Manager gives it.
+//
+// draft-ietf-core-oscore-groupcomm-28, Section 2.1.
+type GroupMaterial struct {
+	Gid          []byte // Group Identifier, the ID Context
+	Algorithms   GroupAlgorithms
+	CredFormat   int64  // COSE header label of the kind of credentials
+	GMCred       []byte // of the Group Manager, whose possession of the key was proven
+	MasterSecret cose.Secret
+	MasterSalt   []byte // nil: none
+}
+
+// GroupSender is what a member needs to protect messages.
+type GroupSender struct {
+	ID   []byte    // Sender ID
+	Key  *cose.Key // private key, for signatures and key agreement
+	Cred []byte    // own credential, byte for byte as others have it
+}
+
+// Format prints a sender without its key.
+func (s GroupSender) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "sender %x", s.ID) }
+
+// LogValue keeps the key out of logs.
+func (s GroupSender) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(s)) }
+
+// GroupConfig says how a [Group] works. Creds is required.
+type GroupConfig struct {
+	Creds CredentialSource
+	// Sequences keeps Sender Sequence Numbers across restarts. nil: in memory only,
+	// for a member that joins anew after each start.
+	Sequences GroupSequences
+	// MaxRecipients bounds the Recipient Contexts; 0: 1024. Beyond it the one used
+	// longest ago is deleted, and from then on every new one, until the next
+	// rekey, starts with an invalid Replay Window.
+	MaxRecipients int
+	// Grace is how long messages under the material before the newest are still
+	// read; 0: not at all. Nothing is ever protected with it.
+	Grace time.Duration
+	// MaxAge is what a 5.03 says when the credential of a sender is not known, in
+	// seconds; 0: 5.
+	MaxAge uint32
+}
+
+// GroupSequences makes the Sender Sequence Numbers of a group durable.
+type GroupSequences interface {
+	// Open gives the largest number that was ever reserved for a Sender Context, 0
+	// for a new one, and where to reserve more. name is a digest of its Master
+	// Secret, Master Salt, Gid and Sender ID, safe to show.
+	Open(name string) (reserved uint64, store Reserver, err error)
+}
+
+// Errors of a [Group] that are not about one message.
+var (
+	// ErrNoMaterial: no keying material is installed.
+	ErrNoMaterial = errors.New("oscore: the group has no keying material installed")
+	// ErrSilent: a member without a Sender ID protects nothing.
+	ErrSilent = errors.New("oscore: a silent server protects no messages")
+	// ErrContextLost: the Sender Context was used before a restart, and what it
+	// knew of others is lost. Join again, or ask for a new Sender ID.
+	//
+	// draft-ietf-core-oscore-groupcomm-28, Section 2.6.1.1.
+	ErrContextLost = errors.New("oscore: this Sender Context was used before a restart: ask the Group Manager for new parameters")
+	// ErrReused: the Sender ID was used under this keying material before.
+	ErrReused = errors.New("oscore: the Sender ID was used under this keying material before")
+)
+
+// Group is the Security Context of one member of an OSCORE group, through all its
+// rekeys (draft-ietf-core-oscore-groupcomm-28). Make it with [NewGroup], give it
+// keying material with [Group.Install], then protect requests with
+// [Group.ProtectRequest] and read them with [Group.UnprotectRequest]; what those
+// return protects and reads the responses.
+//
+// Its methods may be called from several goroutines. It prints without keys.
+type Group struct {
+	cfg GroupConfig
+
+	mu     sync.Mutex
+	now    *groupContext // newest material; nil: none
+	old    *groupContext // the one before, to read only
+	until  time.Time     // when old is over
+	epochs uint64        // counts what was installed
+	life   uint64        // counts memberships: Leave ends one
+	spent  []string      // names of Sender Contexts in use or used, the newest last
+}
+
+// groupContext is what was derived from one GroupMaterial. The group's lock
+// guards the fields from sender on; the rest never changes.
+type groupContext struct {
+	gid, gmCred []byte
+	credFormat  int64
+	suite       *groupSuite
+	secret      cose.Secret
+	salt        []byte
+	commonIV    []byte
+	keystream   func(*groupMessage) ([]byte, error) // holds the Signature Encryption Key
+
+	epoch      uint64 // order of installation
+	life       uint64 // membership that it belongs to
+	sender     *groupSender
+	recipients map[string]*list.Element
+	recency    list.List         // of *groupRecipient, the latest first
+	purged     bool              // a Recipient Context was deleted
+	changes    uint64            // new own Sender IDs under this material
+	known      map[string][]byte // credentials taken over at a rekey, by kid
+}
+
+// groupSender is a Sender Context.
+type groupSender struct {
+	id, cred []byte
+	key      *cose.Key
+	member   cose.Secret // Sender Key
+	cipher   *groupCipher
+	sign     func([]byte) ([]byte, error)
+	seq      *Sequence
+	change   uint64
+}
+
+// NewGroup makes a group without keying material.
+func NewGroup(cfg GroupConfig) (*Group, error) {
+	if cfg.Creds == nil {
+		return nil, errors.New("oscore: a group needs a source of credentials")
+	}
+	if cfg.MaxRecipients < 0 || cfg.Grace < 0 {
+		return nil, errors.New("oscore: a negative limit")
+	}
+	if cfg.MaxRecipients == 0 {
+		cfg.MaxRecipients = defaultMaxRecipients
+	}
+	if cfg.MaxAge == 0 {
+		cfg.MaxAge = defaultUnknownPeerMaxAge
+	}
+	return &Group{cfg: cfg}, nil
+}
+
+// Format prints a group without its keys.
+func (g *Group) Format(f fmt.State, _ rune) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.now == nil {
+		fmt.Fprint(f, "group without keying material")
+		return
+	}
+	fmt.Fprintf(f, "group %x", g.now.gid)
+}
+
+// LogValue keeps keys out of logs.
+func (g *Group) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(g)) }
+
+// Gid is the Group Identifier of the newest material; nil when there is none.
+func (g *Group) Gid() []byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.now == nil {
+		return nil
+	}
+	return bytes.Clone(g.now.gid)
+}
+
+// HasPairwise says whether the newest material has the pairwise mode.
+func (g *Group) HasPairwise() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.now != nil && g.now.suite.pairwise
+}
+
+// HasGroupMode says whether the newest material has the group mode.
+func (g *Group) HasGroupMode() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.now != nil && g.now.suite.group
+}
+
+// Install begins with new keying material: at a join, and at every rekey. sender
+// is nil for a silent server. stale are the Sender IDs whose owners have them no
+// more: what is known about them is forgotten; with all, everything is.
+//
+// Sender Sequence Number and Replay Windows begin at 0, Recipient Contexts are
+// derived anew when needed, and long exchanges go on. The material before it is
+// kept to read messages with for the time of [GroupConfig.Grace].
+//
+// draft-ietf-core-oscore-groupcomm-28, Section 2.6.3.2.
+func (g *Group) Install(m GroupMaterial, sender *GroupSender, stale [][]byte, all bool) error {
+	next, err := newGroupContext(m)
+	if err != nil {
+		return err
+	}
+	if sender != nil {
+		s, err := next.newSender(sender)
+		if err != nil {
+			return err
+		}
+		if s.seq, err = g.openSequence(next, s.id); err != nil {
+			return err
+		}
+		next.sender = s
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.now != nil {
+		if g.now.sameKeys(next) {
+			return errInstalled
+		}
+		if !all {
+			next.takeOver(g.now, stale, g.cfg.MaxRecipients)
+		}
+		g.old, g.until = g.now, time.Now().Add(g.cfg.Grace)
+	}
+	g.epochs++
+	next.epoch, next.life = g.epochs, g.life
+	g.now = next
+	return nil
+}
+
+// SetSender begins with a new Sender ID under the same keying material, or with a
+// new credential under the same Sender ID. Sender Sequence Numbers begin at 0
+// with an ID that is new and go on with one that stays; an ID that was given up is
+// refused.
+//
+// draft-ietf-core-oscore-groupcomm-28, Section 2.6.3.1.
+func (g *Group) SetSender(sender *GroupSender) error {
+	g.mu.Lock()
+	c := g.now
+	g.mu.Unlock()
+	if c == nil {
+		return ErrNoMaterial
+	}
+	s, err := c.newSender(sender)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	same := c.sender != nil && bytes.Equal(c.sender.id, s.id)
+	g.mu.Unlock()
+	if !same {
+		if s.seq, err = g.openSequence(c, s.id); err != nil {
+			return err
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.now != c || same != (c.sender != nil && bytes.Equal(c.sender.id, s.id)) {
+		return errors.New("oscore: the Sender Context changed meanwhile")
+	}
+	if same {
+		s.seq, s.change = c.sender.seq, c.sender.change
+	} else {
+		c.changes++
+		s.change = c.changes
+	}
+	c.sender = s
+	return nil
+}
+
+// Leave deletes the keying material and ends the exchanges that this member
+// began. Install begins anew.
+//
+// draft-ietf-core-oscore-groupcomm-28, Section 5.1.
+func (g *Group) Leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.now, g.old = nil, nil
+	g.life++
+}
+
+// oldLocked is the context before the newest, while it may still read.
+func (g *Group) oldLocked() *groupContext {
+	if g.old != nil && !time.Now().Before(g.until) {
+		g.old = nil
+	}
+	return g.old
+}
+
+// contextsLocked are the contexts that may read a message with a Gid, the newest
+// first. A nil gid means all.
+func (g *Group) contextsLocked(gid []byte) []*groupContext {
+	var out []*groupContext
+	for _, c := range []*groupContext{g.now, g.oldLocked()} {
+		if c != nil && (gid == nil || bytes.Equal(c.gid, gid)) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// senderContext is the newest material with its sender.
+func (g *Group) senderContext() (*groupContext, *groupSender, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.now == nil {
+		return nil, nil, ErrNoMaterial
+	}
+	if g.now.sender == nil {
+		return nil, nil, ErrSilent
+	}
+	return g.now, g.now.sender, nil
+}
+
+// newGroupContext derives what belongs to no member.
+func newGroupContext(m GroupMaterial) (*groupContext, error) {
+	suite, err := newGroupSuite(m.Algorithms)
+	if err != nil {
+		return nil, err
+	}
+	if len(m.Gid) > maxGid {
+		return nil, fmt.Errorf("oscore: Gid of %d bytes", len(m.Gid))
+	}
+	if m.MasterSecret.IsZero() {
+		return nil, errors.New("oscore: no Master Secret")
+	}
+	if len(m.GMCred) == 0 || len(m.GMCred) > maxGroupCred {
+		return nil, fmt.Errorf("oscore: credential of the Group Manager of %d bytes", len(m.GMCred))
+	}
+	gmCred, err := endEntity(m.CredFormat, m.GMCred)
+	if err != nil {
+		return nil, fmt.Errorf("oscore: credential of the Group Manager: %w", err)
+	}
+	c := &groupContext{
+		gid: append([]byte{}, m.Gid...), gmCred: bytes.Clone(gmCred), credFormat: m.CredFormat, suite: suite,
+		secret: m.MasterSecret, salt: bytes.Clone(m.MasterSalt),
+		recipients: map[string]*list.Element{}, known: map[string][]byte{},
+	}
+	secret := m.MasterSecret.Bytes()
+	if c.commonIV, err = suite.commonIV(secret, c.salt, c.gid); err != nil {
+		return nil, err
+	}
+	if suite.group {
+		k, err := suite.signatureEncryptionKey(secret, c.salt, c.gid)
+		if err != nil {
+			return nil, err
+		}
+		c.keystream = suite.keystreamer(k)
+	}
+	return c, nil
+}
+
+// sameKeys says whether two contexts derive the same keys.
+func (c *groupContext) sameKeys(o *groupContext) bool {
+	return bytes.Equal(c.gid, o.gid) && bytes.Equal(c.salt, o.salt) && c.secret.Equal(o.secret)
+}
+
+// memberKeyOf derives the key of one member's messages in group mode, which is the
+// salt of its pairwise keys as well.
+func (c *groupContext) memberKeyOf(id []byte) ([]byte, error) {
+	return c.suite.memberKey(c.secret.Bytes(), c.salt, c.gid, id)
+}
+
+// newSender derives a Sender Context but for its sequence numbers.
+func (c *groupContext) newSender(in *GroupSender) (*groupSender, error) {
+	if in == nil || in.Key == nil || !in.Key.IsPrivate() {
+		return nil, errors.New("oscore: a sender needs a private key")
+	}
+	if len(in.ID) > c.suite.maxID {
+		return nil, fmt.Errorf("oscore: Sender ID of %d bytes, at most %d are possible", len(in.ID), c.suite.maxID)
+	}
+	cred, key, err := c.suite.memberCredential(c.credFormat, in.Cred)
+	if err != nil {
+		return nil, err
+	}
+	if !key.SamePublic(in.Key) {
+		return nil, errors.New("oscore: the sender's credential is not for its key")
+	}
+	s := &groupSender{id: append([]byte{}, in.ID...), cred: bytes.Clone(cred), key: in.Key}
+	member, err := c.memberKeyOf(s.id)
+	if err != nil {
+		return nil, err
+	}
+	s.member = cose.NewSecret(member)
+	if c.suite.group {
+		s.sign = in.Key.Signer()
+		if s.cipher, err = newGroupCipher(c.suite.GroupEnc, member); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// nextPIV takes the next Sender Sequence Number, as a Partial IV.
+func (s *groupSender) nextPIV(ctx context.Context) ([]byte, error) {
+	n, err := s.seq.Next(ctx)
+	if errors.Is(err, ErrExhausted) {
+		// draft-ietf-core-oscore-groupcomm-28, Section 2.6.2.
+		return nil, fmt.Errorf("%w: ask the Group Manager for a new Sender ID", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return appendPIV(nil, n), nil
+}
+
+// openSequence opens the sequence numbers of a Sender Context that was never used.
+func (g *Group) openSequence(c *groupContext, id []byte) (*Sequence, error) {
+	name := c.nameOf(id)
+	g.mu.Lock()
+	used := slices.Contains(g.spent, name)
+	if !used {
+		g.spent = append(g.spent, name)
+		if len(g.spent) > maxSpent {
+			g.spent = slices.Delete(g.spent, 0, len(g.spent)-maxSpent)
+		}
+	}
+	g.mu.Unlock()
+	if used {
+		return nil, ErrReused
+	}
+	var cfg SequenceConfig
+	if g.cfg.Sequences != nil {
+		reserved, store, err := g.cfg.Sequences.Open(name)
+		if err != nil {
+			g.mu.Lock()
+			g.spent = slices.DeleteFunc(g.spent, func(n string) bool { return n == name })
+			g.mu.Unlock()
+			return nil, fmt.Errorf("oscore: sequence numbers: %w", err)
+		}
+		if reserved != 0 {
+			return nil, ErrContextLost
+		}
+		cfg.Store = store
+	}
+	return NewSequence(cfg)
+}
+
+// nameOf is the name of a Sender Context in storage: a digest of what it is derived
+// from, from which nothing of that can be had.
+func (c *groupContext) nameOf(id []byte) string {
+	h := hmac.New(sha256.New, c.secret.Bytes())
+	h.Write(cose.MustMarshal([]any{"sender context", c.suite.keyAlg, c.suite.HKDF, c.salt, c.gid, id}))
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// takeOver keeps the credentials of the context before, but for those of stale
+// Sender IDs.
+func (c *groupContext) takeOver(before *groupContext, stale [][]byte, limit int) {
+	keep := func(kid string, cred []byte) {
+		if len(c.known) < limit && !slices.ContainsFunc(stale, func(id []byte) bool { return string(id) == kid }) {
+			c.known[kid] = cred
+		}
+	}
+	for kid, e := range before.recipients {
+		keep(kid, e.Value.(*groupRecipient).cred)
+	}
+	for kid, cred := range before.known {
+		if _, newer := c.known[kid]; !newer {
+			keep(kid, cred)
+		}
+	}
+}

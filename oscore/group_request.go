@@ -1,0 +1,268 @@
+package oscore
+
+import (
+	"bytes"
+	"context"
+	"sync"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// Mode is one of the two modes of Group OSCORE.
+type Mode uint8
+
+// The modes.
+const (
+	GroupMode    Mode = iota // signed, for any number of recipients
+	PairwiseMode             // for one recipient, by static Diffie-Hellman
+)
+
+func (m Mode) String() string {
+	if m == PairwiseMode {
+		return "pairwise"
+	}
+	return "group"
+}
+
+// ProtectRequest protects a request in group mode, for any number of servers. The
+// exchange reads their responses. A request that echoes a challenge is for one
+// server: where the group has the pairwise mode, it is an error here.
+//
+// draft-ietf-core-oscore-groupcomm-28, Sections 7.1 and 9.
+func (g *Group) ProtectRequest(ctx context.Context, req *coap.Message) (*coap.Message, *GroupExchange, error) {
+	c, s, err := g.senderContext()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !c.suite.group {
+		return nil, nil, ErrMode
+	}
+	if c.suite.pairwise && req.Options.Has(coap.Echo) {
+		return nil, nil, errEchoMode
+	}
+	return g.protectRequest(ctx, req, c, s, nil)
+}
+
+// ProtectRequestTo protects a request in pairwise mode, for the member with the
+// Sender ID kid.
+//
+// draft-ietf-core-oscore-groupcomm-28, Section 8.3.
+func (g *Group) ProtectRequestTo(ctx context.Context, kid []byte, req *coap.Message) (*coap.Message, *GroupExchange, error) {
+	c, s, err := g.senderContext()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !c.suite.pairwise {
+		return nil, nil, ErrMode
+	}
+	if bytes.Equal(kid, s.id) {
+		return nil, nil, errOwnPeer
+	}
+	r, err := g.candidates(c, kid, func(*groupRecipient) error { return nil })
+	if err != nil {
+		return nil, nil, err
+	}
+	g.mu.Lock()
+	g.keepLocked(c, r)
+	g.mu.Unlock()
+	return g.protectRequest(ctx, req, c, s, r)
+}
+
+// protectRequest protects for r, or in group mode when that is nil.
+func (g *Group) protectRequest(ctx context.Context, req *coap.Message, c *groupContext, s *groupSender, r *groupRecipient) (*coap.Message, *GroupExchange, error) {
+	if !req.Code.IsRequest() {
+		return nil, nil, errNoRequest
+	}
+	req, err := outgoing(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	by, sign := s.cipher, s.sign
+	if r != nil {
+		pair, err := g.pairOf(c, s, r)
+		if err != nil {
+			return nil, nil, err
+		}
+		by, sign = pair.send, nil
+	}
+	w := groupScratches.Get().(*groupScratch)
+	defer w.release()
+	if w.plain, err = appendPlaintext(w.plain[:0], req); err != nil {
+		return nil, nil, err
+	}
+	piv, err := s.nextPIV(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	opt := Option{Group: r == nil, PIV: piv, KID: s.id, KIDContext: c.gid}
+	value, err := opt.Append(nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	m := &groupMessage{
+		aad: groupAAD{
+			requestKID: s.id, requestPIV: piv, requestGid: c.gid,
+			option: value, senderCred: s.cred, gmCred: c.gmCred,
+		},
+		gid: c.gid, pivID: s.id, piv: piv, request: true,
+	}
+	payload, err := c.seal(w, make([]byte, 0, len(w.plain)+by.tag+c.suite.sigLen), by, sign, m, w.plain)
+	if err != nil {
+		return nil, nil, err
+	}
+	x := &GroupExchange{g: g, life: c.life, request: c, kid: s.id, piv: piv, long: r == nil, responders: map[string]*groupResponder{}}
+	if r != nil {
+		x.target, x.targetCred = r.id, r.cred
+	}
+	if v, ok := req.Options.Uint(coap.ObserveOption); ok && v == 0 {
+		x.observe, x.long = true, true
+	}
+	return new(Buffer).protected(req, value, payload), x, nil
+}
+
+// GroupRequest is a request that was read, and protects the responses to it. Its
+// methods may be called from several goroutines.
+type GroupRequest struct {
+	g         *Group
+	mode      Mode
+	context   *groupContext // that it was protected with
+	sender    *groupSender  // own Sender Context when it came; nil: silent
+	kid, piv  []byte
+	recipient *groupRecipient
+	state     *recipientState
+
+	mu       sync.Mutex
+	answered bool // guarded by mu: a response was protected
+}
+
+// Mode is how the request was protected.
+func (x *GroupRequest) Mode() Mode { return x.mode }
+
+// Sender is the Sender ID of the client. It is no identity: the credential is.
+func (x *GroupRequest) Sender() []byte { return bytes.Clone(x.kid) }
+
+// Credential is that of the client, as the request was verified with it.
+func (x *GroupRequest) Credential() []byte { return bytes.Clone(x.recipient.cred) }
+
+// Gid is the Group Identifier that the request was protected under.
+func (x *GroupRequest) Gid() []byte { return bytes.Clone(x.context.gid) }
+
+// UnprotectRequest verifies and decrypts a request of another member.
+//
+// On an error nothing has changed, and [GroupErrorResponse] says what may be
+// answered. With [ErrNotFresh] the request is genuine but may be an old one: then
+// the [GroupRequest] is returned as well, for [GroupRequest.Challenge].
+//
+// draft-ietf-core-oscore-groupcomm-28, Sections 6, 7.2, 8.4 and 9.
+func (g *Group) UnprotectRequest(req *coap.Message) (*coap.Message, *GroupRequest, error) {
+	if !req.Code.IsRequest() {
+		return nil, nil, errNoRequest
+	}
+	opt, err := received(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Section 3.2: a request has them all.
+	if opt.KID == nil || opt.KIDContext == nil || opt.PIV == nil {
+		return nil, nil, ErrOption
+	}
+	value, _ := req.Options.Get(coap.OSCOREOption)
+	g.mu.Lock()
+	contexts := g.contextsLocked(opt.KIDContext)
+	g.mu.Unlock()
+	last := ErrContext
+	for _, c := range contexts {
+		plain, x, err := g.unprotectRequest(req, c, opt, value)
+		if err == nil || x != nil {
+			return plain, x, err
+		}
+		last = err
+	}
+	return nil, nil, last
+}
+
+func (g *Group) unprotectRequest(req *coap.Message, c *groupContext, opt Option, value []byte) (*coap.Message, *GroupRequest, error) {
+	if opt.Group && !c.suite.group || !opt.Group && !c.suite.pairwise {
+		return nil, nil, ErrMode
+	}
+	seq := pivNumber(opt.PIV)
+	g.mu.Lock()
+	s := c.sender
+	replayed := false
+	if r := c.recipientLocked(opt.KID); r != nil {
+		replayed = r.state.window.Valid() && !r.state.window.Fresh(seq)
+	}
+	g.mu.Unlock()
+	switch {
+	case s != nil && bytes.Equal(s.id, opt.KID):
+		return nil, nil, ErrOwnMessage
+	case !opt.Group && s == nil:
+		return nil, nil, ErrMode // a silent server has no pairwise mode
+	case replayed:
+		return nil, nil, ErrReplay
+	}
+	m := &groupMessage{
+		aad: groupAAD{requestKID: opt.KID, requestPIV: opt.PIV, requestGid: c.gid, option: value, gmCred: c.gmCred},
+		gid: c.gid, pivID: opt.KID, piv: opt.PIV, request: true,
+	}
+	plain, r, err := g.openFrom(c, s, opt, m, req.Payload)
+	if err != nil {
+		return nil, nil, err
+	}
+	inner, err := new(Buffer).unprotected(req, plain, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	x := &GroupRequest{g: g, context: c, sender: s, kid: bytes.Clone(opt.KID), piv: bytes.Clone(opt.PIV), recipient: r}
+	if !opt.Group {
+		x.mode = PairwiseMode
+	}
+	echo, echoed := inner.Options.Get(coap.Echo)
+	// Section 9: where the group has the pairwise mode, only that answers a
+	// challenge; a request in group mode could have been sent on by somebody else.
+	echoed = echoed && (x.mode == PairwiseMode || !c.suite.pairwise)
+
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.contextsLocked(c.gid)) == 0 {
+		return nil, nil, ErrContext // left or rekeyed meanwhile
+	}
+	x.state = g.keepLocked(c, r)
+	switch {
+	case x.state.window.Valid():
+		if !x.state.window.Accept(seq) {
+			return nil, nil, ErrReplay
+		}
+	case echoed && x.state.takeEcho(echo):
+		x.state.window.Recover(seq)
+	default:
+		return nil, x, ErrNotFresh
+	}
+	return inner, x, nil
+}
+
+// openFrom verifies and decrypts a message of the member opt.KID with what is
+// known of it, and gives the Recipient Context that did.
+func (g *Group) openFrom(c *groupContext, s *groupSender, opt Option, m *groupMessage, payload []byte) ([]byte, *groupRecipient, error) {
+	w := groupScratches.Get().(*groupScratch)
+	defer w.release()
+	var plain []byte
+	r, err := g.candidates(c, opt.KID, func(r *groupRecipient) error {
+		m.aad.senderCred = r.cred
+		by, verify := r.cipher, r.verify
+		if !opt.Group {
+			pair, err := g.pairOf(c, s, r)
+			if err != nil {
+				return err
+			}
+			by, verify = pair.receive, nil
+		}
+		var err error
+		plain, err = c.open(w, make([]byte, 0, len(payload)), by, verify, m, payload)
+		if err != nil {
+			return ErrDecrypt
+		}
+		return nil
+	})
+	return plain, r, err
+}

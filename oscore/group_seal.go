@@ -1,0 +1,113 @@
+package oscore
+
+import (
+	"errors"
+	"sync"
+)
+
+// maxPlaintext is what fits a datagram, and what AES-CCM with a nonce of 13 bytes
+// can encrypt.
+const maxPlaintext = 1<<16 - 1
+
+// maxNonce is the longest nonce of the algorithms at hand.
+const maxNonce = 13
+
+var (
+	errTooLong   = errors.New("oscore: the message is too long to protect")
+	errTruncated = errors.New("oscore: payload is shorter than its signature and tag")
+)
+
+// groupMessage is what protection of one message takes beside its bytes.
+type groupMessage struct {
+	aad     groupAAD
+	gid     []byte // of the material that protects it
+	pivID   []byte // Sender ID of who generated piv
+	piv     []byte
+	request bool
+}
+
+// groupScratch is memory that protection needs and nobody sees.
+type groupScratch struct {
+	frame aadFrame
+	nonce [maxNonce]byte
+	sig   []byte
+	plain []byte // an inner message, to be overwritten
+}
+
+var groupScratches = sync.Pool{New: func() any { return new(groupScratch) }}
+
+// release wipes what is secret and gives the memory back.
+func (w *groupScratch) release() {
+	clear(w.plain)
+	w.plain = w.plain[:0]
+	groupScratches.Put(w)
+}
+
+// seal appends the payload of a message to dst: the ciphertext and, when sign is
+// given, the countersignature under its keystream.
+//
+// draft-ietf-core-oscore-groupcomm-28, Sections 3.1, 4.1 and 4.2.
+func (c *groupContext) seal(w *groupScratch, dst []byte, by *groupCipher, sign func([]byte) ([]byte, error), m *groupMessage, plaintext []byte) ([]byte, error) {
+	if len(plaintext) > maxPlaintext {
+		return nil, errTooLong
+	}
+	w.frame.set(&m.aad, c.suite)
+	nonce := w.nonce[:by.nonce]
+	setNonce(nonce, c.commonIV, m.pivID, pivNumber(m.piv))
+	at := len(dst)
+	dst = by.seal(dst, nonce, plaintext, w.frame.encrypted())
+	if sign == nil {
+		return dst, nil
+	}
+	sig, err := sign(w.frame.countersigned(dst[at:]))
+	if err != nil {
+		return nil, err
+	}
+	ks, err := c.keystream(m)
+	if err != nil {
+		return nil, err
+	}
+	for i := range sig {
+		dst = append(dst, sig[i]^ks[i])
+	}
+	return dst, nil
+}
+
+// open appends the plaintext of a payload to dst. When verify is given, the
+// countersignature is verified first, and nothing is decrypted when that fails.
+//
+// draft-ietf-core-oscore-groupcomm-28, Sections 7.2 and 7.4.
+func (c *groupContext) open(w *groupScratch, dst []byte, by *groupCipher, verify func(msg, sig []byte) error, m *groupMessage, payload []byte) ([]byte, error) {
+	if len(payload) < by.tag || len(payload) > maxPlaintext+by.tag+c.suite.sigLen {
+		return nil, errTruncated
+	}
+	w.frame.set(&m.aad, c.suite)
+	if verify != nil {
+		n := len(payload) - c.suite.sigLen
+		if n < by.tag {
+			return nil, errTruncated
+		}
+		if err := verifyCountersignature(w, c.suite.sigLen, c.keystream, verify, m, payload); err != nil {
+			return nil, err
+		}
+		payload = payload[:n]
+	}
+	nonce := w.nonce[:by.nonce]
+	setNonce(nonce, c.commonIV, m.pivID, pivNumber(m.piv))
+	return by.open(dst, nonce, payload, w.frame.encrypted())
+}
+
+// verifyCountersignature takes the keystream off the signature at the end of a
+// payload and verifies it over the rest. The external_aad is in w.frame.
+func verifyCountersignature(w *groupScratch, sigLen int, keystream func(*groupMessage) ([]byte, error), verify func(msg, sig []byte) error, m *groupMessage, payload []byte) error {
+	n := len(payload) - sigLen
+	ks, err := keystream(m)
+	if err != nil {
+		return err
+	}
+	w.sig = w.sig[:0]
+	for i, b := range payload[n:] {
+		w.sig = append(w.sig, b^ks[i])
+	}
+	return verify(w.frame.countersigned(payload[:n]), w.sig)
+}
