@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"sync"
 	"testing"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -11,20 +12,37 @@ import (
 )
 
 // directory is a source of credentials: what the Group Manager would tell.
-type directory map[string][]byte // by Gid and Sender ID
+type directory struct {
+	mu    sync.Mutex
+	creds map[string][]byte // by Gid and Sender ID
+}
 
-func (d directory) Credential(gid, kid []byte) ([]byte, bool) {
-	cred, ok := d[string(gid)+"/"+string(kid)]
+func newDirectory() *directory { return &directory{creds: map[string][]byte{}} }
+
+func (d *directory) Credential(gid, kid []byte) ([]byte, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	cred, ok := d.creds[string(gid)+"/"+string(kid)]
 	return cred, ok
 }
 
-func (d directory) set(gid, kid, cred []byte) { d[string(gid)+"/"+string(kid)] = cred }
+func (d *directory) set(gid, kid, cred []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.creds[string(gid)+"/"+string(kid)] = cred
+}
+
+func (d *directory) forget(gid []byte, kid string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.creds, string(gid)+"/"+kid)
+}
 
 // site is a group with members that all use one directory.
 type site struct {
 	t        testing.TB
 	material GroupMaterial
-	creds    directory
+	creds    *directory
 	keys     map[string]*GroupSender
 }
 
@@ -37,7 +55,7 @@ var bothModes = GroupAlgorithms{
 func newSite(t testing.TB, algs GroupAlgorithms) *site {
 	gm := must(cose.GenerateKey(cose.AlgEdDSA))
 	return &site{
-		t: t, creds: directory{}, keys: map[string]*GroupSender{},
+		t: t, creds: newDirectory(), keys: map[string]*GroupSender{},
 		material: GroupMaterial{
 			Gid: []byte{0xdd, 0x11}, Algorithms: algs, CredFormat: cose.HeaderKCCS,
 			GMCred:       cose.EncodeCCS("gm", gm),

@@ -9,8 +9,11 @@ import (
 // can encrypt.
 const maxPlaintext = 1<<16 - 1
 
-// maxNonce is the longest nonce of the algorithms at hand.
-const maxNonce = 13
+// maxTag and maxNonce are the longest of the algorithms at hand.
+const (
+	maxTag   = 16
+	maxNonce = 13
+)
 
 var (
 	errTooLong   = errors.New("oscore: the message is too long to protect")

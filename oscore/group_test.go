@@ -14,7 +14,7 @@ func ownGroups(t *testing.T) (ownVectors, map[string]*Group) {
 	t.Helper()
 	var v ownVectors
 	loadVectors(t, "group-oscore-eddsa-own.json", &v)
-	creds := directory{}
+	creds := newDirectory()
 	for id, m := range v.Members {
 		creds.set(v.Gid, sid(id), m.Cred)
 	}
@@ -142,7 +142,7 @@ func TestGroupCTRWhole(t *testing.T) {
 		Payload5 hexBytes `json:"payload_5elem"`
 	}
 	loadVectors(t, "group-oscore-a128ctr-own.json", &v)
-	creds := directory{}
+	creds := newDirectory()
 	creds.set(v.Gid, sid("25"), own.Members["25"].Cred)
 	creds.set(v.Gid, sid("52"), own.Members["52"].Cred)
 	make := func(id string) *Group {
@@ -275,7 +275,7 @@ func TestGroupErrors(t *testing.T) {
 	unknown := newSite(t, bothModes)
 	unknown.creds = s.creds
 	stranger := unknown.member("z", GroupConfig{})
-	delete(s.creds, string(s.material.Gid)+"/z")
+	s.creds.forget(s.material.Gid, "z")
 	strange, _ := ask(t, stranger, GroupMode, "", get("/x"))
 	for name, c := range map[string]struct {
 		m    *coap.Message
@@ -324,7 +324,7 @@ func TestGroupErrors(t *testing.T) {
 func TestGroupUnknownThenKnown(t *testing.T) {
 	s := newSite(t, bothModes)
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
-	delete(s.creds, string(s.material.Gid)+"/a")
+	s.creds.forget(s.material.Gid, "a")
 	req, _ := ask(t, client, GroupMode, "", get("/x"))
 	_, _, err := server.UnprotectRequest(req)
 	wantErr(t, "unknown", err, ErrUnknownPeer)
