@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 )
 
@@ -80,5 +81,99 @@ func TestDerivationVectors(t *testing.T) {
 	}
 	if len(v.Contexts) != 3 {
 		t.Errorf("%d contexts", len(v.Contexts))
+	}
+}
+
+// contextC makes the client's context of the vectors, or the server's.
+func (v *rfcVectors) context(t testing.TB, name string, server bool, start uint64) *Context {
+	t.Helper()
+	c := v.Contexts[name]
+	p := Params{
+		MasterSecret: cose.NewSecret(v.MasterSecret), MasterSalt: c.MasterSalt,
+		SenderID: c.SenderID, RecipientID: c.RecipientID, Sequence: SequenceConfig{Start: start},
+	}
+	if c.IDContext != nil {
+		p.IDContext = *c.IDContext
+	}
+	if server {
+		p.SenderID, p.RecipientID = p.RecipientID, p.SenderID
+	}
+	ctx, err := New(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ctx
+}
+
+func decode(t testing.TB, b []byte) *coap.Message {
+	t.Helper()
+	m, err := coap.DecodeMessage(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func encode(t testing.TB, m *coap.Message) []byte {
+	t.Helper()
+	b, err := m.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// RFC 8613, Appendices C.4 to C.8: every byte of the protected messages, and back.
+func TestMessageVectors(t *testing.T) {
+	v := loadRFCVectors(t)
+	for i, name := range []string{"C1", "C2", "C3"} {
+		m := v.Messages[i]
+		client, server := v.context(t, name, false, 20), v.context(t, name, true, 0)
+		p, ex, err := client.ProtectRequest(t.Context(), nil, decode(t, m.Unprotected))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := encode(t, p); !bytes.Equal(got, m.Protected) {
+			t.Errorf("%s: %x, want %x", m.Name, got, m.Protected)
+		}
+		var b Buffer
+		if aad := client.setAAD(&b, client.senderID, 20); !bytes.Equal(aad, m.AAD) {
+			t.Errorf("%s: AAD %x, want %x", m.Name, aad, m.AAD)
+		}
+		if nonce := client.setNonce(&b, client.senderID, 20); !bytes.Equal(nonce, m.Nonce) {
+			t.Errorf("%s: nonce %x, want %x", m.Name, nonce, m.Nonce)
+		}
+		got, sex, err := server.UnprotectRequest(nil, decode(t, m.Protected))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b := encode(t, got); !bytes.Equal(b, m.Unprotected) {
+			t.Errorf("%s: unprotected %x, want %x", m.Name, b, m.Unprotected)
+		}
+		if i > 0 {
+			continue
+		}
+		// C.7 and C.8 answer C.4: without a Partial IV, and with one.
+		for j, own := range []bool{false, true} {
+			m := v.Messages[3+j]
+			p, err := server.protectResponse(t.Context(), nil, sex, decode(t, m.Unprotected), own)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := encode(t, p); !bytes.Equal(got, m.Protected) {
+				t.Errorf("%s: %x, want %x", m.Name, got, m.Protected)
+			}
+			ex := ex
+			got, err := client.UnprotectResponse(nil, &ex, decode(t, m.Protected))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b := encode(t, got); !bytes.Equal(b, m.Unprotected) {
+				t.Errorf("%s: unprotected %x, want %x", m.Name, b, m.Unprotected)
+			}
+		}
+	}
+	if len(v.Messages) != 5 {
+		t.Errorf("%d messages", len(v.Messages))
 	}
 }

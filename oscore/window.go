@@ -20,6 +20,7 @@ const maxWindow = 64
 type Window struct {
 	mu       sync.Mutex
 	valid    bool
+	restored bool // nothing says which requests were answered: no nonce is given away
 	size     uint64
 	next     uint64 // one more than the largest number accepted
 	seen     uint64 // bit i: next-1-i was accepted, or is too old
@@ -56,7 +57,7 @@ func (w *Window) resetLocked(next uint64) {
 	if w.size == 0 {
 		w.size = defaultWindow
 	}
-	w.valid, w.next = true, next
+	w.valid, w.restored, w.next = true, false, next
 	w.seen, w.answered = ^uint64(0), ^uint64(0)
 }
 
@@ -89,14 +90,15 @@ func (w *Window) Recover(n uint64) bool {
 	return true
 }
 
-// Restore sets up the window from what [Window.State] returned.
+// Restore sets up the window from what [Window.State] returned. From then on no
+// response takes the nonce of a request: should the state be older than it claims,
+// a replay gets through, but no nonce is used twice.
 func (w *Window) Restore(s WindowState) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.resetLocked(s.Next)
-	w.valid = s.Valid
+	w.valid, w.restored = s.Valid, true
 	if s.Next > 0 {
-		// Nothing says which of the requests have been answered.
 		w.seen = s.Seen | 1
 	}
 }
@@ -159,7 +161,7 @@ func (w *Window) acceptLocked(n uint64) bool {
 func (w *Window) Claim(n uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.valid || n >= w.next {
+	if !w.valid || w.restored || n >= w.next {
 		return false
 	}
 	age := w.next - 1 - n
