@@ -39,16 +39,6 @@ func both(f func(p *Params)) func(client, server *Params) {
 	return func(client, server *Params) { f(client); f(server) }
 }
 
-func get(path ...string) *coap.Message {
-	m := &coap.Message{Code: coap.GET, ID: 1, Token: []byte{7}}
-	m.Options.SetPath(path...)
-	return m
-}
-
-func content(text string) *coap.Message {
-	return &coap.Message{Code: coap.Content, Payload: []byte(text)}
-}
-
 func observed(m *coap.Message, v uint32) *coap.Message {
 	m.Options.SetUint(coap.ObserveOption, v)
 	return m
@@ -94,8 +84,8 @@ var aeads = []int64{
 	cose.AlgAESCCM16_64_256, cose.AlgAESCCM64_64_128, cose.AlgAESCCM64_128_256, cose.AlgA192GCM,
 }
 
-// arbitrary makes any message that may be protected.
-func arbitrary(rng *rand.Rand, codes ...coap.Code) *coap.Message {
+// anyMessage makes any message that may be protected.
+func anyMessage(rng *rand.Rand, codes ...coap.Code) *coap.Message {
 	some := func(n int) []byte {
 		b := make([]byte, rng.IntN(n+1))
 		for i := range b {
@@ -139,7 +129,7 @@ func TestIdentity(t *testing.T) {
 				if rng.IntN(2) == 0 {
 					client, server = b, a
 				}
-				m := arbitrary(rng, coap.GET, coap.POST, coap.PUT, coap.DELETE, coap.FETCH, coap.PATCH, coap.IPATCH)
+				m := anyMessage(rng, coap.GET, coap.POST, coap.PUT, coap.DELETE, coap.FETCH, coap.PATCH, coap.IPATCH)
 				p, cex, err := client.ProtectRequest(t.Context(), &b1, m)
 				if err != nil {
 					t.Fatal(err)
@@ -155,7 +145,7 @@ func TestIdentity(t *testing.T) {
 				if _, _, err := server.UnprotectRequest(nil, decode(t, wire)); !errors.Is(err, ErrReplay) {
 					t.Fatalf("replay: %v", err)
 				}
-				m = arbitrary(rng, coap.Content, coap.Changed, coap.Valid, coap.NotFound, coap.InternalServerError, coap.Continue)
+				m = anyMessage(rng, coap.Content, coap.Changed, coap.Valid, coap.NotFound, coap.InternalServerError, coap.Continue)
 				p, err = server.ProtectResponse(t.Context(), &b3, sex, m)
 				if err != nil {
 					t.Fatal(err)
@@ -250,7 +240,7 @@ func TestInnerRefused(t *testing.T) {
 		b.data = append(make([]byte, 0, 200), unhex(t, plain)...)
 		n := uint64(i)
 		option := Option{PIV: appendPIV(nil, n), KID: client.senderID}
-		p, err := client.seal(&b, get(), &option, client.setNonce(&b, client.senderID, n), client.setAAD(&b, client.senderID, n))
+		p, err := client.seal(&b, get(""), &option, client.setNonce(&b, client.senderID, n), client.setAAD(&b, client.senderID, n))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -315,7 +305,7 @@ func TestResponsesRefused(t *testing.T) {
 	if _, err := server.ProtectResponse(t.Context(), nil, cex, content("x")); !errors.Is(err, errExchange) {
 		t.Errorf("the client's exchange is answered: %v", err)
 	}
-	if _, err := server.ProtectResponse(t.Context(), nil, sex, get()); err == nil {
+	if _, err := server.ProtectResponse(t.Context(), nil, sex, get("")); err == nil {
 		t.Error("a request is protected as response")
 	}
 	if _, _, err := client.ProtectRequest(t.Context(), nil, content("x")); err == nil {

@@ -30,7 +30,7 @@ func TestEcho(t *testing.T) {
 	var challenge *coap.Message
 	for range 2 { // the same request, replayed, is challenged again
 		got, sex, err := server.UnprotectRequest(nil, first)
-		if !errors.Is(err, ErrFreshness) || got != nil || server.Window().Valid() {
+		if !errors.Is(err, ErrNotFresh) || got != nil || server.Window().Valid() {
 			t.Fatalf("%+v, %v", got, err)
 		}
 		p, err := server.Refuse(t.Context(), nil, sex, err)
@@ -55,13 +55,13 @@ func TestEcho(t *testing.T) {
 	wrong := get("a")
 	wrong.Options.Add(coap.Echo, []byte("12345678"))
 	p, _ := ask(wrong)
-	if _, _, err := server.UnprotectRequest(nil, p); !errors.Is(err, ErrFreshness) {
+	if _, _, err := server.UnprotectRequest(nil, p); !errors.Is(err, ErrNotFresh) {
 		t.Errorf("another Echo value: %v", err)
 	}
 	// Outside of the ciphertext it proves nothing.
 	p, _ = ask(get("a"))
 	p.Options.Set(coap.Echo, echo)
-	if _, _, err := server.UnprotectRequest(nil, p); !errors.Is(err, ErrFreshness) {
+	if _, _, err := server.UnprotectRequest(nil, p); !errors.Is(err, ErrNotFresh) {
 		t.Errorf("outer Echo: %v", err)
 	}
 
@@ -94,7 +94,7 @@ func TestEchoAtomic(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err = server.UnprotectRequest(nil, p)
-	if !errors.Is(err, ErrFreshness) {
+	if !errors.Is(err, ErrNotFresh) {
 		t.Fatal(err)
 	}
 	m := get("a")

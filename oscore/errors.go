@@ -20,6 +20,10 @@ var (
 	ErrContext = failure(coap.Unauthorized, "Security context not found")
 	// ErrReplay: the Partial IV was received before, or is too old to tell.
 	ErrReplay = failure(coap.Unauthorized, "Replay detected")
+	// ErrNotFresh: the request is authentic, but as the Replay Window for its sender
+	// is not valid it may have been received before. It is not to be served: the
+	// client is challenged with Echo, in a protected response.
+	ErrNotFresh = failure(coap.Unauthorized, "")
 	// ErrDecrypt: the message is not authentic.
 	ErrDecrypt = failure(coap.BadRequest, "Decryption failed")
 	// ErrInner: the message is authentic, but what it carries is no CoAP request
@@ -40,6 +44,8 @@ func failure(code coap.Code, text string) error {
 	case cause != "":
 	case code == coap.RequestEntityTooLarge:
 		cause = "message is too large"
+	case code == coap.Unauthorized:
+		cause = "the request may be an old one: challenge the client"
 	default:
 		cause = "plaintext is no CoAP message"
 	}

@@ -11,7 +11,7 @@ import (
 const defaultUnknownPeerMaxAge = 5
 
 // Why a message of a group was not accepted, beside [ErrOption], [ErrContext],
-// [ErrReplay], [ErrDecrypt] and [ErrInner]. A signature that does not verify is
+// [ErrReplay], [ErrNotFresh], [ErrDecrypt] and [ErrInner]. A signature that does not verify is
 // ErrDecrypt as well: nobody is told which of the two failed.
 //
 // draft-ietf-core-oscore-groupcomm-28, Sections 6, 7.2 and 8.4.
@@ -21,9 +21,6 @@ var (
 	// ErrUnknownPeer: there is no credential for the Sender ID. Ask the Group
 	// Manager for it, then try the same message again.
 	ErrUnknownPeer = errors.New("oscore: no credential for the Sender ID of the peer")
-	// ErrNotFresh: the request is authentic, but as the Replay Window for its sender
-	// is not valid it may have been received before.
-	ErrNotFresh = errors.New("oscore: the request may be an old one: challenge the client")
 	// ErrOwnMessage: the Sender ID in the message is the own one.
 	ErrOwnMessage = failure(coap.Unauthorized, "Security context not found")
 	// ErrWrongServer: the response is authentic, but of another server than the

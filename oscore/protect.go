@@ -11,17 +11,8 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 )
 
-var (
-	errNoRequest  = errors.New("oscore: not the code of a request")
-	errNoResponse = errors.New("oscore: not the code of a response")
-	// errExchange: a mistake of the caller, or a context that was replaced.
-	errExchange = errors.New("oscore: the exchange is not one of this context")
-)
-
-// ErrFreshness says that a request is authentic, but that nothing tells whether it
-// is a replay, because the Replay Window was lost: the server answers with
-// [Context.Challenge] (RFC 8613, Appendix B.1.2).
-var ErrFreshness = failure(coap.Unauthorized, "")
+// errExchange: a mistake of the caller, or a context that was replaced.
+var errExchange = errors.New("oscore: the exchange is not one of this context")
 
 // ProtectRequest protects a request (RFC 8613, Section 8.1). The result refers to
 // token and outer options of m, and is otherwise written to buf. The Exchange is
@@ -63,7 +54,7 @@ func (c *Context) ProtectResponse(ctx context.Context, buf *Buffer, ex Exchange,
 	return c.protectResponse(ctx, buf, ex, m, false)
 }
 
-// Challenge is the response to a request that was refused with [ErrFreshness]: a
+// Challenge is the response to a request that was refused with [ErrNotFresh]: a
 // protected 4.01 with nothing but an Echo option (RFC 8613, Appendix B.1.2). The
 // client sends its request again with that option (RFC 9175, Section 2.3).
 func (c *Context) Challenge(ctx context.Context, buf *Buffer, ex Exchange) (*coap.Message, error) {
@@ -76,7 +67,7 @@ func (c *Context) Challenge(ctx context.Context, buf *Buffer, ex Exchange) (*coa
 // proof of freshness. c is nil where no context was found. The caller sets type,
 // message ID and token.
 func (c *Context) Refuse(ctx context.Context, buf *Buffer, ex Exchange, err error) (*coap.Message, error) {
-	if c != nil && errors.Is(err, ErrFreshness) {
+	if c != nil && errors.Is(err, ErrNotFresh) {
 		return c.Challenge(ctx, buf, ex)
 	}
 	r := coap.ErrorResponse(err)
@@ -149,7 +140,7 @@ func (c *Context) seal(buf *Buffer, m *coap.Message, option *Option, nonce, aad 
 // The Exchange is for the responses.
 //
 // An error leaves the context as it was. [Context.Refuse] makes the response; with
-// [ErrFreshness] the Exchange is valid, and the request is not to be served.
+// [ErrNotFresh] the Exchange is valid, and the request is not to be served.
 func (c *Context) UnprotectRequest(buf *Buffer, m *coap.Message) (*coap.Message, Exchange, error) {
 	option, err := received(m)
 	if err != nil {
@@ -196,7 +187,7 @@ func (c *Context) unprotectRequest(buf *Buffer, m *coap.Message, option *Option)
 	// context, so it is no replay, and all before it might be.
 	echo, ok := p.Options.Get(coap.Echo)
 	if !ok || subtle.ConstantTimeCompare(echo, c.echo[:]) != 1 {
-		return nil, ex, ErrFreshness
+		return nil, ex, ErrNotFresh
 	}
 	if !c.window.Recover(n) {
 		return nil, Exchange{}, ErrReplay

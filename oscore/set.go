@@ -94,7 +94,7 @@ func (s *Set) UnprotectRequest(buf *Buffer, m *coap.Message) (*Context, *coap.Me
 	}
 	for _, c := range found {
 		p, ex, e := c.unprotectRequest(buf, m, &option)
-		if e == nil || errors.Is(e, ErrFreshness) {
+		if e == nil || errors.Is(e, ErrNotFresh) {
 			return c, p, ex, e
 		}
 		if !errors.Is(e, ErrContext) {
