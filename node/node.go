@@ -263,6 +263,14 @@ func (m *Member) Key() *cose.Key {
 	return m.key
 }
 
+// Cred is the node's credential, byte for byte as others have it; nil before the
+// first Join.
+func (m *Member) Cred() []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cred
+}
+
 // useKey sets the node's key and what every join needs of it. cred may be nil
 // until the group's format is known.
 func (m *Member) useKey(key *cose.Key, cred []byte) {

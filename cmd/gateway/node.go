@@ -91,43 +91,15 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	if dialect != groupcomm.Current {
 		return c.runLegacy(ctx, dialect, roles, at, access, story, log)
 	}
-
-	transfer, err := c.post(ctx, at, access)
+	member, err := c.enter(ctx, at, access, roles, story, story.event, log)
 	if err != nil {
-		return nodeAdvice("post the access token to", at.coap, err)
-	}
-	story.posted(at.coap, transfer)
-
-	dial := c.dialer(at, access)
-	t, err := dial(ctx)
-	if err != nil {
-		return nodeAdvice("open a DTLS association with", at.coaps, err)
-	}
-	story.associated(at.coaps, access)
-
-	cfg := node.Config{
-		Group: c.Group, Roles: roles, Transfer: transfer, Subject: c.Name,
-		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll, Redial: dial, OnEvent: story.event, Log: log,
-	}
-	if err := c.certificate(&cfg); err != nil {
-		return errors.Join(err, t.Close())
-	}
-	member, err := node.New(cfg, t)
-	if err != nil {
-		return errors.Join(err, t.Close())
+		return err
 	}
 	defer func() {
 		if err := member.Close(); err != nil {
 			log.Debug("closing failed", "err", err)
 		}
 	}()
-	joinCtx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
-	defer cancel()
-	if err := member.Join(joinCtx); err != nil {
-		return nodeAdvice("join over", at.coaps, err)
-	}
-	state, _ := member.State()
-	story.joined(state)
 
 	if c.Once {
 		return c.leave(ctx, member)
@@ -141,6 +113,45 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	}
 	story.stays()
 	return nil
+}
+
+// enter posts the token, opens the association and joins. hear is told what
+// happens then.
+func (c *nodeJoinCmd) enter(
+	ctx context.Context, at nodeAddrs, access *node.Access, roles groupcomm.Roles, story *nodeStory, hear func(node.Event), log *slog.Logger,
+) (*node.Member, error) {
+	transfer, err := c.post(ctx, at, access)
+	if err != nil {
+		return nil, nodeAdvice("post the access token to", at.coap, err)
+	}
+	story.posted(at.coap, transfer)
+
+	dial := c.dialer(at, access)
+	t, err := dial(ctx)
+	if err != nil {
+		return nil, nodeAdvice("open a DTLS association with", at.coaps, err)
+	}
+	story.associated(at.coaps, access)
+
+	cfg := node.Config{
+		Group: c.Group, Roles: roles, Transfer: transfer, Subject: c.Name,
+		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll, Redial: dial, OnEvent: hear, Log: log,
+	}
+	if err := c.certificate(&cfg); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	member, err := node.New(cfg, t)
+	if err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	joinCtx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
+	defer cancel()
+	if err := member.Join(joinCtx); err != nil {
+		return nil, errors.Join(nodeAdvice("join over", at.coaps, err), member.Close())
+	}
+	state, _ := member.State()
+	story.joined(state)
+	return member, nil
 }
 
 // dialer opens DTLS associations with the key of the token.
