@@ -53,7 +53,6 @@ var doors = []struct {
 	who    []string
 }{
 	{"github.com/plgd-dev/go-coap/", []string{"plugin", "plugin/host", "node", "examples/host"}},
-	{"github.com/pion/dtls/v3/pkg/crypto/ccm", []string{"cose"}},
 	{"github.com/pion/dtls/", []string{"plugin", "plugin/host", "node", "examples/host"}},
 	{"github.com/eclipse/paho.mqtt.golang", []string{"bridge", "node"}},
 	{"github.com/mochi-mqtt/", []string{"bridge"}},

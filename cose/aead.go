@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 
-	"github.com/pion/dtls/v3/pkg/crypto/ccm"
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
@@ -82,7 +81,7 @@ func NewAEAD(alg int64, key []byte) (cipher.AEAD, error) {
 	case AlgA128GCM, AlgA192GCM, AlgA256GCM:
 		return cipher.NewGCM(block)
 	}
-	return ccm.NewCCM(block, p.tag, p.nonce)
+	return newCCM(block, p.tag, p.nonce), nil
 }
 
 // seal encrypts after checking what cipher.AEAD answers with a panic.

@@ -3,7 +3,8 @@
 // as credentials, the COSE messages, and the protected form of rekey messages.
 //
 // Start at [Marshal], [DecodeMap] and [Key]. All cryptography is that of the
-// standard library and of vetted modules; this package arranges bytes.
+// standard library and of vetted modules, but for the mode AES-CCM, which the
+// library lacks; this package arranges bytes.
 //
 // Errors say what is wrong with the bytes and never contain a secret, so that
 // their text may be shown to the peer that sent them. Failed cryptography is
