@@ -18,6 +18,7 @@ const module = "github.com/seed4911071e/groupgate"
 var arrows = map[string][]string{
 	"coap":                   {},
 	"coap/serve":             {"coap"},
+	"coap/secure":            {"coap", "cose", "oscore"},
 	"coap/coaptest":          {"coap", "coap/serve"},
 	"cose":                   {},
 	"groupcomm":              {"coap", "cose"},
@@ -28,8 +29,8 @@ var arrows = map[string][]string{
 
 	"gm":        {"coap", "cose", "groupcomm", "store"},
 	"gm/gmtest": {"coap", "cose", "groupcomm", "gm", "store"},
-	"ace/cwt":   {"cose"},
-	"ace":       {"ace/cwt", "coap", "cose", "groupcomm", "store"},
+	"ace/cwt":   {"cose", "oscore"},
+	"ace":       {"ace/cwt", "coap", "coap/secure", "cose", "groupcomm", "oscore", "store"},
 	"bridge":    {"coap", "cose", "groupcomm", "store"},
 	"node":      {"coap", "cose", "groupcomm"},
 	"admin":     {"coap", "cose", "groupcomm"},

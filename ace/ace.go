@@ -6,7 +6,8 @@
 //
 // Start at [Server]. A token enters through [Server.AuthzInfo] or in a
 // psk_identity ([Server.PSK], [Server.Conveyed]); both go through [Server.verify]
-// and [Server.place]. Everybody else asks [Server.Grant] with the subject that
+// and [Server.place]. With a token of the OSCORE profile (RFC 9203) a Security
+// Context is made, which [Server.Context] finds again. Everybody else asks [Server.Grant] with the subject that
 // a peer has proved, at every request anew: a token that ended, was replaced or
 // was revoked takes effect at once.
 //
@@ -56,6 +57,10 @@ type Deps struct {
 	Groups     GroupInfo    // nil: no group information in answers to token posts
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are kept to ourselves
+
+	// Dropped is told which Security Contexts are not to be used any more; it
+	// does not wait. nil: nobody is told.
+	Dropped func([]coap.LinkID)
 }
 
 // Server is the room. Its methods may be used from many goroutines.
@@ -65,6 +70,7 @@ type Server struct {
 	groups  GroupInfo
 	log     *slog.Logger
 	metrics *metrics
+	dropped func([]coap.LinkID)
 
 	identities map[string]*PSKPeer
 	grants     *grantCache
@@ -94,6 +100,7 @@ func New(cfg Config, d Deps) *Server {
 		store:      d.Store,
 		groups:     d.Groups,
 		log:        d.Log,
+		dropped:    d.Dropped,
 		metrics:    newMetrics(d.Registerer),
 		identities: make(map[string]*PSKPeer, len(cfg.PSK)),
 		grants:     newGrantCache(),

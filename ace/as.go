@@ -66,9 +66,13 @@ func (s *Server) serveToken(ctx context.Context, req *coap.Request) (*coap.Respo
 	body := map[int64]any{
 		paramAccessToken: issued.Token,
 		paramExpiresIn:   int64(issued.Lifetime / time.Second),
-		paramCnf:         cose.Item((&cwt.Confirmation{Key: issued.confirmed()}).Encode()),
 		paramTokenType:   tokenPoP,
-		paramProfile:     profileDTLS,
+		paramProfile:     issued.Profile,
+	}
+	// RFC 9203, Section 3.2: with new rights for material that the client has it
+	// is not sent again.
+	if issued.Profile != ProfileOSCORE || !issued.Renewal {
+		body[paramCnf] = cose.Item(issued.confirmation().Encode())
 	}
 	if changed {
 		body[paramScope] = cose.Item(tokenScope(issued.Scope, issued.TextScope))
@@ -133,6 +137,7 @@ type tokenRequest struct {
 	renew    []byte          // kid of the key to use again; nil: a new one
 	cnonce   []byte
 	clientID *string
+	profile  int64 // the one that is asked for; 0: none
 }
 
 // decodeTokenRequest reads {? 33, ? 5, ? 9, ? 4, ? 38, ? 39, ? 24} (RFC 9200,
@@ -159,9 +164,15 @@ func decodeTokenRequest(b []byte) (*tokenRequest, error) {
 	} else if present {
 		r.clientID = &id
 	}
-	// RFC 9200, Section 5.8.4.3: the client asks with null to be told the profile.
+	// RFC 9200, Section 5.8.4.3: the client asks with null to be told the profile,
+	// which it always is. That it may ask for one by its number is of our own.
 	if m.Has(paramProfile) && !m.IsNull(paramProfile) {
-		return nil, malformed("ace_profile is not null")
+		if r.profile, _, err = m.Int(paramProfile); err != nil {
+			return nil, malformed("ace_profile is neither null nor a number")
+		}
+		if r.profile != ProfileDTLS && r.profile != ProfileOSCORE {
+			return nil, oauthFailure(incompatibleProfiles, "profile is not supported")
+		}
 	}
 	if r.cnonce, _, err = m.Bytes(paramCNonce); err != nil || len(r.cnonce) > cwt.MaxCNonce {
 		return nil, malformed("cnonce")
@@ -215,6 +226,10 @@ func (s *Server) issueByPolicy(ctx context.Context, client *client, r *tokenRequ
 	if err != nil {
 		return nil, false, err
 	}
+	profile, err := s.profile(client, audience, r.profile)
+	if err != nil {
+		return nil, false, err
+	}
 	scope := intersect(r.scope, permitted)
 	if len(scope) == 0 {
 		return nil, false, oauthFailure(invalidScope, "nothing of the scope is permitted")
@@ -226,7 +241,7 @@ func (s *Server) issueByPolicy(ctx context.Context, client *client, r *tokenRequ
 	}
 	req := IssueRequest{
 		Client: []byte(client.identity), Audience: audience, Scope: scope, TextScope: r.text, Lifetime: lifetime, CNonce: r.cnonce, KID: r.renew,
-		node: client.node,
+		node: client.node, Profile: profile,
 	}
 	issued, err = s.Issue(ctx, req)
 	if errors.Is(err, errUnknownKey) {
@@ -240,6 +255,28 @@ func (s *Server) issueByPolicy(ctx context.Context, client *client, r *tokenRequ
 		changed = r.scope[0] != scope[0]
 	}
 	return issued, changed, err
+}
+
+// profile is that of a token: what the policies of the client name, else what it
+// asks for, else coap_dtls.
+func (s *Server) profile(c *client, audience string, asked int64) (int64, error) {
+	var named int64
+	if c.node == nil {
+		for _, p := range s.cfg.AS.Policies {
+			if p.Client == c.identity && p.Audience == audience && p.Profile != 0 {
+				named = p.Profile
+			}
+		}
+	}
+	switch {
+	case named != 0 && asked != 0 && named != asked:
+		return 0, oauthFailure(incompatibleProfiles, "the policy names another profile")
+	case named != 0:
+		return named, nil
+	case asked != 0:
+		return asked, nil
+	}
+	return ProfileDTLS, nil
 }
 
 // permitted joins the policies of a client for an audience: their scopes

@@ -1,6 +1,7 @@
 package ace
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -44,6 +45,9 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 		transfer.WantECDHInfo, transfer.WantKDCDH, transfer.RISELabels = false, false, false
 	}
 	v, err := s.accept(ctx, transfer.AccessToken)
+	if req.Peer.Subject.Kind == coap.SubjectOSCORE && req.Peer.Via == coap.OSCORE {
+		return s.updateRights(ctx, req, transfer, v, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +59,18 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	if req.Peer.Via != coap.Plain {
 		h.peer = req.Peer.Subject
 	}
+	if v.material != nil {
+		// RFC 9203, Section 4.2: a parameter that is missing is 4.00.
+		switch {
+		case transfer.Nonce1 == nil:
+			return nil, coap.Errorf(coap.BadRequest, "nonce1 is missing")
+		case transfer.ID1 == nil:
+			return nil, coap.Errorf(coap.BadRequest, "ace_client_recipientid is missing")
+		}
+		if h.setup, err = newContext(v.material, transfer.Nonce1, transfer.ID1); err != nil {
+			return nil, refuse(coap.BadRequest, "nonce1 or ace_client_recipientid has an unusable length", err)
+		}
+	}
 	subject, err := s.place(ctx, v, h)
 	if err != nil {
 		return nil, s.refused(ctx, v, err)
@@ -64,16 +80,67 @@ func (s *Server) postToken(ctx context.Context, req *coap.Request) (*coap.Respon
 	resp := &coap.Response{Code: coap.Created}
 	if legacy != nil {
 		resp.Payload = legacyTransferResponse(legacy, transfer, h.challenge).Encode()
+		if h.setup != nil {
+			if resp.Payload, err = withSetup(resp.Payload, h.setup); err != nil {
+				return nil, err
+			}
+		}
 	} else {
 		answer, err := s.transferResponse(ctx, transfer, v, h.challenge)
 		if err != nil {
 			return nil, err
+		}
+		if h.setup != nil {
+			answer.Nonce2, answer.ID2 = h.setup.nonce2, h.setup.id2
 		}
 		resp.Payload = answer.Encode()
 	}
 	resp.Options.SetContentFormat(transferFormat(req))
 	// The challenge is for this exchange; nothing of it is to be kept.
 	resp.Options.SetUint(coap.MaxAge, 0)
+	return resp, nil
+}
+
+// updateRights: RFC 9203, Section 4.2: a token that comes over OSCORE changes the
+// rights of the peer. It names the input material of the Security Context that
+// protects the request; nonces and identifiers are ignored, any failure of the
+// token is 4.01. The answer is empty, unless the peer asks for what a join needs to
+// know (RFC 9594, Section 3.3).
+func (s *Server) updateRights(ctx context.Context, req *coap.Request, t *groupcomm.TokenTransfer, v *verified, failed error) (*coap.Response, error) {
+	refused := func(err error) error {
+		if coap.Deliberate(err) && coap.ErrorResponse(err).Code.Class() == 4 {
+			return refuse(coap.Unauthorized, "token does not change the rights of this security context", err)
+		}
+		return err
+	}
+	if failed != nil {
+		return nil, refused(failed)
+	}
+	id := subjectKID(req.Peer.Subject)
+	if v.update == nil || !bytes.Equal(v.update, id) {
+		return nil, refused(coap.Errorf(coap.Unauthorized, "cnf names other material"))
+	}
+	// Whatever its kid would mean for a handshake, here it names the material.
+	v.kid, v.subject, v.named, v.derived, v.key = materialKID(v.entry.origin(), id), req.Peer.Subject, true, false, nil
+	h := how{peer: req.Peer.Subject}
+	asks := t.WantSignInfo || t.WantECDHInfo || t.WantKDCDH
+	if asks {
+		h.challenge = newChallenge()
+	}
+	if _, err := s.place(ctx, v, h); err != nil {
+		return nil, refused(s.refused(ctx, v, err))
+	}
+	s.log.DebugContext(ctx, "rights changed", "kid", logKID(req.Peer.Subject), "issuer", v.entry.Issuer)
+	resp := &coap.Response{Code: coap.Created}
+	resp.Options.SetUint(coap.MaxAge, 0)
+	if asks {
+		answer, err := s.transferResponse(ctx, t, v, h.challenge)
+		if err != nil {
+			return nil, err
+		}
+		resp.Payload = answer.Encode()
+		resp.Options.SetContentFormat(coap.ACE)
+	}
 	return resp, nil
 }
 

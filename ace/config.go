@@ -139,6 +139,11 @@ type Policy struct {
 	Audience string
 	Scope    groupcomm.Scope
 	Lifetime time.Duration
+
+	// Profile of the tokens: ProfileDTLS, ProfileOSCORE, or 0 for what the client
+	// asks for, coap_dtls when it does not. All policies of a client for one
+	// audience name the same.
+	Profile int64
 }
 
 // withDefaults returns a copy with zero values filled in.
@@ -277,6 +282,15 @@ func (c Config) policyFaults(p *Policy, identities map[string]*PSKPeer) (faults 
 	}
 	if !slices.ContainsFunc(c.Entries, func(e TokenEntry) bool { return e.Audience == p.Audience && canIssue(&e, c.AS.Issuer) }) {
 		faults = append(faults, fmt.Errorf("no tokens entry with a COSE_Encrypt0 key for issuer %q and audience %q", c.AS.Issuer, p.Audience))
+	}
+	if p.Profile != 0 && p.Profile != ProfileDTLS && p.Profile != ProfileOSCORE {
+		faults = append(faults, fmt.Errorf("profile %d is not supported", p.Profile))
+	}
+	for _, o := range c.AS.Policies {
+		if o.Client == p.Client && o.Audience == p.Audience && o.Profile != p.Profile {
+			faults = append(faults, fmt.Errorf("policies of client %q for audience %q name different profiles", p.Client, p.Audience))
+			break
+		}
 	}
 	if p.Lifetime < time.Second {
 		faults = append(faults, errors.New("lifetime is less than a second"))

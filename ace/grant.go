@@ -22,22 +22,28 @@ import (
 func (s *Server) Grant(ctx context.Context, peer coap.Peer) (*groupcomm.Grant, error) {
 	switch {
 	case peer.Via == coap.Plain,
-		peer.Subject.Kind != coap.SubjectPoP && peer.Subject.Kind != coap.SubjectKeyHash:
+		peer.Subject.Kind != coap.SubjectPoP && peer.Subject.Kind != coap.SubjectKeyHash && peer.Subject.Kind != coap.SubjectOSCORE:
 		return nil, s.unauthorized(coap.Subject{})
 	}
-	now := time.Now()
-	// Where other gateways write too nobody tells us that a grant of before is
-	// not good any more.
-	if !s.store.Shared() {
-		if g := s.grants.get(peer.Subject, now); g != nil {
-			return g, nil
-		}
-	}
-	g, err := s.loadGrant(ctx, peer.Subject, now)
+	g, err := s.grantOf(ctx, peer.Subject)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, s.unauthorized(peer.Subject)
 	}
 	return g, err
+}
+
+// grantOf is the grant of a subject: store.ErrNotFound when no token is in
+// force.
+func (s *Server) grantOf(ctx context.Context, subject coap.Subject) (*groupcomm.Grant, error) {
+	now := time.Now()
+	// Where other gateways write too nobody tells us that a grant of before is
+	// not good any more.
+	if !s.store.Shared() {
+		if g := s.grants.get(subject, now); g != nil {
+			return g, nil
+		}
+	}
+	return s.loadGrant(ctx, subject, now)
 }
 
 // loadGrant reads a grant and keeps it: store.ErrNotFound when no token is in

@@ -253,6 +253,7 @@ func (b *bench) dump() string {
 			`SELECT hex(subject) || slot || hex(core) || hex(scope) || expires FROM ace_tokens ORDER BY subject, slot`,
 			`SELECT origin || seq || expires FROM ace_exi ORDER BY origin, seq`,
 			`SELECT hex(kid) || expires FROM ace_issued ORDER BY kid`,
+			`SELECT hex(id2) || hex(subject) || hex(nonce2) || proved || reserved || epoch FROM ace_contexts ORDER BY id2`,
 		} {
 			rows, err := tx.Query(q)
 			if err != nil {

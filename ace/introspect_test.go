@@ -301,7 +301,7 @@ func TestIntrospectionServed(t *testing.T) {
 	}
 	token := b.token()
 	got, c := ask(psk("rs2"), body(token))
-	if c != coap.Created || got == nil || got.Issuer != "as1" || got.Expires == 0 || got.Profile != profileDTLS || !bytes.Equal(got.Cnf.Key.K, popKey) {
+	if c != coap.Created || got == nil || got.Issuer != "as1" || got.Expires == 0 || got.Profile != ProfileDTLS || !bytes.Equal(got.Cnf.Key.K, popKey) {
 		t.Errorf("%v %+v", c, got)
 	}
 	for name, x := range map[string]struct {

@@ -110,7 +110,7 @@ func (s *Server) introspected(ctx context.Context, audience string, raw []byte) 
 	if err != nil {
 		return inactive, nil
 	}
-	body := map[int64]any{paramProfile: profileDTLS}
+	body := map[int64]any{paramProfile: ProfileDTLS}
 	for label, v := range m {
 		body[label] = v
 	}

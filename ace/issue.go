@@ -13,6 +13,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/oscore"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -21,6 +22,8 @@ const (
 	issuedKeySize = 16 // for TLS_PSK_WITH_AES_128_CCM_8 and its kin
 	issuedKIDSize = 8
 	issuedIDSize  = 8 // cti
+
+	issuedSaltSize = 16 // of OSCORE input material
 )
 
 var errUnknownKey = errors.New("ace: no such issued key")
@@ -41,6 +44,11 @@ type IssueRequest struct {
 	KID []byte
 	Key cose.Secret
 
+	// Profile of the token; 0: ProfileDTLS. With ProfileOSCORE it is bound to new
+	// OSCORE input material, or by KID to material that was issued before; Key is
+	// not used.
+	Profile int64
+
 	node *nodeRow // the enrolled node that it is for, as the policy was read
 }
 
@@ -56,6 +64,9 @@ type Issued struct {
 	Renewal  bool // the key was issued before
 
 	TextScope bool // the scope in the token is written as draft-03 has it
+
+	Profile  int64
+	Material *oscore.Material // with ProfileOSCORE, in place of Key; KID is its identifier
 }
 
 // tokenScope is a scope as the claim and the parameter have it.
@@ -66,9 +77,21 @@ func tokenScope(s groupcomm.Scope, text bool) []byte {
 	return groupcomm.EncodeTokenScope(s, false)
 }
 
-// confirmed is the COSE_Key that the client is given.
-func (i *Issued) confirmed() *cose.Key {
-	return &cose.Key{Kty: cose.KtySymmetric, KID: i.KID, K: i.Key.Bytes()}
+// confirmation is the cnf that the client is given.
+func (i *Issued) confirmation() *cwt.Confirmation {
+	if i.Profile == ProfileOSCORE {
+		return &cwt.Confirmation{OSCORE: i.Material}
+	}
+	return &cwt.Confirmation{Key: &cose.Key{Kty: cose.KtySymmetric, KID: i.KID, K: i.Key.Bytes()}}
+}
+
+// claim is the cnf of the token. RFC 9203, Section 4.1: one that changes the
+// rights of material that client and server have only names it.
+func (i *Issued) claim() *cwt.Confirmation {
+	if i.Profile == ProfileOSCORE && i.Renewal {
+		return &cwt.Confirmation{KID: i.KID}
+	}
+	return i.confirmation()
 }
 
 // Issue makes an encrypted access token under the key of the entry for its
@@ -96,8 +119,16 @@ func (s *Server) Issue(ctx context.Context, r IssueRequest) (*Issued, error) {
 	out := &Issued{
 		Audience: entry.Audience, Scope: r.Scope, TextScope: r.TextScope, Lifetime: r.Lifetime.Truncate(time.Second),
 		Expires: time.Unix(now.Unix(), 0).Add(r.Lifetime.Truncate(time.Second)),
+		Profile: r.Profile,
 	}
-	if err := s.chooseKey(ctx, r, out); err != nil {
+	if out.Profile == 0 {
+		out.Profile = ProfileDTLS
+	}
+	choose := s.chooseKey
+	if out.Profile == ProfileOSCORE {
+		choose = s.chooseMaterial
+	}
+	if err := choose(ctx, r, entry, out); err != nil {
 		return nil, err
 	}
 	claims := &cwt.Claims{
@@ -106,9 +137,14 @@ func (s *Server) Issue(ctx context.Context, r IssueRequest) (*Issued, error) {
 		Expires:  out.Expires.Unix(),
 		IssuedAt: now.Unix(),
 		ID:       random(issuedIDSize),
-		Cnf:      &cwt.Confirmation{Key: out.confirmed()},
+		Cnf:      out.claim(),
 		Scope:    tokenScope(r.Scope, r.TextScope),
 		CNonce:   r.CNonce,
+	}
+	if out.Profile == ProfileOSCORE {
+		// A token that only names its key would else be taken for one of the
+		// other profile.
+		claims.Profile = ProfileOSCORE
 	}
 	out.Token, err = cwt.Seal(cwt.Protection{Alg: entry.Alg, Key: entry.Key.Bytes()}, claims.Encode())
 	if err != nil {
@@ -117,7 +153,7 @@ func (s *Server) Issue(ctx context.Context, r IssueRequest) (*Issued, error) {
 	if len(out.Token) > cwt.MaxToken {
 		return nil, fmt.Errorf("ace: issue: token is longer than %d bytes", cwt.MaxToken)
 	}
-	return out, s.rememberIssued(ctx, r, out)
+	return out, s.rememberIssued(ctx, r, entry, out)
 }
 
 // issuer finds the entry that protects tokens for an audience.
@@ -158,7 +194,7 @@ func (s *Server) issuerName(e *TokenEntry) string {
 }
 
 // chooseKey sets KID and Key of out.
-func (s *Server) chooseKey(ctx context.Context, r IssueRequest, out *Issued) error {
+func (s *Server) chooseKey(ctx context.Context, r IssueRequest, _ *TokenEntry, out *Issued) error {
 	switch {
 	case !r.Key.IsZero():
 		if n := len(r.Key.Bytes()); len(r.KID) == 0 || len(r.KID) > cwt.MaxKID || n < minPSK || n > maxPSK {
@@ -169,43 +205,79 @@ func (s *Server) chooseKey(ctx context.Context, r IssueRequest, out *Issued) err
 	case r.KID == nil:
 		out.KID, out.Key = random(issuedKIDSize), cose.NewSecret(random(issuedKeySize))
 		return nil
-	case s.store == nil:
-		return errUnknownKey
+	}
+	key, err := s.issuedKey(ctx, r, r.KID, out)
+	if err != nil {
+		return err
+	}
+	out.KID, out.Key, out.Renewal = r.KID, cose.NewSecret(key), true
+	return nil
+}
+
+// chooseMaterial sets KID and Material of out.
+func (s *Server) chooseMaterial(ctx context.Context, r IssueRequest, entry *TokenEntry, out *Issued) error {
+	if r.KID == nil {
+		out.KID = random(issuedKIDSize)
+		out.Material = &oscore.Material{
+			ID: out.KID, MasterSecret: cose.NewSecret(random(issuedKeySize)),
+			// Peers differ in what stands for a salt that is absent.
+			Salt: random(issuedSaltSize),
+		}
+		return nil
+	}
+	key, err := s.issuedKey(ctx, r, materialKID(entry.origin(), r.KID), out)
+	if err != nil {
+		return err
+	}
+	if out.Material, err = oscore.DecodeMaterial(key); err != nil {
+		return fmt.Errorf("ace: issued material: %w", err)
+	}
+	out.KID, out.Renewal = r.KID, true
+	return nil
+}
+
+// issuedKey reads what was issued to the client under a name.
+func (s *Server) issuedKey(ctx context.Context, r IssueRequest, kid []byte, out *Issued) ([]byte, error) {
+	if s.store == nil {
+		return nil, errUnknownKey
 	}
 	// RFC 9202, Section 4: only the client that a key was made for may have it
 	// bound to another token.
 	var client, sealed []byte
 	var audience string
 	err := s.store.View(ctx, func(tx *store.Tx) error {
-		return tx.QueryRow(`SELECT client, audience, sealed FROM ace_issued WHERE kid = ? AND blocked = 0`, r.KID).Scan(&client, &audience, &sealed)
+		return tx.QueryRow(`SELECT client, audience, sealed FROM ace_issued WHERE kid = ? AND blocked = 0`, kid).Scan(&client, &audience, &sealed)
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		return errUnknownKey
+		return nil, errUnknownKey
 	}
 	if err != nil {
-		return fmt.Errorf("ace: read issued key: %w", err)
+		return nil, fmt.Errorf("ace: read issued key: %w", err)
 	}
 	if !bytes.Equal(client, r.Client) || audience != out.Audience {
-		return errUnknownKey
+		return nil, errUnknownKey
 	}
-	key, err := s.store.Unseal(issuedContext(r.KID), sealed)
+	key, err := s.store.Unseal(issuedContext(kid), sealed)
 	if err != nil {
-		return fmt.Errorf("ace: issued key: %w", err)
+		return nil, fmt.Errorf("ace: issued key: %w", err)
 	}
-	out.KID, out.Key, out.Renewal = r.KID, cose.NewSecret(key), true
-	return nil
+	return key, nil
 }
 
 // rememberIssued keeps the key for renewals; the token leaves after that.
-func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, i *Issued) error {
+func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, entry *TokenEntry, i *Issued) error {
 	if s.store == nil {
 		return nil
+	}
+	kid, key := i.KID, i.Key.Bytes()
+	if i.Profile == ProfileOSCORE {
+		kid, key = materialKID(entry.origin(), i.KID), i.Material.Encode()
 	}
 	client := r.Client
 	if client == nil {
 		client = []byte{}
 	}
-	sealed := s.store.Seal(issuedContext(i.KID), i.Key.Bytes())
+	sealed := s.store.Seal(issuedContext(kid), key)
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
 		if r.node != nil {
 			if err := stillEnrolled(tx, r.node); err != nil {
@@ -213,7 +285,7 @@ func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, i *Issued) 
 			}
 		}
 		n, err := tx.Exec(`UPDATE ace_issued SET expires = ? WHERE kid = ? AND client = ? AND audience = ? AND blocked = 0`,
-			i.Expires.Unix(), i.KID, client, i.Audience)
+			i.Expires.Unix(), kid, client, i.Audience)
 		if err != nil || n > 0 {
 			return err
 		}
@@ -221,7 +293,7 @@ func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, i *Issued) 
 			return coap.Errorf(coap.ServiceUnavailable, "too many issued keys")
 		}
 		_, err = tx.Exec(`INSERT INTO ace_issued (kid, client, audience, sealed, expires) VALUES (?, ?, ?, ?, ?)`,
-			i.KID, client, i.Audience, sealed, i.Expires.Unix())
+			kid, client, i.Audience, sealed, i.Expires.Unix())
 		if err == nil {
 			tx.AfterCommit(func() { s.issued.Add(1) })
 		}

@@ -16,6 +16,9 @@ const (
 	paramProfile     = 38
 	paramCNonce      = 39
 
+	paramNonce2            = 42
+	paramServerRecipientID = 44
+
 	// Of introspection (RFC 9200, Section 5.9.2).
 	paramActive        = 10
 	paramToken         = 11
@@ -31,6 +34,12 @@ const (
 	tokenPoP               = 2
 )
 
+// Values of ace_profile (the ACE Profiles registry).
+const (
+	ProfileDTLS   = 1 // coap_dtls, RFC 9202
+	ProfileOSCORE = 2 // coap_oscore, RFC 9203
+)
+
 // oauthError is a value of 'error' (RFC 9200, Section 5.8.3).
 type oauthError int64
 
@@ -41,6 +50,7 @@ const (
 	unsupportedGrantType oauthError = 5
 	invalidScope         oauthError = 6
 	unsupportedPoPKey    oauthError = 7
+	incompatibleProfiles oauthError = 8
 )
 
 func (e oauthError) String() string {
@@ -57,6 +67,8 @@ func (e oauthError) String() string {
 		return "invalid_scope"
 	case unsupportedPoPKey:
 		return "unsupported_pop_key"
+	case incompatibleProfiles:
+		return "incompatible_ace_profiles"
 	}
 	return "error"
 }

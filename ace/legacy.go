@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
@@ -97,6 +98,18 @@ func (s *Server) legacyTransfer(ctx context.Context, req *coap.Request, t *group
 		return legacy, nil
 	}
 	return nil, nil
+}
+
+// withSetup adds nonce2 and ace_server_recipientid to an answer in a legacy
+// dialect, which has no labels of its own for them (RFC 9203, Section 4.2).
+func withSetup(answer []byte, c *contextRow) ([]byte, error) {
+	m, err := cose.DecodeMap(answer)
+	if err != nil {
+		return nil, err
+	}
+	m[paramNonce2] = cose.MustMarshal(c.nonce2)
+	m[paramServerRecipientID] = cose.MustMarshal(c.id2)
+	return cose.MustMarshal(map[int64]cose.Item(m)), nil
 }
 
 // legacyTransferResponse answers a token post in the dialect of groups

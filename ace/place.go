@@ -61,6 +61,9 @@ func (s *Server) checkKey(tx *store.Tx, v *verified) (k *keyRow, err error) {
 		// whoever made it could take over or lock out the first.
 		return nil, refuse(coap.BadRequest, "key identifier belongs to another key", nil)
 	}
+	if k.subject.Kind == coap.SubjectOSCORE && v.subject != k.subject {
+		return nil, refuse(coap.BadRequest, "key identifier belongs to OSCORE input material", nil)
+	}
 	return k, nil
 }
 
@@ -104,8 +107,11 @@ type how struct {
 	peer coap.Subject
 	// conveyed: the token came in psk_identity and its key was just proved.
 	conveyed bool
-	// challenge is the N_S that answers.
+	// challenge is the N_S that answers; nil: none does.
 	challenge []byte
+	// setup is what was exchanged with the token of the OSCORE profile: a
+	// Security Context is stored with it.
+	setup *contextRow
 }
 
 // errFull is the answer when no token can be dropped for a new one.
@@ -137,10 +143,15 @@ func (s *Server) place(ctx context.Context, v *verified, h how) (subject coap.Su
 		}
 		if k == nil {
 			subject = v.subject
-			return s.placeFirst(tx, &v, t, sealed, h, now)
+			err = s.placeFirst(tx, &v, t, sealed, h, now)
+		} else {
+			subject = k.subject
+			err = s.placeNext(tx, k, t, h, now)
 		}
-		subject = k.subject
-		return s.placeNext(tx, k, t, h, now)
+		if err != nil || h.setup == nil {
+			return err
+		}
+		return s.addContext(tx, subject, h.setup, now)
 	})
 	return subject, err
 }
@@ -211,7 +222,9 @@ func (h how) from(k *keyRow) uint8 {
 // placeNext stores a further token of a key, or the same again.
 func (s *Server) placeNext(tx *store.Tx, k *keyRow, t *tokenRow, h how, now time.Time) error {
 	k.used = k.used || h.conveyed || s.isTouched(k.subject)
-	k.challenges = k.challenges.add(h.challenge, h.from(k), now)
+	if h.challenge != nil {
+		k.challenges = k.challenges.add(h.challenge, h.from(k), now)
+	}
 	k.stored, k.gone = now.Unix(), 0
 	if err := s.updateKey(tx, k); err != nil {
 		return err

@@ -101,13 +101,25 @@ func (s *Server) storedPSK(ctx context.Context, kid []byte) ([]byte, error) {
 		k, err = keyByKID(tx, kid)
 		return err
 	})
-	if errors.Is(err, store.ErrNotFound) || err == nil && k.newest(time.Now()) == nil {
+	if errors.Is(err, store.ErrNotFound) || err == nil && (k.newest(time.Now()) == nil || k.subject.Kind != coap.SubjectPoP) {
 		return nil, fmt.Errorf("%w: kid is not stored", ErrIdentity)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ace: read key: %w", err)
 	}
 	return s.unsealKey(k)
+}
+
+// forHandshake says whether a token's key can be the pre-shared key of a
+// handshake.
+func (v *verified) forHandshake() error {
+	switch {
+	case v.material != nil:
+		return fmt.Errorf("%w: token is for OSCORE", ErrIdentity)
+	case v.kid == nil:
+		return fmt.Errorf("%w: key is public, or not named for handshakes", ErrIdentity)
+	}
+	return nil
 }
 
 func (s *Server) unsealKey(k *keyRow) ([]byte, error) {
@@ -127,8 +139,8 @@ func (s *Server) conveyedPSK(ctx context.Context, token []byte) ([]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
-	if v.kid == nil {
-		return nil, fmt.Errorf("%w: key is public", ErrIdentity)
+	if err := v.forHandshake(); err != nil {
+		return nil, err
 	}
 	var k *keyRow
 	err = s.store.View(ctx, func(tx *store.Tx) (err error) {
@@ -179,6 +191,9 @@ func (s *Server) Subject(identity []byte) (subject coap.Subject, conveyed bool) 
 		s.log.Warn("key of a finished handshake is not readable", "err", err)
 		return coap.Subject{}, false
 	}
+	if k.subject.Kind != coap.SubjectPoP {
+		return coap.Subject{}, false // there was no such handshake
+	}
 	if !k.used {
 		s.touch(k.subject)
 	}
@@ -217,8 +232,8 @@ func (s *Server) Conveyed(ctx context.Context, token []byte, exporter func(label
 	if err != nil {
 		return coap.Subject{}, err
 	}
-	if v.kid == nil {
-		return coap.Subject{}, fmt.Errorf("%w: key is public", ErrIdentity)
+	if err := v.forHandshake(); err != nil {
+		return coap.Subject{}, err
 	}
 	if exporter == nil {
 		return coap.Subject{}, errors.New("ace: conveyed token without exporter")

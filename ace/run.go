@@ -204,6 +204,9 @@ func (s *Server) endToken(tx *store.Tx, subject coap.Subject, slot int, expires,
 	if slot != inForce {
 		return nil
 	}
+	if err := s.endContexts(tx, subject); err != nil {
+		return err
+	}
 	if reason == "expired" {
 		reason = "" // the kind says it
 	}

@@ -69,7 +69,7 @@ CREATE TABLE ace_issued (
 	expires  INTEGER NOT NULL
 );
 CREATE INDEX ace_issued_expires ON ace_issued (expires);
-`, schemaNodes, schemaTwins}}
+`, schemaNodes, schemaTwins, schemaContexts}}
 }
 
 // ace_nodes: clients that were enrolled, with their keys, sealed, and what
@@ -90,6 +90,25 @@ CREATE TABLE ace_nodes (
 );
 ALTER TABLE ace_issued ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX ace_issued_client ON ace_issued (client);
+`
+
+// ace_contexts: Security Contexts of the OSCORE profile (RFC 9203). id2 is this
+// end's Recipient ID, the kid of requests; subject the key, whose input material is
+// in ace_keys. made is in nanoseconds. What the other columns are for is at the top
+// of contexts.go.
+const schemaContexts = `
+CREATE TABLE ace_contexts (
+	id2      BLOB NOT NULL PRIMARY KEY,
+	subject  BLOB NOT NULL,
+	nonce1   BLOB NOT NULL,
+	nonce2   BLOB NOT NULL,
+	id1      BLOB NOT NULL,
+	made     INTEGER NOT NULL,
+	proved   INTEGER NOT NULL,
+	reserved INTEGER NOT NULL,
+	epoch    INTEGER NOT NULL
+);
+CREATE INDEX ace_contexts_subject ON ace_contexts (subject, made);
 `
 
 // The token hash of a token's other encoding, see ace_tokens.

@@ -134,6 +134,9 @@ func (s *Server) deleteKey(tx *store.Tx, subject coap.Subject) error {
 	if _, err := tx.Exec(`DELETE FROM ace_tokens WHERE subject = ?`, id); err != nil {
 		return err
 	}
+	if err := s.dropContexts(tx, subject, ``); err != nil {
+		return err
+	}
 	n, err := tx.Exec(`DELETE FROM ace_keys WHERE subject = ?`, id)
 	if err == nil && n > 0 {
 		tx.AfterCommit(func() {

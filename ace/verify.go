@@ -17,6 +17,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/oscore"
 )
 
 // verified is a token that passed every check that needs no stored state.
@@ -42,7 +43,12 @@ type verified struct {
 	kid     []byte
 	key     []byte // symmetric; nil when unknown or public
 	named   bool   // the token only names the key
-	derived bool   // key was derived from the token
+	// material is the OSCORE input material that the token confirms, which is the
+	// key; update says that the token changes the rights of material that is
+	// stored, by its identifier (RFC 9203, Section 4.1).
+	material *oscore.Material
+	update   []byte
+	derived  bool // key was derived from the token
 }
 
 // verify applies the checks to a token in their order (RFC 9200, Section
@@ -123,7 +129,9 @@ func (s *Server) judge(ctx context.Context, v *verified, claims *cwt.Claims, ent
 	if v.scope, v.text, err = s.scopeOf(ctx, claims.Scope); err != nil {
 		return refuse(coap.BadRequest, "scope is not understood", err)
 	}
-	if claims.Profile != 0 && claims.Profile != profileDTLS {
+	switch claims.Profile {
+	case 0, ProfileDTLS, ProfileOSCORE:
+	default:
 		return refuse(coap.BadRequest, "profile is not supported", nil)
 	}
 	if err := v.confirm(claims); err != nil {
@@ -134,9 +142,6 @@ func (s *Server) judge(ctx context.Context, v *verified, claims *cwt.Claims, ent
 	}
 	return nil
 }
-
-// profileDTLS is coap_dtls of the ACE Profiles registry.
-const profileDTLS = 1
 
 // refuse makes an error whose text alone reaches the peer; cause is for logs.
 func refuse(code coap.Code, text string, cause error) error {
@@ -214,7 +219,15 @@ func (v *verified) confirm(claims *cwt.Claims) error {
 	}
 	key := cnf.Key
 	clear := v.clear
+	if cnf.Key == nil && cnf.Encrypted == nil && cnf.OSCORE == nil {
+		v.update = cnf.KID
+	}
 	switch {
+	case cnf.OSCORE != nil:
+		return v.confirmMaterial(claims)
+	case v.update != nil && claims.Profile == ProfileOSCORE:
+		v.named = true
+		return nil // whether that is known, check decides
 	case cnf.Encrypted != nil:
 		k, err := cwt.OpenKey(cnf.Encrypted, v.entry.encryptionKey())
 		if err != nil {
@@ -235,6 +248,9 @@ func (v *verified) confirm(claims *cwt.Claims) error {
 	if len(key.KID) == 0 {
 		// RFC 9202, Section 3.3.1: the kid is what the handshake names.
 		return errors.New("symmetric key without kid")
+	}
+	if claims.Profile == ProfileOSCORE {
+		return errors.New("no OSCORE input material")
 	}
 	v.kid = key.KID
 	switch {
@@ -309,6 +325,34 @@ func (v *verified) confirmPublic(k *cose.Key) error {
 	return nil
 }
 
+// confirmMaterial accepts OSCORE input material. RFC 9203, Section 3.2: the token
+// is encrypted, because it holds the key.
+func (v *verified) confirmMaterial(claims *cwt.Claims) error {
+	m := claims.Cnf.OSCORE
+	switch {
+	case v.clear:
+		return errors.New("OSCORE input material in a token that anybody can read")
+	case claims.Profile == ProfileDTLS:
+		return errors.New("OSCORE input material for another profile")
+	case claims.Cnf.KID != nil && !bytes.Equal(claims.Cnf.KID, m.ID):
+		return errors.New("two key identifiers")
+	case m.MaxID() == 0:
+		return errors.New("an algorithm that leaves no room for identifiers")
+	}
+	v.material, v.key, v.kid = m, m.Encode(), materialKID(v.entry.origin(), m.ID)
+	v.subject = popSubject(v.entry.origin(), m.ID, v.key)
+	v.subject.Kind = coap.SubjectOSCORE
+	return nil
+}
+
+// materialKID is the key identifier under which OSCORE input material is stored.
+// Its identifiers are no kids of pre-shared keys, and each Authorization Server
+// has its own.
+func materialKID(origin string, id []byte) []byte {
+	sum := sha256.Sum256(cose.MustMarshal([]any{"groupgate OSCORE input material", origin, id}))
+	return append([]byte("osc"), sum[:subjectDigest]...)
+}
+
 // popSubject identifies a symmetric key of proof: its kid, and a digest that
 // binds issuer and key, so that a kid given out anew is somebody else.
 func popSubject(origin string, kid, key []byte) coap.Subject {
@@ -318,9 +362,10 @@ func popSubject(origin string, kid, key []byte) coap.Subject {
 
 const subjectDigest = 16
 
-// subjectKID is the kid inside the identifier of a subject; nil: none.
+// subjectKID is the kid inside the identifier of a subject, of OSCORE input
+// material its identifier; nil: none.
 func subjectKID(s coap.Subject) []byte {
-	if s.Kind != coap.SubjectPoP || len(s.ID) <= subjectDigest {
+	if s.Kind != coap.SubjectPoP && s.Kind != coap.SubjectOSCORE || len(s.ID) <= subjectDigest {
 		return nil
 	}
 	return []byte(s.ID[:len(s.ID)-subjectDigest])

@@ -14,6 +14,7 @@ import (
 	"math"
 
 	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/oscore"
 )
 
 // ErrClaims is a claims set that cannot be understood.
@@ -57,8 +58,10 @@ type Confirmation struct {
 	Key *cose.Key
 	// Encrypted is an Encrypted_COSE_Key (2): the encoded COSE_Encrypt0.
 	Encrypted []byte
-	// KID names a key (3).
+	// KID names a key (3), or OSCORE input material that is known already.
 	KID []byte
+	// OSCORE is OSCORE input material (4; RFC 9203, Section 3.2.1).
+	OSCORE *oscore.Material
 }
 
 // Labels of claims and of confirmation members.
@@ -79,6 +82,7 @@ const (
 	cnfKey       = 1
 	cnfEncrypted = 2
 	cnfKID       = 3
+	cnfOSCORE    = 4
 )
 
 // Encode returns the claims set in core-deterministic encoding.
@@ -127,6 +131,8 @@ func (c *Confirmation) Encode() []byte {
 		m[cnfKey] = cose.Item(c.Key.Encode())
 	case c.Encrypted != nil:
 		m[cnfEncrypted] = cose.Item(c.Encrypted)
+	case c.OSCORE != nil:
+		m[cnfOSCORE] = cose.Item(c.OSCORE.Encode())
 	}
 	if c.KID != nil {
 		m[cnfKID] = c.KID
@@ -180,8 +186,14 @@ func DecodeConfirmation(b []byte) (*Confirmation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: cnf: %w", ErrClaims, err)
 	}
-	// RFC 8747, Section 3.1: at most one of the two keys is given.
-	if m.Has(cnfKey) && m.Has(cnfEncrypted) {
+	// RFC 8747, Section 3.1: at most one key is given.
+	keys := 0
+	for _, label := range []int64{cnfKey, cnfEncrypted, cnfOSCORE} {
+		if m.Has(label) {
+			keys++
+		}
+	}
+	if keys > 1 {
 		return nil, fmt.Errorf("%w: cnf holds two keys", ErrClaims)
 	}
 	d := decoder{m: m}
@@ -191,6 +203,11 @@ func DecodeConfirmation(b []byte) (*Confirmation, error) {
 	}
 	if m.Has(cnfKey) {
 		if c.Key, err = cose.DecodeKey(m[cnfKey]); err != nil {
+			return nil, fmt.Errorf("%w: cnf: %w", ErrClaims, err)
+		}
+	}
+	if m.Has(cnfOSCORE) {
+		if c.OSCORE, err = oscore.DecodeMaterial(m[cnfOSCORE]); err != nil {
 			return nil, fmt.Errorf("%w: cnf: %w", ErrClaims, err)
 		}
 	}
