@@ -23,31 +23,27 @@ var (
 	// ErrNotFresh: the request is authentic, but as the Replay Window for its sender
 	// is not valid it may have been received before. It is not to be served: the
 	// client is challenged with Echo, in a protected response.
-	ErrNotFresh = failure(coap.Unauthorized, "")
+	ErrNotFresh = silent(coap.Unauthorized, "the request may be an old one: challenge the client")
 	// ErrDecrypt: the message is not authentic.
 	ErrDecrypt = failure(coap.BadRequest, "Decryption failed")
 	// ErrInner: the message is authentic, but what it carries is no CoAP request
 	// or response.
-	ErrInner = failure(coap.BadRequest, "")
+	ErrInner = silent(coap.BadRequest, "the plaintext is no CoAP message")
 	// ErrTooLarge: the message is larger than the context allows
 	// (MAX_UNFRAGMENTED_SIZE of RFC 8613, Section 4.1.3.4.2).
-	ErrTooLarge = failure(coap.RequestEntityTooLarge, "")
+	ErrTooLarge = silent(coap.RequestEntityTooLarge, "message is too large")
 )
 
-// failure makes an error with a response that no proxy keeps (RFC 8613, Section
+// failure makes an error whose response says the text.
+func failure(code coap.Code, text string) error { return refusal(code, text, text) }
+
+// silent makes an error whose response is the code alone.
+func silent(code coap.Code, cause string) error { return refusal(code, "", cause) }
+
+// refusal makes an error with a response that no proxy keeps (RFC 8613, Section
 // 4.1.3.1).
-func failure(code coap.Code, text string) error {
+func refusal(code coap.Code, text, cause string) error {
 	r := &coap.Response{Code: code, Payload: []byte(text)}
 	r.Options.SetUint(coap.MaxAge, 0)
-	cause := text
-	switch {
-	case cause != "":
-	case code == coap.RequestEntityTooLarge:
-		cause = "message is too large"
-	case code == coap.Unauthorized:
-		cause = "the request may be an old one: challenge the client"
-	default:
-		cause = "plaintext is no CoAP message"
-	}
 	return coap.Respond(r, errors.New("oscore: "+cause))
 }

@@ -51,30 +51,42 @@ func (c *Context) ProtectRequest(ctx context.Context, buf *Buffer, m *coap.Messa
 // Partial IV of its own, as notifications need it (Section 4.1.3.5.2). No nonce is
 // used twice, whatever copies of ex there are.
 func (c *Context) ProtectResponse(ctx context.Context, buf *Buffer, ex Exchange, m *coap.Message) (*coap.Message, error) {
-	return c.protectResponse(ctx, buf, ex, m, false)
+	return c.protectResponse(ctx, buf, ex, m, responseFirst)
 }
+
+// How a response comes by its nonce, and what its option carries beside.
+type responseForm uint8
+
+const (
+	responseFirst   responseForm = iota // with the nonce of the request, if it is not used yet
+	responseOwnPIV                      // with a Partial IV of its own
+	responseRenewal                     // the same, and the kid context
+)
 
 // Challenge is the response to a request that was refused with [ErrNotFresh]: a
 // protected 4.01 with nothing but an Echo option (RFC 8613, Appendix B.1.2). The
 // client sends its request again with that option (RFC 9175, Section 2.3).
 func (c *Context) Challenge(ctx context.Context, buf *Buffer, ex Exchange) (*coap.Message, error) {
 	m := coap.Message{Code: coap.Unauthorized, Options: coap.Options{{ID: coap.Echo, Value: c.echo[:]}}}
-	return c.protectResponse(ctx, buf, ex, &m, true)
+	return c.protectResponse(ctx, buf, ex, &m, responseOwnPIV)
 }
 
 // Refuse is the response to a request that UnprotectRequest refused: the simple
-// error of [coap.ErrorResponse], or the [Context.Challenge] of a context that wants
-// proof of freshness. c is nil where no context was found. The caller sets type,
+// error of [coap.ErrorResponse], or what leads to freshness: a [Context.Challenge], or
+// the next step of a [Renewal]. c is nil where no context was found. The caller sets type,
 // message ID and token.
 func (c *Context) Refuse(ctx context.Context, buf *Buffer, ex Exchange, err error) (*coap.Message, error) {
 	if c != nil && errors.Is(err, ErrNotFresh) {
 		return c.Challenge(ctx, buf, ex)
 	}
+	if c != nil && errors.Is(err, ErrRenew) {
+		return c.protectResponse(ctx, buf, ex, &coap.Message{Code: coap.Unauthorized}, responseRenewal)
+	}
 	r := coap.ErrorResponse(err)
 	return &coap.Message{Code: r.Code, Options: r.Options, Payload: r.Payload}, nil
 }
 
-func (c *Context) protectResponse(ctx context.Context, buf *Buffer, ex Exchange, m *coap.Message, ownPIV bool) (*coap.Message, error) {
+func (c *Context) protectResponse(ctx context.Context, buf *Buffer, ex Exchange, m *coap.Message, form responseForm) (*coap.Message, error) {
 	if !m.Code.IsResponse() {
 		return nil, errNoResponse
 	}
@@ -94,7 +106,7 @@ func (c *Context) protectResponse(ctx context.Context, buf *Buffer, ex Exchange,
 	var option Option
 	var room [maxPIV]byte
 	var nonce []byte
-	if !ownPIV && c.window.Claim(ex.piv) {
+	if form == responseFirst && c.window.Claim(ex.piv) {
 		nonce = c.setNonce(buf, c.recipientID, ex.piv)
 	} else {
 		n, err := c.seq.Next(ctx)
@@ -103,6 +115,9 @@ func (c *Context) protectResponse(ctx context.Context, buf *Buffer, ex Exchange,
 		}
 		option.PIV = appendPIV(room[:0], n)
 		nonce = c.setNonce(buf, c.senderID, n)
+	}
+	if form == responseRenewal {
+		option.KIDContext = c.kidContext
 	}
 	return c.seal(buf, out, &option, nonce, c.setAAD(buf, c.recipientID, ex.piv))
 }

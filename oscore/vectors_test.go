@@ -154,9 +154,9 @@ func TestMessageVectors(t *testing.T) {
 			continue
 		}
 		// C.7 and C.8 answer C.4: without a Partial IV, and with one.
-		for j, own := range []bool{false, true} {
+		for j, form := range []responseForm{responseFirst, responseOwnPIV} {
 			m := v.Messages[3+j]
-			p, err := server.protectResponse(t.Context(), nil, sex, decode(t, m.Unprotected), own)
+			p, err := server.protectResponse(t.Context(), nil, sex, decode(t, m.Unprotected), form)
 			if err != nil {
 				t.Fatal(err)
 			}
