@@ -1,14 +1,9 @@
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.HexFormat;
-import java.util.concurrent.ArrayBlockingQueue;
-import java.util.concurrent.BlockingQueue;
-import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 
 import org.eclipse.californium.core.CoapClient;
-import org.eclipse.californium.core.CoapHandler;
-import org.eclipse.californium.core.CoapObserveRelation;
 import org.eclipse.californium.core.CoapResource;
 import org.eclipse.californium.core.CoapResponse;
 import org.eclipse.californium.core.CoapServer;
@@ -47,6 +42,7 @@ public class Peer {
 	}
 
 	public static void main(String[] args) throws Exception {
+		Configuration.setStandard(Configuration.createStandardWithoutFile());
 		OSCoreCtx ctx = new OSCoreCtx(bytes(args[1]), args[0].equals("client"), AlgorithmID.AES_CCM_16_64_128,
 				bytes(args[3]), bytes(args[4]), AlgorithmID.HKDF_HMAC_SHA_256, 32, bytes(args[2]), null, 4096);
 		HashMapCtxDB contexts = new HashMapCtxDB();
@@ -74,7 +70,7 @@ public class Peer {
 	}
 
 	static void serve() throws Exception {
-		Configuration config = Configuration.createStandardWithoutFile();
+		Configuration config = Configuration.getStandard();
 		CoapServer server = new CoapServer(config);
 		CoapEndpoint endpoint = CoapEndpoint.builder().setConfiguration(config)
 				.setInetSocketAddress(new java.net.InetSocketAddress("127.0.0.1", 0)).build();
@@ -134,27 +130,6 @@ public class Peer {
 		case "get" -> print(client.advanced(request(Request.newGet())));
 		case "post" -> print(client.advanced(request(payload(Request.newPost(), "some text".getBytes()))));
 		case "post-large" -> print(client.advanced(request(payload(Request.newPost(), large()))));
-		case "observe" -> {
-			BlockingQueue<CoapResponse> seen = new ArrayBlockingQueue<>(16);
-			CoapObserveRelation relation = client.observe(request(Request.newGet().setObserve()), new CoapHandler() {
-				@Override
-				public void onLoad(CoapResponse response) {
-					seen.add(response);
-				}
-
-				@Override
-				public void onError() {
-					System.out.println("error");
-				}
-			});
-			for (int i = 0; i < 3; i++) {
-				print(seen.poll(10, TimeUnit.SECONDS));
-				if (i < 2) {
-					client.advanced(request(payload(Request.newPost(), new byte[] { '+' })));
-				}
-			}
-			relation.proactiveCancel();
-		}
 		default -> throw new IllegalArgumentException(operation);
 		}
 		client.shutdown();
