@@ -202,7 +202,8 @@ func (l *Log) writeEvents(ctx context.Context, events []store.Event) error {
 func recordOf(e store.Event) (r Record, ok bool, err error) {
 	switch e.Kind {
 	case groupcomm.EventRekeyed, groupcomm.EventJoined, groupcomm.EventLeft, groupcomm.EventEvicted, groupcomm.EventNewCred,
-		groupcomm.EventSenderID, groupcomm.EventCreated, groupcomm.EventDeleted, groupcomm.EventConfigured, groupcomm.EventState, groupcomm.EventTokenExpired:
+		groupcomm.EventSenderID, groupcomm.EventCreated, groupcomm.EventDeleted, groupcomm.EventConfigured, groupcomm.EventState, groupcomm.EventTokenExpired,
+		groupcomm.EventUnreachable, groupcomm.EventDelivered:
 	default:
 		return r, false, nil
 	}

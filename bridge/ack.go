@@ -26,11 +26,16 @@ var (
 
 // parseAckTopic returns the random identifier in `<prefix>/<rid>/ack`.
 func parseAckTopic(prefix, topic string) (rid string, ok bool) {
+	return parseMemberTopic(prefix, topic, "ack")
+}
+
+// parseMemberTopic returns the random identifier in `<prefix>/<rid>/<last>`.
+func parseMemberTopic(prefix, topic, last string) (rid string, ok bool) {
 	rest, ok := strings.CutPrefix(topic, prefix+"/")
 	if !ok {
 		return "", false
 	}
-	rid, ok = strings.CutSuffix(rest, "/ack")
+	rid, ok = strings.CutSuffix(rest, "/"+last)
 	if !ok || rid == "" || len(rid) > 2*ridLen || strings.Contains(rid, "/") {
 		return "", false
 	}

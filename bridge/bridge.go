@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,7 +47,10 @@ type Deps struct {
 	Hub    coap.Hub
 	// Access says whether a peer's access token is still good; its error is
 	// what ends an observation, 4.01. nil: always.
-	Access     func(context.Context, coap.Peer) error
+	Access func(context.Context, coap.Peer) error
+	// Evict removes members from a group, where a policy asks for that; nil:
+	// nobody is evicted.
+	Evict      func(ctx context.Context, group string, nodes []string) error
 	Log        *slog.Logger          // nil: discarded
 	Registerer prometheus.Registerer // nil: a private one
 }
@@ -70,16 +74,13 @@ type Bridge struct {
 	later     *backlog
 	controls  controls
 	calls     *calls
+	lookups   *lookups
+	alarms    *alarms
+	evict     func(ctx context.Context, group string, nodes []string) error
 
 	mu        sync.Mutex
 	publicURI string
 	groups    map[string]groupState
-}
-
-// groupState is what the bridge remembers of a group between events.
-type groupState struct {
-	version uint64    // newest version handed to the hub
-	since   time.Time // when that version became due
 }
 
 // New returns a bridge. It does no I/O.
@@ -101,12 +102,15 @@ func New(cfg Config, d Deps) *Bridge {
 		acks:     make(chan ack, ackQueue),
 		later:    newBacklog(),
 		calls:    newCalls(),
+		lookups:  newLookups(),
+		alarms:   newAlarms(),
+		evict:    d.Evict,
 		groups:   map[string]groupState{},
 	}
 	b.met = newMetrics(d.Registerer, b)
 	b.confirms = newConfirmer(d.Store, d.Log, b.met)
 	if b.cfg.embedded() {
-		b.broker = newBroker(b.cfg, b.log, brokerHooks{secretHash: b.secretHash, ack: b.takeAck})
+		b.broker = newBroker(b.cfg, b.log, brokerHooks{secretHash: b.secretHash, ack: b.takeAck, present: b.present})
 	}
 	if b.cfg.mqtt() {
 		b.publisher = newPublisher(b)
@@ -124,12 +128,14 @@ func (b *Bridge) Setup(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("bridge: read groups: %w", err)
 	}
-	now := time.Now()
 	b.mu.Lock()
 	for _, g := range groups {
-		b.groups[g] = groupState{since: now}
+		b.groups[g] = groupState{since: time.Now()}
 	}
 	b.mu.Unlock()
+	if err := b.remember(ctx); err != nil {
+		return fmt.Errorf("bridge: read rekeys: %w", err)
+	}
 
 	uri := b.cfg.PublicURI
 	if uri == "" {
@@ -172,6 +178,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 	g.Go(func() error { return b.verifyAcks(ctx) })
 	g.Go(func() error { return b.catchUp(ctx) })
 	g.Go(func() error { return b.calls.run(ctx) })
+	g.Go(func() error { return b.recognize(ctx) })
+	g.Go(func() error { return b.tryAgain(ctx) })
+	g.Go(func() error { return b.store.Lead(ctx, "bridge-patrol", b.patrol) })
 	if b.broker != nil {
 		g.Go(func() error { return b.broker.run(ctx) })
 	}
@@ -227,11 +236,12 @@ func (b *Bridge) Held(_ context.Context, group, node string, version uint64) {
 // Seen records that node asked for keying material over p, and whether it
 // observes it from now on. That shows life and the channel, not what it holds.
 // Whom to tell when a token expires, Reached says.
-func (b *Bridge) Seen(_ context.Context, group, node string, _ coap.Peer, observing bool) {
+func (b *Bridge) Seen(_ context.Context, group, node string, p coap.Peer, observing bool) {
 	channel := channelPoll
 	if observing {
 		channel = channelObserve
 	}
+	b.activity.belongs(p.Subject, member{group, node})
 	b.activity.heard(member{group, node}, channel, time.Now())
 }
 
@@ -239,7 +249,7 @@ func (b *Bridge) Seen(_ context.Context, group, node string, _ coap.Peer, observ
 // is on disk.
 func (b *Bridge) confirm(m member, version uint64, channel string, done func()) {
 	b.knowGroup(m.group)
-	b.activity.heard(m, channel, time.Now())
+	b.activity.confirmed(m, version, channel, time.Now())
 	b.confirms.add(m, version, channel, done)
 }
 
@@ -248,10 +258,19 @@ func (b *Bridge) confirm(m member, version uint64, channel string, done func()) 
 func (b *Bridge) noteGroup(group string, version uint64, at time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if g, ok := b.groups[group]; ok && g.version >= version {
+	g, ok := b.groups[group]
+	if ok && g.version >= version {
 		return false
 	}
-	b.groups[group] = groupState{version: version, since: at}
+	if !ok {
+		g.since = at
+	}
+	g.version = version
+	g.rekeys = append(slices.DeleteFunc(slices.Clone(g.rekeys), func(r rekeyTime) bool { return r.num >= version }), rekeyTime{num: version, at: at})
+	if n := len(g.rekeys); n > keptRekeys {
+		g.rekeys = g.rekeys[n-keptRekeys:]
+	}
+	b.groups[group] = g
 	return true
 }
 
@@ -267,7 +286,7 @@ func (b *Bridge) knowGroup(group string) {
 func (b *Bridge) knownGroups(ctx context.Context) (groups []string, err error) {
 	err = b.store.View(ctx, func(tx *store.Tx) error {
 		groups = nil
-		rows, err := tx.Query(`SELECT grp FROM bridge_registration UNION SELECT grp FROM bridge_confirmed`)
+		rows, err := tx.Query(`SELECT grp FROM bridge_registration UNION SELECT grp FROM bridge_confirmed UNION SELECT grp FROM bridge_rekey`)
 		if err != nil {
 			return err
 		}

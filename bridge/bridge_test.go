@@ -76,6 +76,27 @@ func (m *manager) Members(_ context.Context, group string) ([]groupcomm.Member, 
 	return out, nil
 }
 
+func (m *manager) Memberships(_ context.Context, s coap.Subject) ([]groupcomm.Member, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []groupcomm.Member
+	for _, v := range m.members {
+		if v.Subject == s {
+			out = append(out, v)
+		}
+	}
+	return out, nil
+}
+
+// change gives fn the membership of a node.
+func (m *manager) change(node string, fn func(*groupcomm.Member)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v := m.members[node]
+	fn(&v)
+	m.members[node] = v
+}
+
 func subject(node string) coap.Subject { return coap.Subject{Kind: coap.SubjectPoP, ID: node} }
 
 // join admits a node; want nil is a member without MQTT.

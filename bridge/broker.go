@@ -32,6 +32,8 @@ type brokerHooks struct {
 	secretHash func(ctx context.Context, user string) ([]byte, error)
 	// ack takes an acknowledgement; see Bridge.takeAck.
 	ack func(ctx context.Context, topic string, payload []byte, done func(ok bool)) bool
+	// present says that a member's session began or ended.
+	present func(ctx context.Context, rid string, here bool)
 }
 
 // broker is the embedded MQTT broker. It keeps nothing on disk: the store has

@@ -68,6 +68,14 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 			// The broker keeps acknowledgements while the gateway is away.
 			SetCleanSession(false).
 			SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) {
+				if rid, ok := parseMemberTopic(b.cfg.Prefix, m.Topic(), "presence"); ok {
+					// A retained one tells of the past.
+					if !m.Retained() {
+						b.present(session, rid, len(m.Payload()) == 1 && m.Payload()[0] == '1')
+					}
+					m.Ack()
+					return
+				}
 				payload := append([]byte(nil), m.Payload()...)
 				// Refused ones are settled too: they would come again.
 				b.takeAck(session, m.Topic(), payload, func(bool) { m.Ack() })
@@ -81,17 +89,29 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 	if b.broker != nil {
 		return c, nil
 	}
-	filter := ackTopic(b.cfg.Prefix, "+")
-	t := c.paho.Subscribe(filter, qos, nil)
-	err := c.wait(ctx, t)
-	if s, ok := t.(*paho.SubscribeToken); ok && err == nil && s.Result()[filter] > 2 {
-		err = errors.New("refused")
-	}
-	if err != nil {
+	if err := c.subscribe(ctx, ackTopic(b.cfg.Prefix, "+")); err != nil {
 		c.close()
 		return nil, fmt.Errorf("bridge: subscribe to acknowledgements: %w", err)
 	}
+	if err := c.subscribe(ctx, presenceTopic(b.cfg.Prefix, "+")); err != nil {
+		if ctx.Err() != nil || !errors.Is(err, errSubscription) {
+			c.close()
+			return nil, fmt.Errorf("bridge: subscribe to presence: %w", err)
+		}
+		b.log.WarnContext(ctx, "the mqtt broker does not let the gateway see who is connected", "topic", presenceTopic(b.cfg.Prefix, "+"))
+	}
 	return c, nil
+}
+
+var errSubscription = errors.New("bridge: subscription refused")
+
+func (c *client) subscribe(ctx context.Context, filter string) error {
+	t := c.paho.Subscribe(filter, qos, nil)
+	err := c.wait(ctx, t)
+	if s, ok := t.(*paho.SubscribeToken); ok && s.Result()[filter] > 2 {
+		err = errSubscription
+	}
+	return err
 }
 
 // publish sends a retained message; an empty one deletes what is retained.

@@ -54,10 +54,12 @@ type Config struct {
 	PublicURI string
 
 	// AsleepAfter is how long after the broker took a message a silent member
-	// counts as asleep; 0: 90 s. UnreachableAfter is how long it may stay
-	// behind before it counts as unreachable; 0: 7 days.
-	AsleepAfter      time.Duration
-	UnreachableAfter time.Duration
+	// counts as asleep; 0: 90 s.
+	AsleepAfter time.Duration
+
+	// Policy is that of groups that Policies does not name.
+	Policy   Policy
+	Policies map[string]Policy
 }
 
 func (c Config) withDefaults() Config {
@@ -70,9 +72,7 @@ func (c Config) withDefaults() Config {
 	if c.AsleepAfter == 0 {
 		c.AsleepAfter = defaultAsleepAfter
 	}
-	if c.UnreachableAfter == 0 {
-		c.UnreachableAfter = defaultUnreachableAfter
-	}
+	c.Policy = c.Policy.withDefaults()
 	return c
 }
 
@@ -120,8 +120,16 @@ func (c Config) Validate() error {
 	if c.ListenTLS != "" && (c.TLSCertFile == "" || c.TLSKeyFile == "") {
 		bad("listen.mqtts", "needs a certificate and a key")
 	}
-	if c.MaxClients < 0 || c.AsleepAfter < 0 || c.UnreachableAfter < 0 {
+	if c.MaxClients < 0 || c.AsleepAfter < 0 {
 		bad("mqtt", "negative limits make no sense")
+	}
+	if err := c.Policy.validate(); err != nil {
+		bad("delivery", "%v", err)
+	}
+	for g, p := range c.Policies {
+		if err := p.validate(); err != nil {
+			bad("delivery of "+g, "%v", err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -46,6 +46,27 @@ func (c *controls) note(m member, p coap.Peer, uri string) {
 	c.known[m.group][m.node] = control{p, uri}
 }
 
+// get returns what is known of a member.
+func (c *controls) get(m member) (control, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, ok := c.known[m.group][m.node]
+	return v, ok
+}
+
+// move notes that a member with a control_uri was heard over p.
+func (c *controls) move(m member, p coap.Peer) (control, bool) {
+	p.Exporter = nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, ok := c.known[m.group][m.node]
+	if ok {
+		v.peer = p
+		c.known[m.group][m.node] = v
+	}
+	return v, ok
+}
+
 // take forgets a member and returns what was known.
 func (c *controls) take(m member) (control, bool) {
 	c.mu.Lock()
@@ -76,6 +97,7 @@ func (c *controls) of(group string) map[string]control {
 // control_uri. One that observes is remembered for the end of its observations.
 func (b *Bridge) Reached(group, node string, p coap.Peer, controlURI string, observing bool) {
 	m := member{group, node}
+	b.activity.belongs(p.Subject, m)
 	if controlURI != "" {
 		b.controls.note(m, p, controlURI)
 	}
@@ -164,22 +186,31 @@ func (b *Bridge) callDelete(ctx context.Context, m member, c control) {
 // and do not observe the group (RFC 9594, Section 6.1).
 func (b *Bridge) callRekeys(group string) {
 	for node, c := range b.controls.of(group) {
-		if b.watched(groupTopic(group), c.peer.Link) {
+		m := member{group, node}
+		if b.watched(groupTopic(group), c.peer.Link) && b.activity.wants(m, channelObserve) {
 			continue
 		}
-		b.calls.add(func(ctx context.Context) { b.callRekey(ctx, member{group, node}, c) })
+		b.calls.add(func(ctx context.Context) { b.callRekey(ctx, m, c) })
 	}
 }
 
 // callRekey sends the newest rekey message, whatever version it was called for.
 // The member's 2.xx says that it has it.
 func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
+	if !b.activity.wants(m, channelControl) {
+		return
+	}
+	if t := b.activity.of(m); t.asleep(time.Now()) {
+		b.activity.change(m, func(t *trace) { t.owed = true })
+		b.tryLater(m)
+		return
+	}
 	if _, node, ok := b.allow(ctx, m.group, c.peer); !ok || node != m.node {
 		return // no member any more, or without a token: it gets no newer key
 	}
 	version, body, err := b.source.RekeyMessage(ctx, m.group)
-	if err != nil || body == nil {
-		return // the group is gone, or was never rekeyed
+	if err != nil || body == nil || b.activity.holds(m, version) {
+		return // the group is gone, or was never rekeyed; or another channel was quicker
 	}
 	req, err := controlRequest(coap.POST, m.group, c.uri)
 	if err == nil {
@@ -189,7 +220,9 @@ func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
 	}
 	if err != nil {
 		b.met.control.WithLabelValues("rekey", "failed").Inc()
-		b.activity.attempted(m, channelControl, err)
+		if ctx.Err() == nil {
+			b.failed(m, channelControl, err)
+		}
 		return
 	}
 	b.met.control.WithLabelValues("rekey", "acknowledged").Inc()

@@ -41,6 +41,7 @@ func (h *house) control(node, uri string, code coap.Code) (*coaptest.Link, *cont
 	h.t.Helper()
 	h.m.join(h.t, h.b, node, nil)
 	h.uris[node] = uri
+	h.m.change(node, func(m *groupcomm.Member) { m.ControlURI = uri })
 	c := &controlled{code: code}
 	l := coaptest.NewLink(h.srv, coap.Peer{Link: coap.LinkID("link-" + node), Via: coap.DTLSPSK, Subject: subject(node)},
 		coaptest.Options{Handler: c})

@@ -27,7 +27,10 @@ type registration struct {
 }
 
 func rekeyTopic(prefix, rid string) string { return prefix + "/" + rid + "/rekey" }
-func ackTopic(prefix, rid string) string   { return prefix + "/" + rid + "/ack" }
+func presenceTopic(prefix, rid string) string {
+	return prefix + "/" + rid + "/presence"
+}
+func ackTopic(prefix, rid string) string { return prefix + "/" + rid + "/ack" }
 
 // keyContext binds a sealed K_m to its registration.
 func keyContext(rid string) string { return "bridge/registration/" + rid }
@@ -110,8 +113,12 @@ func (b *Bridge) Remove(tx *store.Tx, group, node string) error {
 }
 
 func (b *Bridge) forget(tx *store.Tx, m member) error {
-	if _, err := tx.Exec(`DELETE FROM bridge_confirmed WHERE grp = ? AND node = ?`, m.group, m.node); err != nil {
-		return err
+	for _, q := range []string{
+		`DELETE FROM bridge_confirmed WHERE grp = ? AND node = ?`, `DELETE FROM bridge_life WHERE grp = ? AND node = ?`,
+	} {
+		if _, err := tx.Exec(q, m.group, m.node); err != nil {
+			return err
+		}
 	}
 	var rid string
 	var kid []byte
@@ -144,6 +151,7 @@ func (b *Bridge) forget(tx *store.Tx, m member) error {
 // forgotten runs after the commit that ended an enrolment.
 func (b *Bridge) forgotten(m member, rid string) {
 	b.activity.forget(m)
+	b.alarms.clear(m)
 	b.confirms.forget(m)
 	if rid == "" {
 		return

@@ -59,12 +59,16 @@ func (g *gate) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 		want := []byte(base64.RawURLEncoding.EncodeToString(g.secret))
 		return user == internalUser && subtle.ConstantTimeCompare(password, want) == 1
 	}
-	if pk.Connect.WillFlag {
-		// The server publishes a will to any topic, whoever may write there.
-		return false
-	}
 	if len(user) > 2*ridLen {
 		return false
+	}
+	if pk.Connect.WillFlag {
+		// The server publishes a will to any topic, whoever may write there. A
+		// session that ends says as much here: it is let through, and not kept.
+		if pk.Connect.WillTopic != presenceTopic(g.prefix, user) {
+			return false
+		}
+		cl.Properties.Will = mqtt.Will{}
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, lookupTimeout)
 	defer cancel()
@@ -94,9 +98,12 @@ func (g *gate) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, lookupTimeout)
 	defer cancel()
-	if _, err := g.hooks.secretHash(ctx, string(cl.Properties.Username)); err != nil {
+	user := string(cl.Properties.Username)
+	if _, err := g.hooks.secretHash(ctx, user); err != nil {
 		cl.Stop(packets.ErrNotAuthorized)
+		return
 	}
+	g.hooks.present(ctx, user, true)
 }
 
 // OnACLCheck lets a member read its rekey topic and write its acknowledgement
@@ -107,7 +114,7 @@ func (g *gate) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 	}
 	user := string(cl.Properties.Username)
 	if write {
-		return topic == ackTopic(g.prefix, user)
+		return topic == ackTopic(g.prefix, user) || topic == presenceTopic(g.prefix, user)
 	}
 	return topic == rekeyTopic(g.prefix, user)
 }
@@ -118,6 +125,10 @@ func (g *gate) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 func (g *gate) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	if cl.Net.Listener == internalListener {
 		return pk, nil
+	}
+	if pk.TopicName == presenceTopic(g.prefix, string(cl.Properties.Username)) {
+		// The session tells already; nobody reads it here, and nothing is kept.
+		return pk, packets.CodeSuccessIgnore
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, tokenTimeout)
 	defer cancel()
@@ -157,7 +168,11 @@ func (g *gate) refused(user string) bool {
 
 // OnDisconnect forgets what was counted.
 func (g *gate) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
+	user := string(cl.Properties.Username)
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.bad, string(cl.Properties.Username))
+	delete(g.bad, user)
+	g.mu.Unlock()
+	if cl.ID == memberID(user) && !cl.IsTakenOver() {
+		g.hooks.present(g.ctx, user, false)
+	}
 }

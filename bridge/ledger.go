@@ -3,9 +3,9 @@ package bridge
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
+	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -21,12 +21,17 @@ const (
 // LedgerEntry is what is known of one member's deliveries.
 type LedgerEntry struct {
 	Node      string
-	Channel   string // observe, mqtt, poll or none
+	Channel   string // observe, control, mqtt, poll or none
 	Confirmed uint64 // newest version that the member is known to hold; 0 also when none is
+	Shown     bool   // whether it showed one
 	State     string
+	Since     time.Time // of the state; zero: not known
 	LastHeard time.Time // zero: never
+	NextWake  time.Time // announced; zero: not known
 	Attempts  int       // since the member was last heard
 	LastError string
+	Want      string    // channel that the member asked for; "": all that it has
+	Channels  []Attempt // newest outcome of each channel since the gateway started
 }
 
 // Ledger returns the deliveries of a group's members, in the order of the
@@ -34,22 +39,28 @@ type LedgerEntry struct {
 // from confirmations, the rest from what this process saw. A confirmation is
 // shown once it is on disk: what an operator was shown, a crash does not undo.
 func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error) {
+	entries, _, err := b.ledger(ctx, group)
+	return entries, err
+}
+
+// ledger tells the version that the entries are about, too.
+func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint64, error) {
 	members, err := b.source.Members(ctx, group)
 	if err != nil {
-		return nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
+		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
 	version, _, err := b.source.RekeyMessage(ctx, group)
 	if err != nil {
-		return nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
+		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
 	confirmed, enrolled, err := b.readLedger(ctx, group)
 	if err != nil {
-		return nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
+		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
 	b.mu.Lock()
-	since := b.groups[group].since
+	state := b.groups[group]
 	b.mu.Unlock()
-	now := time.Now()
+	judge := judge{version: version, group: state, policy: b.policy(group), asleepAfter: b.cfg.AsleepAfter, now: time.Now()}
 
 	entries := make([]LedgerEntry, 0, len(members))
 	for _, m := range members {
@@ -59,12 +70,13 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 			Node:      m.Node,
 			Channel:   channelNone,
 			Confirmed: c.version,
-			LastHeard: c.at,
+			Shown:     shown,
+			LastHeard: later(c.at, a.heard),
+			NextWake:  a.wakeAt,
 			Attempts:  a.attempts,
 			LastError: a.lastError,
-		}
-		if a.heard.After(e.LastHeard) {
-			e.LastHeard = a.heard
+			Want:      a.want,
+			Channels:  a.tried,
 		}
 		switch {
 		case enrolled[m.Node]:
@@ -74,21 +86,51 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 		case c.channel != "":
 			e.Channel = c.channel
 		}
-		switch {
-		case m.Lapsed:
-			e.State = StateLapsed
-		case shown && c.version >= version:
-			e.State = StateCurrent
-		case !since.IsZero() && now.Sub(later(since, e.LastHeard)) > b.cfg.UnreachableAfter:
-			e.State = StateUnreachable
-		case a.lastError != "", !a.relayed.IsZero() && now.Sub(a.relayed) > b.cfg.AsleepAfter:
-			e.State = StateAsleep
-		default:
-			e.State = StatePending
-		}
+		e.State, e.Since = judge.of(m, c, shown, a)
 		entries = append(entries, e)
 	}
-	return entries, nil
+	return entries, version, nil
+}
+
+// judge says in which state a member is:
+//
+//	current      it confirmed the group's version
+//	pending      it did not, and may be under way
+//	asleep       it announced that it sleeps, does so by habit, or does not answer
+//	unreachable  behind and silent for longer than the policy allows
+//	lapsed       its token expired
+type judge struct {
+	version     uint64
+	group       groupState
+	policy      Policy
+	asleepAfter time.Duration
+	now         time.Time
+}
+
+func (j judge) of(m groupcomm.Member, c confirmation, shown bool, t trace) (state string, since time.Time) {
+	switch {
+	case m.Lapsed:
+		return StateLapsed, m.Expires
+	case shown && c.version >= j.version:
+		return StateCurrent, c.at
+	}
+	due := j.group.due(c.version, shown)
+	// Silence begins when there was something to hear, or with what it announced.
+	silent := later(later(due, later(c.at, t.heard)), t.wakeAt)
+	if over := silent.Add(j.policy.UnreachableAfter); !silent.IsZero() && j.now.After(over) {
+		return StateUnreachable, over
+	}
+	switch {
+	case t.asleep(j.now):
+		return StateAsleep, t.asleepAt
+	case !t.failed.IsZero():
+		return StateAsleep, t.failed
+	case !t.relayed.IsZero() && j.now.Sub(t.relayed) > j.asleepAfter:
+		return StateAsleep, t.relayed
+	case t.gap >= learnedSleep && j.now.Sub(t.heard) >= shortestSleep:
+		return StateAsleep, t.heard
+	}
+	return StatePending, due
 }
 
 func later(a, b time.Time) time.Time {
@@ -133,76 +175,4 @@ func (b *Bridge) readLedger(ctx context.Context, group string) (confirmed map[st
 		return regs.Err()
 	})
 	return confirmed, enrolled, err
-}
-
-// trace is what this process saw of one member. It is not kept: after a
-// restart a member is pending until it is tried again.
-type trace struct {
-	channel   string
-	heard     time.Time // last sign of life
-	relayed   time.Time // when the broker took the message that is pending
-	attempts  int
-	lastError string
-}
-
-// activity holds the traces.
-type activity struct {
-	mu     sync.Mutex
-	traces map[member]trace
-}
-
-func newActivity() *activity { return &activity{traces: map[member]trace{}} }
-
-func (a *activity) of(m member) trace {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.traces[m]
-}
-
-func (a *activity) forget(m member) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.traces, m)
-}
-
-// heard notes a sign of life, which ends what was tried before. A member that
-// observes may ask now and then as well: that does not make it a poller.
-func (a *activity) heard(m member, channel string, at time.Time) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if channel == channelPoll && a.traces[m].channel == channelObserve {
-		channel = channelObserve
-	}
-	a.traces[m] = trace{channel: channel, heard: at}
-}
-
-// unobserved notes that an observation ended.
-func (a *activity) unobserved(m member) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	t := a.traces[m]
-	if t.channel == channelObserve {
-		t.channel = ""
-		a.traces[m] = t
-	}
-}
-
-// attempted notes a failed attempt.
-func (a *activity) attempted(m member, channel string, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	t := a.traces[m]
-	t.channel, t.lastError = channel, err.Error()
-	t.attempts++
-	a.traces[m] = t
-}
-
-// relayedAt notes that the broker has the message; the member does not need to.
-func (a *activity) relayedAt(m member, at time.Time) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	t := a.traces[m]
-	t.channel, t.relayed, t.lastError = channelMQTT, at, ""
-	t.attempts++
-	a.traces[m] = t
 }

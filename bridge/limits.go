@@ -84,4 +84,27 @@ const (
 
 	defaultAsleepAfter      = 90 * time.Second
 	defaultUnreachableAfter = 7 * 24 * time.Hour
+	defaultRetryFor         = 24 * time.Hour
+
+	// retryFirst and retryMost are the distances in which a member is tried
+	// again that does not answer: after MAX_TRANSMIT_WAIT each attempt is over.
+	retryFirst = 30 * time.Second
+	retryMost  = time.Hour
+	// shortestSleep is a silence from which wake intervals are learned.
+	shortestSleep = 30 * time.Second
+	// learnedSleep is a learned interval from which a silent member counts as
+	// asleep by habit.
+	learnedSleep = time.Minute
+	// longestNap is how long a timer is trusted with the time of day.
+	longestNap = 15 * time.Minute
+	// maxLookups bounds peers that wait to be recognized; the others are at
+	// their next datagram.
+	maxLookups = 4096
+	// keptRekeys is of how many versions of a group it is remembered since when
+	// they are due.
+	keptRekeys = 64
+	// patrolEvery is how often policies are applied, and saveEvery how exact
+	// silence is known after a restart.
+	patrolEvery = time.Minute
+	saveEvery   = 10 * time.Minute
 )

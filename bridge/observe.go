@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -85,6 +86,7 @@ func (b *Bridge) notification(ctx context.Context, topic, group string, version 
 		Body:    resp,
 		Confirm: true,
 		Allow:   b.allowed(ctx, group, topic),
+		Wait:    b.waits(topic),
 		Done: func(link coap.LinkID, version uint64, err error) {
 			m, ok := b.observers.member(topic, link)
 			if !ok {
@@ -99,11 +101,13 @@ func (b *Bridge) notification(ctx context.Context, topic, group string, version 
 			// The member stays pending. It polls or observes again when it
 			// wakes, and the first response to that is the full map.
 			b.met.notifications.WithLabelValues("failed").Inc()
-			b.activity.attempted(m, channelObserve, err)
 			if errors.Is(err, coap.ErrGone) || errors.Is(err, coap.ErrReset) {
 				b.observers.remove(topic, link)
+				b.activity.attempted(m, channelObserve, err)
 				b.activity.unobserved(m)
+				return
 			}
+			b.failed(m, channelObserve, err)
 		},
 	}
 }
@@ -132,6 +136,26 @@ func (b *Bridge) allowed(ctx context.Context, group, topic string) func(coap.Pee
 		}
 		b.observers.add(topic, p.Link, member{group, node}, p.Subject)
 		return nil, true
+	}
+}
+
+// waits is [coap.Notification.Wait]: a member that sleeps, or wants another
+// channel, is not disturbed; what is newest then reaches it when it wakes.
+func (b *Bridge) waits(topic string) func(coap.Peer) bool {
+	return func(p coap.Peer) bool {
+		m, ok := b.observers.member(topic, p.Link)
+		if !ok {
+			return false
+		}
+		t := b.activity.of(m)
+		if t.want != "" && t.want != channelObserve {
+			return true
+		}
+		if !t.asleep(time.Now()) {
+			return false
+		}
+		b.tryLater(m)
+		return true
 	}
 }
 
@@ -316,6 +340,16 @@ func (o *observers) member(topic string, link coap.LinkID) (member, bool) {
 	defer o.mu.Unlock()
 	v, ok := o.known[observation{topic, link}]
 	return v.member, ok
+}
+
+// links lists over which associations a member observes.
+func (o *observers) links(m member) (links []coap.LinkID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if r, ok := o.registered[m]; ok {
+		links = append(links, r.link)
+	}
+	return links
 }
 
 func (o *observers) removeMember(m member) (links []coap.LinkID) {

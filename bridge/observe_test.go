@@ -35,7 +35,10 @@ func newHouse(t *testing.T) *house {
 	h.srv = serve.New(coap.HandlerFunc(func(_ context.Context, req *coap.Request) (*coap.Response, error) {
 		topic := groupTopic(testGroup)
 		path := req.Path()
+		h.b.Alive(req.Peer) // as the router does
 		switch {
+		case path[0] == "gw":
+			return h.b.Me().ServeCoAP(t.Context(), req)
 		case len(path) == 4:
 			topic = nodeTopic(testGroup, path[3])
 		case len(path) == 3 && path[2] == "active":

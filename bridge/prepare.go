@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -28,7 +29,8 @@ type rendered struct {
 // Prepare may be called again for the same plan, for instance because a member
 // enrolled meanwhile: stored messages win over newly rendered ones.
 func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit func(*store.Tx) error, err error) {
-	none := func(*store.Tx) error { return nil }
+	at := time.Now()
+	none := func(tx *store.Tx) error { return noteRekey(tx, plan.Group, plan.Num, at) }
 	if b.publisher == nil {
 		return none, nil
 	}
@@ -76,7 +78,12 @@ func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit 
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return func(tx *store.Tx) error { return storeMessages(tx, plan.Num, out) }, nil
+	return func(tx *store.Tx) error {
+		if err := noteRekey(tx, plan.Group, plan.Num, at); err != nil {
+			return err
+		}
+		return storeMessages(tx, plan.Num, out)
+	}, nil
 }
 
 // storeMessages keeps the newest message per key. A registration that ended

@@ -167,7 +167,7 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 		}
 		for _, m := range msgs {
 			after = m.member.node
-			if relayed[m.rid] >= m.num {
+			if relayed[m.rid] >= m.num || !p.b.activity.wants(m.member, channelMQTT) {
 				continue
 			}
 			err := w.add(ctx, c, c.publish(rekeyTopic(p.b.cfg.Prefix, m.rid), m.body), func(err error) {

@@ -13,6 +13,10 @@ import "github.com/seed4911071e/groupgate/store"
 //   - bridge_revoked: identifiers whose retained messages the broker may still
 //     hold.
 //   - bridge_meta: single values.
+//   - bridge_rekey: since when a version is due, and when all had confirmed it;
+//     of the newest versions of a group, in milliseconds.
+//   - bridge_life: what members announced, and signs of life where a policy
+//     counts silence, in milliseconds; marked is since when one is unreachable.
 func Migrations() store.Migrations {
 	return store.Migrations{Room: "bridge", Steps: []string{`
 CREATE TABLE bridge_registration (
@@ -45,6 +49,24 @@ CREATE TABLE bridge_revoked (
 CREATE TABLE bridge_meta (
 	name  TEXT NOT NULL PRIMARY KEY,
 	value TEXT NOT NULL
+);
+`, `
+CREATE TABLE bridge_rekey (
+	grp  TEXT   NOT NULL,
+	num  BIGINT NOT NULL,
+	at   BIGINT NOT NULL,
+	done BIGINT NOT NULL,
+	PRIMARY KEY (grp, num)
+);
+CREATE TABLE bridge_life (
+	grp       TEXT   NOT NULL,
+	node      TEXT   NOT NULL,
+	heard     BIGINT NOT NULL,
+	asleep_at BIGINT NOT NULL,
+	wake_at   BIGINT NOT NULL,
+	channel   TEXT   NOT NULL,
+	marked    BIGINT NOT NULL,
+	PRIMARY KEY (grp, node)
 );
 `}}
 }

@@ -83,6 +83,9 @@ type Notification struct {
 	// Allow is asked before each send. false ends that observation with the
 	// response returned, or silently when that is nil. nil allows all.
 	Allow func(Peer) (*Response, bool)
+	// Wait is asked before each send, after Allow: true keeps the notification
+	// back until the peer's next sign of life. nil waits for nobody.
+	Wait func(Peer) bool
 	// Confirm asks for confirmable messages.
 	Confirm bool
 	// Done reports the outcome of each send: nil when the peer itself

@@ -159,6 +159,7 @@ type Group struct {
 	CredFmt      string        `yaml:"cred_fmt"`
 	KeyLifetime  time.Duration `yaml:"key_lifetime"`
 	Rekey        Rekey         `yaml:"rekey"`
+	Delivery     Delivery      `yaml:"delivery"`
 	MaxStaleSets int           `yaml:"max_stale_sets"`
 	Gid          Gid           `yaml:"gid"`
 	X5RootsFile  string        `yaml:"x5_roots_file"` // PEM: the roots of members' certificates
@@ -192,6 +193,13 @@ type Rekey struct {
 type OnExpiry struct {
 	Grace time.Duration `yaml:"grace"`
 	Batch time.Duration `yaml:"batch"`
+}
+
+// Delivery says how long members are run after that are behind.
+type Delivery struct {
+	RetryFor         time.Duration `yaml:"retry_for"`         // without a sign of life; 0: never
+	UnreachableAfter time.Duration `yaml:"unreachable_after"` // of silence
+	EvictAfter       time.Duration `yaml:"evict_after"`       // of silence; 0: never
 }
 
 // Gid says how group identifiers are made.

@@ -58,6 +58,7 @@ func (g *Group) setDefaults() {
 			Scheme:      "point-to-point",
 			OnExpiry:    OnExpiry{Grace: 24 * time.Hour, Batch: time.Hour},
 		},
+		Delivery:      Delivery{RetryFor: 24 * time.Hour, UnreachableAfter: 168 * time.Hour},
 		MaxStaleSets:  3,
 		Gid:           Gid{Prefix: "auto", EpochBytes: 4},
 		GroupPolicies: GroupPolicies{KeyCheck: 3600},

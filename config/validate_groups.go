@@ -41,6 +41,14 @@ func (g Group) validate(f *faults, key string) {
 	inRange(f, key+".rekey.batch_window", g.Rekey.BatchWindow, 0, maxBatch)
 	inRange(f, key+".rekey.on_expiry.grace", g.Rekey.OnExpiry.Grace, 0, maxLifetime)
 	inRange(f, key+".rekey.on_expiry.batch", g.Rekey.OnExpiry.Batch, 0, maxLifetime)
+	inRange(f, key+".delivery.retry_for", g.Delivery.RetryFor, 0, maxLifetime)
+	inRange(f, key+".delivery.unreachable_after", g.Delivery.UnreachableAfter, time.Minute, maxLifetime)
+	if d := g.Delivery; d.EvictAfter != 0 {
+		inRange(f, key+".delivery.evict_after", d.EvictAfter, time.Hour, maxLifetime)
+		if d.EvictAfter < d.UnreachableAfter {
+			f.add(key+".delivery.evict_after", "must not be shorter than unreachable_after")
+		}
+	}
 	supported(f, key+".rekey.scheme", g.Rekey.Scheme, "point-to-point")
 	if g.Rekey.OnStart {
 		f.add(key+".rekey.on_start", "a restart never rekeys by itself in this version")

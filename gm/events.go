@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -107,6 +109,30 @@ func memberships(tx *store.Tx, s subject) (map[int64]*member, error) {
 			return nil, err
 		}
 	}
+	return out, nil
+}
+
+// Memberships lists what a subject is a member of, by group name.
+func (m *Manager) Memberships(ctx context.Context, s coap.Subject) ([]groupcomm.Member, error) {
+	groups := m.byID()
+	var out []groupcomm.Member
+	err := m.st.View(ctx, func(tx *store.Tx) error {
+		out = nil
+		found, err := memberships(tx, subjectOf(s))
+		if err != nil {
+			return err
+		}
+		for id, mb := range found {
+			if g, ok := groups[id]; ok {
+				out = append(out, mb.public(g.cfg.Name))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gm: memberships: %w", err)
+	}
+	slices.SortFunc(out, func(a, b groupcomm.Member) int { return strings.Compare(a.Group, b.Group) })
 	return out, nil
 }
 

@@ -91,6 +91,8 @@ func (mb *member) public(group string) groupcomm.Member {
 		Lapsed:   mb.lapsed,
 		Expires:  mb.expires,
 		JoinedAt: mb.joinedNum,
+
+		ControlURI: mb.controlURI,
 	}
 }
 

@@ -156,6 +156,8 @@ func codecs() []codec {
 		{"InfoBody", []any{&InfoBody{}, &InfoBody{SignInfo: testInfo, KDCChallenge: []byte{1}, ECDHInfo: testInfo, KDCDHCreds: testDH}}, recode(DecodeInfoBody)},
 		{"GidRequest", []any{&GidRequest{[]Gid{{1, 2}, {}}}}, recode(DecodeGidRequest)},
 		{"GidResponse", []any{&GidResponse{}, &GidResponse{[]Gid{{1}}, []string{"g"}, []string{"/ace-group/g"}}}, recode(DecodeGidResponse)},
+		{"Announcement", []any{&Announcement{}, &Announcement{30, 3600, ChannelMQTT}}, recode(DecodeAnnouncement)},
+		{"Pending", []any{&Pending{}, &Pending{[]PendingGroup{{"g", 7}, {"h", 0}}}}, recode(DecodePending)},
 		{"CredsRequest", []any{EncodeCredsRequest(&GetCreds{Roles: []Roles{}, IDs: []SenderID{{1}}})}, recodeWith(DecodeCredsRequest, EncodeCredsRequest)},
 		{"KDCCred", []any{&KDCCred{[]byte{1}, []byte{2}, []byte{3}}}, recode(DecodeKDCCred)},
 		{"KDCCredRequest", []any{EncodeKDCCredRequest([]byte("12345678"))}, recodeWith(DecodeKDCCredRequest, EncodeKDCCredRequest)},
@@ -350,6 +352,12 @@ func TestRefused(t *testing.T) {
 		{"creds of different lengths", "a309010d8141010f80", bad(DecodeCredsResponse)},
 		{"gid request without gid", "a10080", bad(DecodeGidRequest)},
 		{"gid response of different lengths", "a3008141010180" + "0280", bad(DecodeGidResponse)},
+		{"announcement without the next wake", "a1001e", bad(DecodeAnnouncement)},
+		{"announcement of a century", "a2001e011abbf81e00", bad(DecodeAnnouncement)},
+		{"announcement of a channel that is none", "a3001e010a026161", bad(DecodeAnnouncement)},
+		{"announcement of an empty channel", "a3001e010a0260", bad(DecodeAnnouncement)},
+		{"pending that counts wrongly", "a200020181826167" + "07", bad(DecodePending)},
+		{"pending without version", "a2000101818161" + "67", bad(DecodePending)},
 		{"negative version", "20", bad(DecodeNum)},
 		{"active as a number", "01", bad(DecodeActive)},
 		{"mgt_key_material with a short key", "a6004101014101020a034d00000000000000000000000000046162056174", bad(DecodeMgtKeyMaterial)},
@@ -414,6 +422,8 @@ func FuzzKDCCredRequest(f *testing.F)        { fuzzCodec(f, "KDCCredRequest") }
 func FuzzVerifData(f *testing.F)             { fuzzCodec(f, "VerifData") }
 func FuzzKeyRenewal(f *testing.F)            { fuzzCodec(f, "KeyRenewal") }
 func FuzzStaleIDs(f *testing.F)              { fuzzCodec(f, "StaleIDs") }
+func FuzzAnnouncement(f *testing.F)          { fuzzCodec(f, "Announcement") }
+func FuzzPending(f *testing.F)               { fuzzCodec(f, "Pending") }
 func FuzzNum(f *testing.F)                   { fuzzCodec(f, "Num") }
 func FuzzActive(f *testing.F)                { fuzzCodec(f, "Active") }
 func FuzzEvent(f *testing.F)                 { fuzzCodec(f, "Event") }

@@ -249,6 +249,8 @@ type Member struct {
 	Lapsed   bool // its token expired; gets no newer key
 	Expires  time.Time
 	JoinedAt Version // version given at the latest join
+
+	ControlURI string // where it takes requests of the Group Manager; "": nowhere
 }
 
 // GroupStatus is one group as operators see it.
@@ -274,8 +276,10 @@ const (
 	EventNewCred      = "group.credential" // a member replaced its credential
 	EventSenderID     = "group.sender-id"  // a member has a new Sender ID
 	EventCreated      = "group.created"
-	EventConfigured   = "group.configured" // other policies
-	EventState        = "group.state"      // Reason: the state
+	EventConfigured   = "group.configured"     // other policies
+	EventState        = "group.state"          // Reason: the state
+	EventUnreachable  = "delivery.unreachable" // a member is behind and silent for long
+	EventDelivered    = "delivery.done"        // every member confirmed the version
 	EventTokenExpired = "token.expired"
 	EventTokenStored  = "token.stored"
 )

@@ -15,6 +15,8 @@ const (
 	pathIntrospect = "introspect"
 	pathGroups     = "ace-group"
 	pathLegacy     = "group-oscore" // groups in the dialects of 2019 and 2020
+	pathGateway    = "gw"           // what is this gateway's own
+	pathMe         = "me"
 	pathWellKnown  = ".well-known"
 	pathCore       = "core"
 )
@@ -33,7 +35,12 @@ func ours(path []string) bool {
 	case pathAuthzInfo, pathToken, pathIntrospect:
 		return true
 	}
-	return groupPath(path)
+	return groupPath(path) || mePath(path)
+}
+
+// mePath reports whether the path is /gw/me.
+func mePath(path []string) bool {
+	return len(path) == 2 && path[0] == pathGateway && path[1] == pathMe
 }
 
 // groupPath reports whether the path is one of the Group Manager's.
@@ -94,6 +101,11 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 	if r == nil {
 		return nil, errStarting
 	}
+	// Whatever it asks for, a protected request is a sign of life: what the
+	// member lacks follows the answer.
+	if req.Peer.Via != coap.Plain {
+		r.alive(req.Peer)
+	}
 	path := req.Path()
 	switch {
 	case discovery(path):
@@ -115,6 +127,8 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 		return r.introspect.ServeCoAP(ctx, req)
 	case groupPath(path):
 		return r.groups.ServeCoAP(ctx, req)
+	case mePath(path):
+		return r.me.ServeCoAP(ctx, req)
 	}
 	return nil, coap.Errorf(coap.NotFound, "no such resource")
 }

@@ -109,6 +109,10 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 			_, err := as.Grant(ctx, p)
 			return err
 		},
+		Evict: func(ctx context.Context, group string, nodes []string) error {
+			_, err := late.Evict(ctx, group, nodes, nil)
+			return err
+		},
 		Log: g.log.With("part", "bridge"), Registerer: g.registry,
 	})
 	late.Manager = gm.New(gm.Config{Groups: groups, X5: g.x5()}, gm.Deps{
@@ -159,7 +163,8 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
-	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), groups: b.gm, tokenURIs: b.g.tokenEndpoints()}
+	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
+		me: b.bridge.Me(), alive: b.bridge.Alive}
 }
 
 // register keeps the groups in the Resource Directory until ctx ends.

@@ -117,6 +117,14 @@ func (g *Gateway) bridgeConfig() bridge.Config {
 		User: c.MQTT.User, Password: string(c.MQTT.Password.Bytes()), InsecurePlain: c.MQTT.Insecure,
 		MemberUser: c.MQTT.MemberUser, MemberPassword: string(c.MQTT.MemberPassword.Bytes()),
 	}
+	bc.Policies = map[string]bridge.Policy{}
+	for _, gr := range c.Groups {
+		d := gr.Delivery
+		if d.RetryFor == 0 {
+			d.RetryFor = -1 // bridge: only at a sign of life
+		}
+		bc.Policies[gr.Name] = bridge.Policy{RetryFor: d.RetryFor, UnreachableAfter: d.UnreachableAfter, EvictAfter: d.EvictAfter}
+	}
 	if c.MQTT.Broker == "" {
 		if g.mqtt != nil {
 			bc.Listeners = append(bc.Listeners, g.mqtt)

@@ -53,5 +53,7 @@ type rooms struct {
 	token      coap.Handler
 	introspect coap.Handler
 	groups     groups
-	tokenURIs  []string // token endpoints, to be listed with the groups
+	me         coap.Handler    // /gw/me
+	alive      func(coap.Peer) // told of every protected request
+	tokenURIs  []string        // token endpoints, to be listed with the groups
 }

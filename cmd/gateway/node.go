@@ -172,12 +172,16 @@ func (c *nodeJoinCmd) stay(ctx context.Context, m *node.Member) error {
 			err = m.Follow(ctx)
 		case c.MQTT:
 			awake, cancel := context.WithTimeout(ctx, nodeAwake)
+			if _, err = m.Sleep(awake, nodeAwake, nodeAwake+c.Sleep, groupcomm.ChannelMQTT); err != nil && !errors.Is(err, node.ErrLost) {
+				// Whatever it is, following meets it again and knows what to do.
+				err = nil
+			}
 			if err = m.Follow(awake); errors.Is(err, context.DeadlineExceeded) {
 				err = nil // back to sleep
 			}
 			cancel()
 		default:
-			if err = m.Poll(ctx); errors.Is(err, node.ErrLost) && ctx.Err() == nil {
+			if err = m.Wake(ctx, c.Sleep); errors.Is(err, node.ErrLost) && ctx.Err() == nil {
 				if err = m.Reconnect(ctx); err == nil {
 					continue
 				}

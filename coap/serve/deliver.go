@@ -69,12 +69,34 @@ func (sub *subscription) run(s *Server) {
 			return
 		}
 	}
+	if n.Wait != nil && n.Wait(link.Peer()) {
+		s.holdBack(sub, n)
+		return
+	}
 	s.mu.Lock()
 	d := &delivery{sub: sub, note: n, link: link, obs: sub.obs}
 	// RFC 7641, Section 4.5: a confirmable one at least every 24 hours.
 	d.confirm = n.Confirm || time.Since(sub.heard) >= confirmEvery
 	s.mu.Unlock()
 	d.step(s)
+}
+
+// holdBack keeps a notification for the next sign of life, unless a newer one
+// came meanwhile, which is asked about in its turn.
+func (s *Server) holdBack(sub *subscription, n *note) {
+	s.mu.Lock()
+	p := sub.peer
+	sub.sending, sub.retried = nil, false
+	if sub.pending == nil && !sub.gone {
+		sub.missed = n
+	}
+	sub.queued = sub.pending != nil && !sub.gone && !p.gone
+	if sub.queued {
+		p.outbox = append(p.outbox, sub)
+	}
+	s.mu.Unlock()
+	s.metrics.notifications.WithLabelValues("held").Inc()
+	s.release(p)
 }
 
 // refuse ends a subscription that Allow was against.
@@ -169,12 +191,16 @@ func (d *delivery) finish(s *Server) {
 			s.removeLocked(sub) // RFC 7641, Section 4.2
 		}
 	case !sub.gone:
-		if sub.misses++; sub.misses >= maxMisses {
+		if !sub.retried {
+			sub.misses++
+		}
+		if sub.misses >= maxMisses {
 			s.removeLocked(sub)
 		} else if sub.pending == nil {
 			sub.missed = n
 		}
 	}
+	sub.retried = false
 	sub.queued = sub.pending != nil && !sub.gone && !p.gone
 	if sub.queued {
 		p.outbox = append(p.outbox, sub) // busy is ours until release
@@ -276,6 +302,22 @@ func (s *Server) revive(p *peer) {
 	if waiting {
 		time.AfterFunc(headStart, func() { s.resend(p) })
 	}
+}
+
+// Resend sends again what the peer at a link did not acknowledge, without a
+// sign of life: what it misses then does not bring its observations nearer to
+// their end. Who knows when a peer is awake calls it.
+func (s *Server) Resend(id coap.LinkID) {
+	p := s.lookup(id)
+	if p == nil {
+		return
+	}
+	s.mu.Lock()
+	for _, sub := range p.subs {
+		sub.retried = sub.missed != nil
+	}
+	s.mu.Unlock()
+	s.resend(p)
 }
 
 func (s *Server) resend(p *peer) {

@@ -39,7 +39,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		})),
 		notifications: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_serve_notifications_total",
-			Help: "Notifications by result: acknowledged, sent (not confirmable), reset, timeout, gone, refused.",
+			Help: "Notifications by result: acknowledged, sent (not confirmable), reset, timeout, gone, refused, held (for the next sign of life).",
 		}, []string{"result"})),
 		blockIn:  bytes.WithLabelValues("in"),
 		blockOut: bytes.WithLabelValues("out"),

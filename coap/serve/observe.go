@@ -36,6 +36,7 @@ type subscription struct {
 	sending  *note // in flight
 	missed   *note // nobody acknowledged it; sent again at the next sign of life
 	misses   int   // in a row
+	retried  bool  // what is under way follows no sign of life: a miss does not count
 	queued   bool  // has its turn or waits for it
 	gone     bool  // removed; what is in flight may still come to an end
 	shown    uint64

@@ -1,0 +1,119 @@
+package bridge
+
+import (
+	"context"
+	"time"
+
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// groupState is what the bridge remembers of a group between events.
+type groupState struct {
+	version uint64      // newest version handed to the hub by this process
+	since   time.Time   // when the group became known here
+	rekeys  []rekeyTime // the newest of the group, in order
+}
+
+// rekeyTime says when a version became due.
+type rekeyTime struct {
+	num  uint64
+	at   time.Time
+	done time.Time // when every member had confirmed it; zero: not yet
+}
+
+// newest is the newest version that became due, and when.
+func (g groupState) newest() (version uint64, since time.Time) {
+	if n := len(g.rekeys); n > 0 {
+		return g.rekeys[n-1].num, g.rekeys[n-1].at
+	}
+	return g.version, g.since
+}
+
+// due is when the first version became due that a member does not hold which
+// showed the given one.
+func (g groupState) due(confirmed uint64, shown bool) time.Time {
+	if !shown {
+		_, since := g.newest()
+		return since
+	}
+	for _, r := range g.rekeys {
+		if r.num > confirmed {
+			return r.at
+		}
+	}
+	return g.since
+}
+
+// noteRekey writes, in the transaction of a rekey, since when its delivery is
+// due: a restart does not make a member young again that was silent for days.
+func noteRekey(tx *store.Tx, group string, num uint64, at time.Time) error {
+	if _, err := tx.Exec(`INSERT INTO bridge_rekey (grp, num, at, done) VALUES (?, ?, ?, 0)
+		ON CONFLICT (grp, num) DO UPDATE SET at = excluded.at, done = 0`, group, int64(num), at.UnixMilli()); err != nil {
+		return err
+	}
+	_, err := tx.Exec(`DELETE FROM bridge_rekey WHERE grp = ? AND num <= ?`, group, int64(num)-keptRekeys)
+	return err
+}
+
+// remember reads what a process before this one knew: since when rekeys are
+// due, and what members announced.
+func (b *Bridge) remember(ctx context.Context) error {
+	type row struct {
+		group string
+		rekeyTime
+	}
+	var rekeys []row
+	var lives []life
+	err := b.store.View(ctx, func(tx *store.Tx) error {
+		rekeys, lives = nil, nil
+		rows, err := tx.Query(`SELECT grp, num, at, done FROM bridge_rekey ORDER BY grp, num`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var r row
+			var num, at, done int64
+			if err := rows.Scan(&r.group, &num, &at, &done); err != nil {
+				return err
+			}
+			r.num, r.at, r.done = uint64(num), time.UnixMilli(at), fromMillis(done)
+			rekeys = append(rekeys, r)
+		}
+		if err := rows.Err(); err != nil {
+			return err
+		}
+		lives, err = readLives(tx, "")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	for _, r := range rekeys {
+		g := b.groups[r.group]
+		g.rekeys = append(g.rekeys, r.rekeyTime)
+		b.groups[r.group] = g
+	}
+	b.mu.Unlock()
+	for _, l := range lives {
+		b.activity.change(l.member, func(t *trace) {
+			t.heard, t.saved, t.asleepAt, t.wakeAt, t.want = l.heard, l.heard, l.asleepAt, l.wakeAt, l.want
+		})
+	}
+	return nil
+}
+
+func fromMillis(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
+}
+
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
