@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"config":      {"coap", "cose", "groupcomm", "node", "store"},
 	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/serve", "config", "cose", "gm", "groupcomm", "node", "rd", "store"},
 	"plugin/host": {"admin", "coap", "config", "plugin"},
-	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "plugin", "plugin/host", "store"},
+	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "coap", "config", "cose", "groupcomm", "node", "plugin", "plugin/host", "store"},
 
 	"examples/host": {"config", "plugin"},

@@ -10,8 +10,21 @@ import (
 
 // benchCmd measures the gateway.
 type benchCmd struct {
-	GM   benchGMCmd   `cmd:"" name:"gm" help:"The Group Manager on a store: joins, FETCH of all credentials, rekeys of large groups."`
-	Join benchJoinCmd `cmd:"" help:"Joins over DTLS, durable, 64 at once; beside the floor of one verification and one signature on one core."`
+	GM     benchGMCmd     `cmd:"" name:"gm" help:"The Group Manager on a store: joins, FETCH of all credentials, rekeys of large groups."`
+	OSCORE benchOSCORECmd `cmd:"" name:"oscore" help:"Protecting and unprotecting messages with OSCORE; beside the bare cryptography."`
+	Join   benchJoinCmd   `cmd:"" help:"Joins over DTLS, durable, 64 at once; beside the floor of one verification and one signature on one core."`
+}
+
+type benchOSCORECmd struct {
+	N    int  `default:"20000" help:"Messages in each of ten rounds."`
+	JSON bool `help:"Print JSON."`
+}
+
+// Run measures the protection of messages.
+func (c *benchOSCORECmd) Run(e *env) error {
+	return e.bench(c.JSON, func(_ string, progress func(string)) ([]bench.Result, error) {
+		return bench.OSCORE(e.ctx, c.N, progress)
+	})
 }
 
 type benchGMCmd struct {

@@ -1,0 +1,151 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/oscore"
+)
+
+// Payloads in bytes, and how figures come about: ours and the floor take turns,
+// and the medians are compared.
+var oscorePayloads = []int{64, 1024}
+
+const oscoreRounds = 9
+
+// oscoreMode is one way to protect messages.
+type oscoreMode struct {
+	name  string // "oscore": begins the names of the metrics of every mode but this
+	floor string // what the floors are
+	setup func(ctx context.Context, payload int) (*oscoreCase, error)
+}
+
+// oscoreCase is the work on one message. The floors are what cannot be done
+// without.
+type oscoreCase struct {
+	protect, unprotect           func() error
+	floorProtect, floorUnprotect func() error
+}
+
+var oscoreModes = []oscoreMode{
+	{name: "", floor: "AES-CCM-16-64-128", setup: oscorePair},
+}
+
+// OSCORE measures how many messages with payloads of 64 and 1,024 bytes one core
+// protects and unprotects per second, each n times in a round, beside the bare
+// cryptography over the same bytes. progress may be nil.
+func OSCORE(ctx context.Context, n int, progress func(string)) ([]Result, error) {
+	if n <= 0 {
+		return nil, fmt.Errorf("bench: %d messages make no benchmark", n)
+	}
+	if progress == nil {
+		progress = func(string) {}
+	}
+	var out []Result
+	for _, mode := range oscoreModes {
+		prefix := mode.name
+		if prefix != "" {
+			prefix += "_"
+		}
+		for _, size := range oscorePayloads {
+			c, err := mode.setup(ctx, size)
+			if err != nil {
+				return nil, err
+			}
+			progress(fmt.Sprintf("%sprotect and unprotect, %d bytes", prefix, size))
+			for _, m := range []struct {
+				name        string
+				ours, floor func() error
+			}{
+				{"protect", c.protect, c.floorProtect},
+				{"unprotect", c.unprotect, c.floorUnprotect},
+			} {
+				ours, floor, err := takeTurns(ctx, n, m.ours, m.floor)
+				if err != nil {
+					return nil, err
+				}
+				r := Result{Bench: "oscore", Metric: fmt.Sprintf("%s%s_%d", prefix, m.name, size), Unit: "1/s", N: n, Ours: ours}
+				out = append(out, r.against(mode.floor, floor))
+			}
+		}
+	}
+	return out, nil
+}
+
+// takeTurns runs a and b n times each, by turns, and returns the median rates.
+func takeTurns(ctx context.Context, n int, a, b func() error) (perA, perB float64, err error) {
+	rates := [2][]float64{}
+	for round := range oscoreRounds + 1 {
+		if err := ctx.Err(); err != nil {
+			return 0, 0, err
+		}
+		for i, f := range []func() error{a, b} {
+			begin := time.Now()
+			for range n {
+				if err := f(); err != nil {
+					return 0, 0, err
+				}
+			}
+			if round > 0 { // the first warms up
+				rates[i] = append(rates[i], float64(n)/time.Since(begin).Seconds())
+			}
+		}
+	}
+	for i := range rates {
+		slices.Sort(rates[i])
+	}
+	return rates[0][oscoreRounds/2], rates[1][oscoreRounds/2], nil
+}
+
+// oscoreMessage is a request as sensors make them.
+func oscoreMessage(payload int) *coap.Message {
+	m := &coap.Message{Type: coap.NonConfirmable, Code: coap.POST, ID: 1, Token: []byte{1, 2}, Payload: make([]byte, payload)}
+	m.Options.SetPath("sensors", "temperature")
+	return m
+}
+
+// oscorePair is OSCORE between two endpoints with its default algorithm.
+func oscorePair(ctx context.Context, payload int) (*oscoreCase, error) {
+	p := oscore.Params{
+		MasterSecret: cose.NewSecret([]byte("benchmark secret")), SenderID: []byte{1}, RecipientID: []byte{2},
+		Sequence: oscore.SequenceConfig{Start: 1000},
+	}
+	client, err := oscore.New(p)
+	if err != nil {
+		return nil, err
+	}
+	p.SenderID, p.RecipientID = p.RecipientID, p.SenderID
+	server, err := oscore.New(p)
+	if err != nil {
+		return nil, err
+	}
+	m := oscoreMessage(payload)
+	protected, _, err := client.ProtectRequest(ctx, nil, m)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := cose.NewAEAD(client.AEAD(), make([]byte, 16))
+	if err != nil {
+		return nil, err
+	}
+	// As long as what OSCORE has: 11 bytes of "Encrypt0", 1 of head, 10 of array.
+	nonce, aad := make([]byte, aead.NonceSize()), make([]byte, 22)
+	plain := make([]byte, len(protected.Payload)-aead.Overhead())
+	sealed := aead.Seal(nil, nonce, plain, aad)
+	var b1, b2 oscore.Buffer
+	out, opened := make([]byte, 0, len(sealed)), make([]byte, 0, len(plain))
+	return &oscoreCase{
+		protect: func() error { _, _, err := client.ProtectRequest(ctx, &b1, m); return err },
+		unprotect: func() error {
+			server.Window().Reset() // it is the same message again and again
+			_, _, err := server.UnprotectRequest(&b2, protected)
+			return err
+		},
+		floorProtect:   func() error { out = aead.Seal(out[:0], nonce, plain, aad); return nil },
+		floorUnprotect: func() error { opened, err = aead.Open(opened[:0], nonce, sealed, aad); return err },
+	}, nil
+}
