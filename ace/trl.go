@@ -2,6 +2,7 @@ package ace
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -165,6 +166,13 @@ func (f *trlFollower) apply(ctx context.Context, r *coap.Response) (err error) {
 // Members of application/ace-trl+cbor (RFC 9770, Section 12).
 const trlFullSet = 0
 
+// A token hash is the identifier of a hash function and its output (RFC 6920,
+// Section 9.4; RFC 9770, Section 4).
+const (
+	hashSHA256   = 1
+	tokenHashLen = 1 + sha256.Size
+)
+
 // decodeTRL reads the answer to a full query, {0: [* token hash], ? 2: cursor}.
 // The hashes are 33 bytes each: the identifier of SHA-256 and a digest; others
 // counts those of algorithms that are not known here.
@@ -185,7 +193,7 @@ func decodeTRL(b []byte) (hashes [][]byte, others int, err error) {
 		if err != nil || len(h) < 2 || len(h) > maxTokenHash {
 			return nil, 0, errors.New("ace: list of revoked tokens: no token hash")
 		}
-		if h[0] != 1 || len(h) != 33 { // RFC 6920, Section 9.4: 1 is sha-256
+		if h[0] != hashSHA256 || len(h) != tokenHashLen {
 			others++
 			continue
 		}

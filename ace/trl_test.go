@@ -292,6 +292,33 @@ func TestRevokedTwin(t *testing.T) {
 	}
 }
 
+// An operator names tokens themselves or their hashes, known here or not.
+func TestRevokeTokens(t *testing.T) {
+	b := newBench(t)
+	stored := b.token()
+	b.mustPost(outside(), stored)
+	other := b.token(func(c *cwt.Claims) { c.Cnf.Key.KID = []byte("other") })
+	third := b.token(func(c *cwt.Claims) { c.Cnf.Key.KID = []byte("third") })
+	for _, junk := range [][]byte{nil, {1}, {0xa0}, other[:len(other)-1], append(bytes.Clone(other), 0)} {
+		if _, err := b.RevokeTokens(t.Context(), stored, junk); !errors.Is(err, ErrNoToken) {
+			t.Errorf("%x: %v", junk, err)
+		}
+	}
+	if b.tokensLeft(t) != 1 {
+		t.Error("a list with a mistake ended a token")
+	}
+	ended, err := b.RevokeTokens(t.Context(), stored, other, cwt.Hash(third))
+	if err != nil || ended != 1 || b.tokensLeft(t) != 0 {
+		t.Errorf("%d ended, %d left, %v", ended, b.tokensLeft(t), err)
+	}
+	// Its outer form is free, and each is refused.
+	for _, token := range [][]byte{stored, stored[2:], other, other[2:], third} {
+		if _, err := b.post(outside(), token); code(err) != coap.Unauthorized {
+			t.Errorf("%x: %v", token[:4], err)
+		}
+	}
+}
+
 // tokensLeft counts stored tokens.
 func (b *bench) tokensLeft(t *testing.T) (n int) {
 	t.Helper()

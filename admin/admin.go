@@ -15,6 +15,7 @@
 //	DELETE /v1/groups/NAME      deletes a group that is not active
 //	POST /v1/groups/NAME/activate, POST /v1/groups/NAME/deactivate
 //	POST /v1/tokens             issues an access token
+//	POST /v1/tokens/revoke      ends access tokens
 //	GET  /v1/audit              the audit log, a page
 //	GET  /v1/nodes              enrolled nodes, a page
 //	POST /v1/nodes              enrolls nodes, text/csv
@@ -73,9 +74,13 @@ type Members interface {
 	MemberStatus(ctx context.Context, group string) ([]Member, error)
 }
 
-// Tokens issues access tokens by hand.
+// Tokens issues and ends access tokens by hand.
 type Tokens interface {
 	IssueToken(ctx context.Context, req TokenRequest) (*Token, error)
+	// RevokeTokens ends tokens, given as they are or as their token hashes, and
+	// refuses them from now on. It returns how many of them were stored here; the
+	// error is ErrNoToken when one is neither.
+	RevokeTokens(ctx context.Context, list [][]byte) (ended int, err error)
 }
 
 // Readiness tells how the parts of the gateway are.
@@ -182,6 +187,7 @@ func New(cfg Config, d Deps) *Server {
 		"POST /v1/groups":              s.createGroup,
 		"DELETE /v1/groups/{name}":     s.deleteGroup,
 		"POST /v1/tokens":              s.issueToken,
+		"POST /v1/tokens/revoke":       s.revokeTokens,
 		"GET /v1/audit":                s.auditRecords,
 		"GET /v1/nodes":                s.listNodes,
 		"POST /v1/nodes/enable":        s.changeNodes(Nodes.EnableNodes),

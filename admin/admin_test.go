@@ -26,6 +26,7 @@ type house struct {
 	version uint64
 	members []Member
 	asked   TokenRequest
+	revoked [][]byte
 	created []groupcomm.GroupConfig
 	idle    bool // sensors is not active
 	reason  string
@@ -103,6 +104,16 @@ func (h *house) Evict(_ context.Context, _ string, nodes []string, ids [][]byte)
 
 func (h *house) MemberStatus(context.Context, string) ([]Member, error) { return h.members, nil }
 
+func (h *house) RevokeTokens(_ context.Context, list [][]byte) (int, error) {
+	for _, b := range list {
+		if b[0] == 0 {
+			return 0, ErrNoToken
+		}
+	}
+	h.revoked = list
+	return 1, nil
+}
+
 func (h *house) IssueToken(_ context.Context, req TokenRequest) (*Token, error) {
 	h.asked = req
 	if h.down {
@@ -177,6 +188,10 @@ func TestClient(t *testing.T) {
 	tok, err := c.IssueToken(ctx, TokenAsk{Audience: "rs", Lifetime: "1h", Scope: []ScopeEntry{{"sensors", []string{"requester"}}}})
 	if err != nil || tok.AccessToken != "d083" {
 		t.Errorf("token: %+v %v", tok, err)
+	}
+	if r, err := c.RevokeTokens(ctx, []string{"d083", "01ab"}); err != nil || *r != (RevokeResult{2, 1}) ||
+		!reflect.DeepEqual(h.revoked, [][]byte{{0xd0, 0x83}, {0x01, 0xab}}) {
+		t.Errorf("revoked: %+v %v, %x", r, err, h.revoked)
 	}
 	want := TokenRequest{Audience: "rs", Lifetime: time.Hour, Scope: groupcomm.Scope{{Group: "sensors", Roles: groupcomm.Requester}}}
 	if !reflect.DeepEqual(h.asked, want) {
@@ -270,6 +285,9 @@ func TestRefusals(t *testing.T) {
 		{"token roles", "POST", "/v1/tokens", `{"audience":"a","scope":[{"group":"g","roles":["king"]}]}`, nil, 400, "king"},
 		{"token scope", "POST", "/v1/tokens", `{"audience":"a","scope":[]}`, nil, 400, "scope is empty"},
 		{"token lifetime", "POST", "/v1/tokens", `{"audience":"a","scope":[{"group":"g","roles":["monitor"]}],"lifetime":"-1h"}`, nil, 400, "lifetime"},
+		{"revoke nothing", "POST", "/v1/tokens/revoke", `{"tokens":[]}`, nil, 400, "name 1 to"},
+		{"revoke no hex", "POST", "/v1/tokens/revoke", `{"tokens":["01","x"]}`, nil, 400, "tokens[1]"},
+		{"revoke no token", "POST", "/v1/tokens/revoke", `{"tokens":["00"]}`, nil, 400, "neither an access token"},
 		{"wrong method", "DELETE", "/v1/groups", "", nil, 404, ""},
 	}
 	for _, tt := range tests {

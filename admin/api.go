@@ -218,6 +218,7 @@ func (s *Server) rekey(r *http.Request) (any, error) {
 const (
 	maxReason = 200
 	maxEvict  = 1000
+	maxRevoke = 1000
 )
 
 // EvictResult is the answer to an eviction.
@@ -308,6 +309,51 @@ func (s *Server) issueToken(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return TokenInfo{hex.EncodeToString(t.AccessToken), hex.EncodeToString(t.KID), hex.EncodeToString(t.Key), timeOrNil(t.Expires)}, nil
+}
+
+// RevokeAsk is the body of POST /v1/tokens/revoke.
+type RevokeAsk struct {
+	Tokens []string `json:"tokens"` // hex: a token, or its token hash of 33 bytes
+}
+
+// RevokeResult is the answer to it.
+type RevokeResult struct {
+	Revoked int `json:"revoked"` // all that were named: none of them is taken any more
+	Ended   int `json:"ended"`   // those that were stored here
+}
+
+// ErrNoToken is the error of bytes that are no token.
+var ErrNoToken = errors.New("neither an access token nor a token hash")
+
+// revokeTokens ends tokens (RFC 9770, Section 4 has the hash). Members that they
+// admitted are evicted, and their groups rekeyed.
+func (s *Server) revokeTokens(r *http.Request) (any, error) {
+	var ask RevokeAsk
+	if err := readJSON(r, &ask); err != nil {
+		return nil, err
+	}
+	if len(ask.Tokens) == 0 || len(ask.Tokens) > maxRevoke {
+		return nil, badRequest("name 1 to %d tokens", maxRevoke)
+	}
+	list := make([][]byte, len(ask.Tokens))
+	for i, t := range ask.Tokens {
+		b, err := hex.DecodeString(t)
+		if err != nil || len(b) == 0 {
+			return nil, badRequest("tokens[%d] is not hex", i)
+		}
+		list[i] = b
+	}
+	if s.deps.Tokens == nil {
+		return nil, errNotServed
+	}
+	n, err := s.deps.Tokens.RevokeTokens(r.Context(), list)
+	if errors.Is(err, ErrNoToken) {
+		return nil, &Problem{Status: http.StatusBadRequest, Detail: err.Error(), Hint: "nothing is revoked"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return RevokeResult{len(list), n}, nil
 }
 
 func badRequest(format string, args ...any) error {

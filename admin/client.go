@@ -95,6 +95,11 @@ func (c *Client) IssueToken(ctx context.Context, ask TokenAsk) (*TokenInfo, erro
 	return call[TokenInfo](ctx, c, http.MethodPost, "/v1/tokens", ask)
 }
 
+// RevokeTokens ends access tokens, each in hex or as the hex of its token hash.
+func (c *Client) RevokeTokens(ctx context.Context, tokens []string) (*RevokeResult, error) {
+	return call[RevokeResult](ctx, c, http.MethodPost, "/v1/tokens/revoke", RevokeAsk{tokens})
+}
+
 // maxAnswer bounds an answer: a group of 100,000 members has about 20 MB.
 const maxAnswer = 256 << 20
 

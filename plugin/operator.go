@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -74,6 +75,18 @@ func (o *operator) IssueToken(ctx context.Context, req admin.TokenRequest) (*adm
 	}
 	o.did(ctx, "operator.token-issued", 1, "")
 	return &admin.Token{AccessToken: t.Token, KID: t.KID, Key: t.Key.Bytes(), Expires: t.Expires}, nil
+}
+
+// RevokeTokens ends access tokens.
+func (o *operator) RevokeTokens(ctx context.Context, list [][]byte) (int, error) {
+	n, err := o.ace.RevokeTokens(ctx, list...)
+	if errors.Is(err, ace.ErrNoToken) {
+		return 0, admin.ErrNoToken
+	}
+	if err == nil {
+		o.did(ctx, "operator.tokens-revoked", len(list), "")
+	}
+	return n, err
 }
 
 // Components tells whether the rooms are up.

@@ -10,7 +10,31 @@ import (
 
 // tokenCmd works with access tokens.
 type tokenCmd struct {
-	Issue tokenIssueCmd `cmd:"" help:"Issue an access token with a fresh key, as the embedded Authorization Server would."`
+	Issue  tokenIssueCmd  `cmd:"" help:"Issue an access token with a fresh key, as the embedded Authorization Server would."`
+	Revoke tokenRevokeCmd `cmd:"" help:"End access tokens at once: members that they admitted are evicted, and their groups rekeyed."`
+}
+
+type tokenRevokeCmd struct {
+	where
+	Tokens []string `arg:"" placeholder:"TOKEN" help:"Access token in hex, or its token hash (RFC 9770)."`
+	JSON   bool     `help:"Print JSON."`
+}
+
+// Run revokes tokens, known to the gateway or not.
+func (c *tokenRevokeCmd) Run(e *env) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	r, err := client.RevokeTokens(e.ctx, c.Tokens)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(e.stdout, r)
+	}
+	_, err = fmt.Fprintf(e.stdout, "revoked: %d, in force here until now: %d\n", r.Revoked, r.Ended)
+	return err
 }
 
 type tokenIssueCmd struct {
