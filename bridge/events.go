@@ -29,7 +29,7 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 		}
 		switch e.Kind {
 		case groupcomm.EventRekeyed, groupcomm.EventEvicted, groupcomm.EventLeft, groupcomm.EventTokenExpired, groupcomm.EventDeleted,
-			groupcomm.EventState:
+			groupcomm.EventState, groupcomm.EventCreated:
 		default:
 			continue
 		}
@@ -56,6 +56,8 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 		case groupcomm.EventState:
 			topic := activeTopic(e.Key)
 			b.hub.Publish(topic, b.small(ctx, e.Key, topic, ev.Version, groupcomm.EncodeActive(ev.Reason == groupcomm.StateActive)))
+		case groupcomm.EventCreated:
+			b.knowGroup(e.Key)
 		case groupcomm.EventDeleted:
 			delete(rekeyed, e.Key) // what came before is for nobody any more
 			b.deleted(ctx, e.Key)

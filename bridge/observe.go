@@ -211,7 +211,10 @@ func (b *Bridge) deleted(ctx context.Context, group string) {
 		return // observers that are no members are ended by the next notification
 	}
 	last := coap.ErrorResponse(groupcomm.ErrGroupDeleted)
-	topics := b.topics(group)
+	topics := groupTopics(group)
+	for _, f := range groupcomm.LegacyFormats { // nobody can say any more whether it had a dialect
+		topics = append(topics, groupcomm.LegacyTopic(group, f))
+	}
 	for _, topic := range topics {
 		b.hub.Drop(topic, "", last)
 	}

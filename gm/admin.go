@@ -45,9 +45,9 @@ func (m *Manager) Groups(ctx context.Context) ([]groupcomm.GroupStatus, error) {
 // Rekey renews the keying material of a group now and returns the new version.
 // Whatever was due is done with it. reason is for the log and the event.
 func (m *Manager) Rekey(ctx context.Context, name, reason string) (uint64, error) {
-	g, ok := m.group(name)
-	if !ok {
-		return 0, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return 0, err
 	}
 	mat, err := m.current(ctx, g)
 	if err != nil {
@@ -71,14 +71,14 @@ func (e *UnknownMembersError) Error() string {
 // names. If one of them is unknown it returns an [UnknownMembersError] and
 // nobody is evicted. The rekey follows within the batch window.
 func (m *Manager) Evict(ctx context.Context, name string, nodes []string, senderIDs [][]byte) ([]string, error) {
-	g, ok := m.group(name)
-	if !ok {
-		return nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return nil, err
 	}
 	var evicted []string
 	g.gate.RLock()
 	defer g.gate.RUnlock()
-	err := m.st.Update(ctx, func(tx *store.Tx) error {
+	err = m.st.Update(ctx, func(tx *store.Tx) error {
 		evicted = nil
 		var num uint64
 		var st state

@@ -25,9 +25,15 @@ const cursor = "gm"
 // What could not be done, for instance because the disk is full, is met again:
 // the cursor stands before it, and an event that comes again changes nothing.
 func (m *Manager) followTokens(ctx context.Context) error {
+	return m.follow(ctx, cursor, "memberships do not follow their tokens", m.workOn)
+}
+
+// follow has work done on the events after a cursor until ctx ends, again after
+// a while where it fails, which the log is told as trouble.
+func (m *Manager) follow(ctx context.Context, cursor, trouble string, work func(context.Context, []store.Event) error) error {
 	for delay := followMin; ; delay = min(2*delay, followMax) {
 		err := m.st.Follow(ctx, cursor, func(ctx context.Context, events []store.Event) error {
-			if err := m.workOn(ctx, events); err != nil {
+			if err := work(ctx, events); err != nil {
 				return err
 			}
 			delay = followMin
@@ -36,7 +42,7 @@ func (m *Manager) followTokens(ctx context.Context) error {
 		if ctx.Err() != nil || errors.Is(err, store.ErrClosed) {
 			return err
 		}
-		m.log.ErrorContext(ctx, "memberships do not follow their tokens", "err", err, "retry_in", delay)
+		m.log.ErrorContext(ctx, trouble, "err", err, "retry_in", delay)
 		t := time.NewTimer(delay)
 		select {
 		case <-t.C:

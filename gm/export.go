@@ -9,6 +9,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -22,9 +23,9 @@ var ErrMoved = coap.Errorf(coap.Conflict, "the group was moved to another gatewa
 // the file. A file opens with the passphrase, or when that is empty with the
 // sealing key.
 func (m *Manager) Export(ctx context.Context, name string, move bool, phrase []byte) (file []byte, version uint64, err error) {
-	g, ok := m.group(name)
-	if !ok {
-		return nil, 0, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return nil, 0, err
 	}
 	if len(phrase) > 0 && (len(phrase) < minPhrase || len(phrase) > maxPhrase) { // before anything is moved
 		return nil, 0, coap.Errorf(coap.BadRequest, "the passphrase must have %d to %d bytes", minPhrase, maxPhrase)
@@ -37,18 +38,21 @@ func (m *Manager) Export(ctx context.Context, name string, move bool, phrase []b
 	rand.Read(id)
 	var e *exported
 	var sealedKey []byte
+	var before state
+	var changes uint64
 	read := func(tx *store.Tx) error {
 		e = &exported{Backup: !move, ID: id, Config: config}
 		var st state
 		var gid []byte
-		if err := tx.QueryRow(`SELECT g.state, g.num, g.gid, g.gid_epoch, g.gid_wraps, g.stale_from, c.kdc_key, c.kdc_cred
+		if err := tx.QueryRow(`SELECT g.state, g.state_changes, g.num, g.gid, g.gid_epoch, g.gid_wraps, g.stale_from, c.kdc_key, c.kdc_cred
 			FROM gm_groups g JOIN gm_configs c ON c.group_id = g.id WHERE g.id = ?`, g.id).
-			Scan(&st, &e.Num, &gid, &e.Epoch, &e.Wraps, &e.StaleFrom, &sealedKey, &e.KDCCred); err != nil {
+			Scan(&st, &changes, &e.Num, &gid, &e.Epoch, &e.Wraps, &e.StaleFrom, &sealedKey, &e.KDCCred); err != nil {
 			return err
 		}
 		if st == stateMoved && !move {
 			return ErrMoved
 		}
+		before = st
 		e.Active = st != stateInactive
 		if move {
 			sum := sha256.Sum256(cose.MustMarshal([]any{"group export", name, gid, e.Num}))
@@ -65,9 +69,15 @@ func (m *Manager) Export(ctx context.Context, name string, move bool, phrase []b
 			if err := read(tx); err != nil {
 				return err
 			}
-			_, err := tx.Exec(`UPDATE gm_groups SET state = ?, due_at = 0, due_reasons = 0, changes = changes + 1 WHERE id = ?`,
-				stateMoved, g.id)
-			return err
+			if before == stateMoved {
+				return nil
+			}
+			changes++
+			if _, err := tx.Exec(`UPDATE gm_groups SET state = ?, state_changes = ?, due_at = 0, due_reasons = 0,
+				changes = changes + 1 WHERE id = ?`, stateMoved, changes, g.id); err != nil {
+				return err
+			}
+			return emit(tx, groupcomm.EventState, groupcomm.Event{Group: name, Version: changes, Reason: stateMoved.String()})
 		})
 	}
 	if err != nil {

@@ -186,9 +186,8 @@ func (m *Manager) pass(ctx context.Context, c *call) (err error) {
 	if c.roles = c.grant.Scope.RolesFor(c.target.group); c.roles == 0 {
 		return errForbidden
 	}
-	ok := false
-	if c.g, ok = m.group(c.target.group); !ok {
-		return errNotFound
+	if c.g, err = m.find(ctx, c.target.group); err != nil {
+		return err
 	}
 	table := c.table()
 	t := c.target

@@ -18,7 +18,6 @@ package gm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -79,6 +78,9 @@ type Deps struct {
 	// Note is told what belongs into the audit log and changes nothing; nil:
 	// nobody is. It does not wait.
 	Note func(kind string, e groupcomm.Event)
+	// Changed is called when what [Manager.Links] tells may have changed; nil:
+	// nobody is told. It does not wait.
+	Changed func()
 }
 
 // Manager is the Group Manager of all its groups. Use [New].
@@ -87,6 +89,7 @@ type Manager struct {
 	st      *store.Store
 	auth    Authority
 	note    func(kind string, e groupcomm.Event)
+	changed func()
 	deliver Delivery
 	log     *slog.Logger
 	met     *metrics
@@ -94,7 +97,7 @@ type Manager struct {
 	renewals *limiter
 	wake     chan struct{} // one slot: something may have become due earlier
 
-	planting sync.Mutex // held while a group comes into being at run time
+	planting sync.Mutex // held while a group comes or goes at run time
 
 	mu     sync.RWMutex
 	groups map[string]*group // guarded by mu; never modified once set
@@ -108,7 +111,12 @@ func New(cfg Config, d Deps) *Manager {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	changed := d.Changed
+	if changed == nil {
+		changed = func() {}
+	}
 	return &Manager{
+		changed:  changed,
 		cfg:      cfg,
 		st:       d.Store,
 		auth:     d.Authority,
@@ -128,6 +136,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.Go(func() error { return m.followTokens(ctx) })
 	eg.Go(func() error { return m.schedule(ctx) })
+	if m.st.Shared() {
+		eg.Go(func() error { return m.followGroups(ctx) })
+	}
 	err := eg.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -143,21 +154,16 @@ func (m *Manager) poke() {
 	}
 }
 
-// group finds a group by name.
-func (m *Manager) group(name string) (*group, bool) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	g, ok := m.groups[name]
-	return g, ok
-}
-
 // GroupConfigs tells the configurations of the named groups in the order
 // asked; unknown names are left out.
-func (m *Manager) GroupConfigs(_ context.Context, names []string) ([]groupcomm.GroupConfig, error) {
+func (m *Manager) GroupConfigs(ctx context.Context, names []string) ([]groupcomm.GroupConfig, error) {
 	var out []groupcomm.GroupConfig
 	for _, n := range names {
-		if g, ok := m.group(n); ok {
+		switch g, err := m.find(ctx, n); {
+		case err == nil:
 			out = append(out, *g.cfg)
+		case !errors.Is(err, ErrNoGroup):
+			return nil, err
 		}
 	}
 	return out, nil
@@ -165,13 +171,18 @@ func (m *Manager) GroupConfigs(_ context.Context, names []string) ([]groupcomm.G
 
 // KDCDHCreds tells the Group Manager's Diffie-Hellman credentials in those of
 // the named groups that use the pairwise mode only, in the order asked.
-func (m *Manager) KDCDHCreds(_ context.Context, names []string) ([]groupcomm.KDCDHCred, error) {
+func (m *Manager) KDCDHCreds(ctx context.Context, names []string) ([]groupcomm.KDCDHCred, error) {
 	var out []groupcomm.KDCDHCred
 	for _, n := range names {
-		if g, ok := m.group(n); ok {
-			if e, ok := g.dhCred(); ok {
-				out = append(out, e)
-			}
+		g, err := m.find(ctx, n)
+		switch {
+		case errors.Is(err, ErrNoGroup):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		if e, ok := g.dhCred(); ok {
+			out = append(out, e)
 		}
 	}
 	return out, nil
@@ -182,9 +193,9 @@ func (m *Manager) KDCDHCreds(_ context.Context, names []string) ([]groupcomm.KDC
 // nil when the group was never rekeyed. It is a secret. The error for a group
 // that does not exist is [ErrNoGroup].
 func (m *Manager) RekeyMessage(ctx context.Context, name string) (uint64, []byte, error) {
-	g, ok := m.group(name)
-	if !ok {
-		return 0, nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return 0, nil, err
 	}
 	mat, err := m.current(ctx, g)
 	if err != nil {

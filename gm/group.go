@@ -83,17 +83,23 @@ func (s state) next(t transition) (state, error) {
 	panic(fmt.Sprintf("gm: internal error: transition %d", t))
 }
 
-// group is the part of a group that stays in memory: what never changes while
-// the process runs, and a copy of the current keying material. The row in the
-// database is the truth.
+// group is the part of a group that stays in memory: a copy of what is
+// configured, which another takes the place of when that changes, and what lives
+// as long as the group does here. The row in the database is the truth.
 type group struct {
 	id   int64
-	cfg  *groupcomm.GroupConfig // not written after Setup
+	cfg  *groupcomm.GroupConfig // not written once others see the group
 	sids int64                  // how many Sender IDs there are
 	kdc  kdc
 	// roots are those of members' certificates; nil with other credentials.
 	roots *x509.CertPool
 
+	*living
+}
+
+// living is what the copies of a group share: the newest keying material, and
+// who is at work.
+type living struct {
 	cur   atomic.Pointer[material]
 	known known
 
@@ -110,12 +116,14 @@ type group struct {
 
 func newGroup(id int64, cfg groupcomm.GroupConfig) *group {
 	return &group{
-		id:       id,
-		cfg:      &cfg,
-		sids:     places(cfg.MaxSenderIDLen()),
-		rekeying: make(chan struct{}, 1),
-		changed:  make(chan struct{}),
-		known:    known{seed: maphash.MakeSeed()},
+		id:   id,
+		cfg:  &cfg,
+		sids: places(cfg.MaxSenderIDLen()),
+		living: &living{
+			rekeying: make(chan struct{}, 1),
+			changed:  make(chan struct{}),
+			known:    known{seed: maphash.MakeSeed()},
+		},
 	}
 }
 
@@ -266,12 +274,12 @@ func (m *Manager) SetActive(ctx context.Context, name string, active bool) error
 
 // move applies a transition and writes the new state.
 func (m *Manager) move(ctx context.Context, name string, t transition) error {
-	g, ok := m.group(name)
-	if !ok {
-		return fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return err
 	}
 	var was, is state
-	err := m.st.Update(ctx, func(tx *store.Tx) error {
+	err = m.st.Update(ctx, func(tx *store.Tx) error {
 		var changes uint64
 		if err := tx.QueryRow(`SELECT state, state_changes FROM gm_groups WHERE id = ?`, g.id).Scan(&was, &changes); err != nil {
 			return gone(err)

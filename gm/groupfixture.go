@@ -61,6 +61,9 @@ func (m *Manager) ImportFixture(ctx context.Context, text []byte) (string, uint6
 	}
 	m.planting.Lock()
 	defer m.planting.Unlock()
+	if p.id, err = m.newest(ctx); err != nil {
+		return "", 0, err
+	}
 	own := gidSpace{p.cfg.GidPrefix, p.cfg.GidEpochBytes}
 	for _, g := range m.byID() {
 		if own.meets(gidSpace{g.cfg.GidPrefix, g.cfg.GidEpochBytes}) {

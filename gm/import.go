@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -52,6 +51,9 @@ func (m *Manager) Import(ctx context.Context, file, phrase []byte) (string, uint
 	slices.Sort(given)
 	m.planting.Lock()
 	defer m.planting.Unlock()
+	if p.id, err = m.newest(ctx); err != nil {
+		return "", 0, err
+	}
 	if err := m.chooseSpace(ctx, p, e); err != nil {
 		return "", 0, err
 	}
@@ -106,6 +108,7 @@ func (m *Manager) chooseSpace(ctx context.Context, p *planted, e *exported) erro
 
 // planted is a group that comes into being with members.
 type planted struct {
+	id        int64 // the next group's when the Gids were chosen
 	cfg       groupcomm.GroupConfig
 	state     state
 	num       uint64
@@ -139,12 +142,8 @@ func (m *Manager) plant(ctx context.Context, p *planted) error {
 			next = max(next, mb.SID+1)
 		}
 	}
-	// Secrets are sealed outside of the transaction, for an id that is checked in
-	// it: groups are planted one at a time.
-	var id int64
-	if err := m.st.View(ctx, func(tx *store.Tx) error { return nextGroupID(tx, &id) }); err != nil {
-		return fmt.Errorf("gm: import %q: %w", name, err)
-	}
+	// Secrets are sealed outside of the transaction, for an id that is checked in it.
+	id := p.id
 	sealed, key := m.seal(id, p.mat), m.st.Seal(kdcKeyContext(id), p.key)
 	err = m.st.Update(ctx, func(tx *store.Tx) error {
 		var now int64
@@ -184,14 +183,14 @@ func (m *Manager) plant(ctx context.Context, p *planted) error {
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	m.groups = maps.Clone(m.groups)
-	m.groups[name] = loaded[name]
-	m.mu.Unlock()
-	m.poke()
+	if g, ok := loaded[name]; ok { // else another gateway deleted it already
+		m.enter(g)
+	}
 	return nil
 }
 
+// nextGroupID is the id of the next group. Secrets are sealed with it: that of a
+// deleted group is not given to another.
 func nextGroupID(tx *store.Tx, id *int64) error {
 	return tx.QueryRow(`SELECT COALESCE(MAX(id), 0) + 1 FROM
 		(SELECT id FROM gm_groups UNION ALL SELECT group_id FROM gm_retired) AS ids`).Scan(id)

@@ -169,9 +169,9 @@ func (m *Manager) LegacyFormats(name string) []coap.Format {
 // (draft-ietf-ace-key-groupcomm-oscore-03, Section 13): kty, key, num, profile and
 // exp. It is nil when the group has none or was never rekeyed. It is a secret.
 func (m *Manager) LegacyRekey(ctx context.Context, name string) (uint64, []byte, error) {
-	g, ok := m.group(name)
-	if !ok {
-		return 0, nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return 0, nil, err
 	}
 	d := g.cfg.Interface.Legacy()
 	if d == groupcomm.Current {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -24,12 +23,26 @@ var ErrExists = coap.Errorf(coap.Conflict, "a group of that name exists")
 // name in use [ErrExists], for a Gid prefix in use a 4.09.
 func (m *Manager) CreateGroup(ctx context.Context, cfg groupcomm.GroupConfig) error {
 	one := Config{Groups: []groupcomm.GroupConfig{cfg}}.withDefaults()
-	if err := one.validate(); err != nil {
+	err := one.validate()
+	if err != nil {
 		return coap.Errorf(coap.BadRequest, "%w", err)
 	}
-	cfg = one.Groups[0]
 	m.planting.Lock()
 	defer m.planting.Unlock()
+	for range maxPlantTries {
+		if err = m.tryCreate(ctx, one.Groups[0]); !errors.Is(err, errMoved) {
+			return err
+		}
+	}
+	return unavailable("other gateways create groups all the time")
+}
+
+// tryCreate fails with errMoved when another gateway created a group meanwhile.
+func (m *Manager) tryCreate(ctx context.Context, cfg groupcomm.GroupConfig) error {
+	id, err := m.newest(ctx)
+	if err != nil {
+		return err
+	}
 	if _, ok := m.group(cfg.Name); ok {
 		return fmt.Errorf("gm: %w: %q", ErrExists, cfg.Name)
 	}
@@ -45,15 +58,11 @@ func (m *Manager) CreateGroup(ctx context.Context, cfg groupcomm.GroupConfig) er
 	if err != nil {
 		return coap.Errorf(coap.Conflict, "%w", err)
 	}
-	g, err := m.create(ctx, cfg, epoch)
+	g, err := m.create(ctx, cfg, epoch, id)
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	m.groups = maps.Clone(m.groups)
-	m.groups[cfg.Name] = g
-	m.mu.Unlock()
-	m.poke()
+	m.enter(g)
 	return nil
 }
 
@@ -129,10 +138,12 @@ var groupTables = []string{"gm_members", "gm_elders", "gm_stale", "gm_free", "gm
 // group (error 10): whoever deletes one has deactivated it before. Observers are
 // told that the group is gone (RFC 9594, Section 9: error 6).
 func (m *Manager) DeleteGroup(ctx context.Context, name string) error {
-	g, ok := m.group(name)
-	if !ok {
-		return fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return err
 	}
+	m.planting.Lock()
+	defer m.planting.Unlock()
 	select {
 	case g.rekeying <- struct{}{}: // no rekey is prepared meanwhile
 		defer func() { <-g.rekeying }()
@@ -142,7 +153,7 @@ func (m *Manager) DeleteGroup(ctx context.Context, name string) error {
 	g.gate.Lock()
 	defer g.gate.Unlock()
 	members := 0
-	err := m.st.Update(ctx, func(tx *store.Tx) error {
+	err = m.st.Update(ctx, func(tx *store.Tx) error {
 		var st state
 		var epoch, wraps, num uint64
 		err := tx.QueryRow(`SELECT state, gid_epoch, gid_wraps, num FROM gm_groups WHERE id = ?`, g.id).Scan(&st, &epoch, &wraps, &num)
@@ -190,24 +201,8 @@ func (m *Manager) DeleteGroup(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("gm: delete %q: %w", name, err)
 	}
-	m.met.rekeys.DeleteLabelValues(name)
 	m.log.InfoContext(ctx, "group deleted", "group", name, "members", members)
 	return nil
-}
-
-// drop takes a deleted group out of memory, and lets those go on who wait for
-// its next version: they find that it is gone.
-func (m *Manager) drop(g *group) {
-	m.mu.Lock()
-	if m.groups[g.cfg.Name] == g {
-		m.groups = maps.Clone(m.groups)
-		delete(m.groups, g.cfg.Name)
-	}
-	m.mu.Unlock()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	close(g.changed)
-	g.changed = make(chan struct{})
 }
 
 // gone makes the error of a query that did not find the row of a group: it was

@@ -99,12 +99,12 @@ func (mb *member) public(group string) groupcomm.Member {
 // MemberOf returns the membership of a subject; groupcomm.ErrNotMember when
 // there is none, [ErrNoGroup] when there is no such group.
 func (m *Manager) MemberOf(ctx context.Context, name string, s coap.Subject) (*groupcomm.Member, error) {
-	g, ok := m.group(name)
-	if !ok {
-		return nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return nil, err
 	}
 	var r *row
-	err := m.st.View(ctx, func(tx *store.Tx) (err error) {
+	err = m.st.View(ctx, func(tx *store.Tx) (err error) {
 		r, err = g.look(tx, subjectOf(s))
 		return err
 	})
@@ -120,12 +120,12 @@ func (m *Manager) MemberOf(ctx context.Context, name string, s coap.Subject) (*g
 
 // Members lists the members of a group by node name.
 func (m *Manager) Members(ctx context.Context, name string) ([]groupcomm.Member, error) {
-	g, ok := m.group(name)
-	if !ok {
-		return nil, fmt.Errorf("%w: %q", ErrNoGroup, name)
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return nil, err
 	}
 	var out []groupcomm.Member
-	err := m.st.View(ctx, func(tx *store.Tx) error {
+	err = m.st.View(ctx, func(tx *store.Tx) error {
 		out = nil
 		return eachMember(tx, `m.group_id = ? ORDER BY m.node`, []any{g.id}, func(mb *member) error {
 			out = append(out, mb.public(name))

@@ -22,15 +22,19 @@ func (m *Manager) Setup(ctx context.Context) error {
 	}
 	declared := slices.Clone(m.cfg.Groups)
 	err := m.setup(ctx)
-	if errors.Is(err, store.ErrConstraint) && m.st.Shared() {
-		// Another gateway created the group, or took the Gid, at the same time.
-		m.cfg.Groups = declared
+	for n := 0; errors.Is(err, errMoved) && n < maxPlantTries+len(declared); n++ {
+		// Another gateway created a group at the same time.
+		m.cfg.Groups = slices.Clone(declared)
 		err = m.setup(ctx)
 	}
 	return err
 }
 
 func (m *Manager) setup(ctx context.Context) error {
+	var id int64
+	if err := m.st.View(ctx, func(tx *store.Tx) error { return nextGroupID(tx, &id) }); err != nil {
+		return fmt.Errorf("gm: groups: %w", err)
+	}
 	groups, err := m.load(ctx)
 	if err != nil {
 		return err
@@ -56,10 +60,11 @@ func (m *Manager) setup(ctx context.Context) error {
 	for _, want := range m.cfg.Groups {
 		have, ok := groups[want.Name]
 		if !ok {
-			g, err := m.createDeclared(ctx, want, &spaces, retired)
+			g, err := m.createDeclared(ctx, want, id, &spaces, retired)
 			if err != nil {
 				return err
 			}
+			id++
 			groups[want.Name] = g
 			continue
 		}
@@ -82,7 +87,7 @@ func (m *Manager) setup(ctx context.Context) error {
 // with those of declarations that have a prefix. A group that an operator deleted
 // is a new group now, with another Gid, other keys and no members: to be rid of
 // it, it must not be declared any more.
-func (m *Manager) createDeclared(ctx context.Context, want groupcomm.GroupConfig, spaces *[]gidSpace, retired []retiredSpace) (*group, error) {
+func (m *Manager) createDeclared(ctx context.Context, want groupcomm.GroupConfig, id int64, spaces *[]gidSpace, retired []retiredSpace) (*group, error) {
 	taken := *spaces
 	if want.GidPrefix != nil {
 		taken = nil // gidSpaces has compared declarations and groups
@@ -98,7 +103,7 @@ func (m *Manager) createDeclared(ctx context.Context, want groupcomm.GroupConfig
 			break
 		}
 	}
-	return m.create(ctx, want, epoch)
+	return m.create(ctx, want, epoch, id)
 }
 
 // load reads all groups with their keys.
@@ -132,6 +137,7 @@ func (m *Manager) load(ctx context.Context) (map[string]*group, error) {
 				return fmt.Errorf("key of %q: %w", name, err)
 			}
 			g := newGroup(id, cfg)
+			g.roots = m.cfg.X5[name].Roots
 			if g.kdc, err = newKDC(&cfg, key, cred); err != nil {
 				return fmt.Errorf("key of %q: %w", name, err)
 			}
@@ -177,8 +183,8 @@ func (m *Manager) gidSpaces(groups map[string]*group) ([]gidSpace, error) {
 }
 
 // create makes a group at version 0 with a key pair of its own. epoch is that of
-// its first Gid.
-func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig, epoch uint64) (*group, error) {
+// its first Gid, id the group's: errMoved when that is not the next any more.
+func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig, epoch uint64, id int64) (*group, error) {
 	key, cred, err := m.selfCred(&cfg)
 	if err != nil {
 		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
@@ -194,12 +200,12 @@ func (m *Manager) create(ctx context.Context, cfg groupcomm.GroupConfig, epoch u
 		return nil, fmt.Errorf("gm: create %q: %w", cfg.Name, err)
 	}
 	err = m.st.Update(ctx, func(tx *store.Tx) error {
-		var id int64
-		// Secrets are sealed with the id: one of a deleted group is not given to
-		// another.
-		if err := tx.QueryRow(`SELECT COALESCE(MAX(id), 0) + 1 FROM
-			(SELECT id FROM gm_groups UNION ALL SELECT group_id FROM gm_retired) AS ids`).Scan(&id); err != nil {
+		var next int64
+		switch err := nextGroupID(tx, &next); {
+		case err != nil:
 			return err
+		case next != id:
+			return errMoved
 		}
 		g = newGroup(id, cfg)
 		g.kdc, g.roots = self, m.cfg.X5[cfg.Name].Roots

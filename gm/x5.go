@@ -80,8 +80,10 @@ func (m *Manager) adoptX5(ctx context.Context, g *group) error {
 	}
 	sealed := m.st.Seal(kdcKeyContext(g.id), x.Key.Encode())
 	if err := m.st.Update(ctx, func(tx *store.Tx) error {
-		_, err := tx.Exec(`UPDATE gm_configs SET kdc_key = ?, kdc_cred = ? WHERE group_id = ?`, sealed, x.Chain, g.id)
-		return err
+		if _, err := tx.Exec(`UPDATE gm_configs SET kdc_key = ?, kdc_cred = ? WHERE group_id = ?`, sealed, x.Chain, g.id); err != nil {
+			return err
+		}
+		return emit(tx, groupcomm.EventConfigured, groupcomm.Event{Group: g.cfg.Name})
 	}); err != nil {
 		return fmt.Errorf("gm: group %q: %w", g.cfg.Name, err)
 	}

@@ -118,11 +118,17 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 	late.Manager = gm.New(gm.Config{Groups: groups, X5: g.x5()}, gm.Deps{
 		Store: st, Authority: as, Delivery: br, Log: g.log.With("part", "gm"), Registerer: g.registry,
 		Note: log.Note,
+		Changed: func() {
+			if r := late.directory.Load(); r != nil {
+				r.Look()
+			}
+		},
 	})
 	b := &built{g: g, ace: as, gm: late.Manager, bridge: br, audit: log}
 	if b.rd, b.dir, err = g.registrar(late); err != nil {
 		return nil, err
 	}
+	late.directory.Store(b.rd)
 	for _, e := range acfg.Entries {
 		if e.Introspect != nil {
 			b.asked = append(b.asked, e.Introspect.Client.(*outbound))

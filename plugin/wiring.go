@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/bridge"
@@ -38,7 +39,10 @@ type access interface {
 // lateManager breaks the ring of bridge and ace, which ask the Group Manager,
 // and the Group Manager, which asks them: it is filled before the first
 // question.
-type lateManager struct{ *gm.Manager }
+type lateManager struct {
+	*gm.Manager
+	directory atomic.Pointer[rd.Registrar] // which the Group Manager tells of changes; nil: there is none
+}
 
 // groups is the view of the Group Manager that routing needs.
 type groups interface {

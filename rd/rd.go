@@ -33,6 +33,8 @@ type Registrar struct {
 	metrics *metrics
 	status  atomic.Pointer[string]
 
+	look chan struct{} // one slot
+
 	// Used by Run only.
 	path     []string  // of the registration resource, once it is known
 	location []string  // of the registration; nil: there is none that we know of
@@ -45,7 +47,8 @@ type Registrar struct {
 
 // New makes a Registrar; it does no I/O.
 func New(cfg Config, d Deps) *Registrar {
-	r := &Registrar{cfg: cfg.withDefaults(), client: d.Client, links: d.Links, log: d.Log, metrics: newMetrics(d.Registerer)}
+	r := &Registrar{cfg: cfg.withDefaults(), client: d.Client, links: d.Links, log: d.Log, metrics: newMetrics(d.Registerer),
+		look: make(chan struct{}, 1)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -59,6 +62,14 @@ func (r *Registrar) Status() string { return *r.status.Load() }
 
 func (r *Registrar) tell(s string) { r.status.Store(&s) }
 
+// Look has Run see at once whether the links changed. It does not wait.
+func (r *Registrar) Look() {
+	select {
+	case r.look <- struct{}{}:
+	default:
+	}
+}
+
 // Run keeps the registration until ctx ends, and then removes it.
 func (r *Registrar) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
@@ -66,6 +77,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-timer.C:
+		case <-r.look:
 		case <-ctx.Done():
 			r.leave(context.WithoutCancel(ctx))
 			return nil

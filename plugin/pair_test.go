@@ -1,0 +1,469 @@
+//go:build postgres
+
+package plugin
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed4911071e/groupgate/ace"
+	"github.com/seed4911071e/groupgate/ace/cwt"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/gm"
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/rd/rdtest"
+	"github.com/seed4911071e/groupgate/store/storetest/pgtest"
+)
+
+// pair is two gateways on one PostgreSQL schema, each with a folder of its own
+// and the keys that they have in common.
+type pair struct {
+	t    *testing.T
+	dsn  string
+	dirs [2]string
+	make func() *config.Config
+}
+
+func newPair(t *testing.T, configure func() *config.Config) *pair {
+	t.Helper()
+	dir := t.TempDir()
+	dsn, err := pgtest.DSN(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dsn == "" {
+		t.Fatalf("%s names no PostgreSQL server to test with", pgtest.Env)
+	}
+	return &pair{t: t, dsn: dsn, dirs: [2]string{filepath.Join(dir, "one"), filepath.Join(dir, "two")}, make: configure}
+}
+
+// share copies what gateways on one store have in common to the second folder.
+func (p *pair) share() {
+	p.t.Helper()
+	if err := os.Mkdir(p.dirs[1], 0o700); err != nil {
+		p.t.Fatal(err)
+	}
+	for _, name := range []string{"seal.key", config.IssuerKeyFile} {
+		b, err := os.ReadFile(filepath.Join(p.dirs[0], name))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(p.dirs[1], name), b, 0o600); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+// try runs the n-th gateway until stop, or gives the error of its start.
+func (p *pair) try(n int, change func(*config.Config), opts ...Option) (g *Gateway, stop func() error, err error) {
+	c := p.make()
+	c.DataDir, c.Store = p.dirs[n], p.dsn
+	c.Listen.HTTP, c.Listen.MQTT, c.Listen.CoAP = "", "", ""
+	if change != nil {
+		change(c)
+	}
+	g = gatewayOf(p.t, c, opts...)
+	ctx, cancel := context.WithCancel(context.Background())
+	over := make(chan error, 1)
+	go func() { over <- g.Run(ctx) }()
+	select {
+	case <-g.Ready():
+	case err := <-over:
+		cancel()
+		return nil, nil, err
+	}
+	ended := false
+	stop = func() error {
+		cancel()
+		if ended {
+			return nil
+		}
+		ended = true
+		return <-over
+	}
+	p.t.Cleanup(func() { _ = stop() })
+	return g, stop, nil
+}
+
+func (p *pair) start(n int, change func(*config.Config), opts ...Option) (*Gateway, func() error) {
+	p.t.Helper()
+	g, stop, err := p.try(n, change, opts...)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return g, stop
+}
+
+func managerOf(g *Gateway) *gm.Manager { return g.rooms.Load().groups.(*gm.Manager) }
+
+func accessOf(g *Gateway) *ace.Server { return g.rooms.Load().access.(*ace.Server) }
+
+// soon is eventually, within the second in which the others know of a change.
+func soon(t *testing.T, what string, look func() bool) {
+	t.Helper()
+	began := time.Now()
+	eventually(t, what, look)
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("after %v: %s", took, what)
+	}
+}
+
+func linksOf(t *testing.T, g *Gateway) string {
+	t.Helper()
+	req := &coap.Request{Code: coap.GET}
+	req.Options.SetPath(".well-known", "core")
+	resp, err := g.ServeCoAP(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(resp.Payload)
+}
+
+// metricOf says whether a gateway shows a series.
+func metricOf(t *testing.T, g *Gateway, name, label, value string) bool {
+	t.Helper()
+	families, err := g.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if f.GetName() == name && l.GetName() == label && l.GetValue() == value {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// player is a node with a credential that was enrolled.
+type player struct {
+	identity string
+	key      cose.Secret
+}
+
+func (p *player) dial(t *testing.T, door string) node.Transport {
+	t.Helper()
+	tr, err := node.DialDTLS(t.Context(), door, []byte(p.identity), p.key.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tr.Close() })
+	return tr
+}
+
+func ask(group string) node.TokenRequest {
+	return node.TokenRequest{Audience: "rs2", Scope: groupcomm.Scope{{Group: group, Roles: groupcomm.Requester}}}
+}
+
+// join gets a token at one door and joins at another.
+func (p *player) join(t *testing.T, as, door, group string) (*node.Access, *node.Member, node.Transport) {
+	t.Helper()
+	a, err := node.RequestToken(t.Context(), p.dial(t, as), ask(group))
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := node.PostToken(t.Context(), p.dial(t, door), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := node.DialDTLS(t.Context(), door, a.Identity(), a.Key.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := node.New(node.Config{Group: group, Roles: groupcomm.Requester, Transfer: info}, tr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	if err := m.Join(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return a, m, tr
+}
+
+func enroll(t *testing.T, g *Gateway, identity string, groups ...string) *player {
+	t.Helper()
+	p := &player{identity, cose.NewSecret([]byte("0123456789abcdef"))}
+	n := ace.Node{Identity: identity, Key: p.key}
+	for _, name := range groups {
+		n.Scope = append(n.Scope, groupcomm.ScopeEntry{Group: name, Roles: groupcomm.Requester})
+	}
+	if _, err := accessOf(g).Enroll(t.Context(), []ace.Node{n}, ace.EnrollOptions{Lifetime: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// observe collects what an observer of a path is sent.
+func observe(t *testing.T, tr node.Transport, path ...string) func() []*coap.Response {
+	t.Helper()
+	req := &coap.Request{Code: coap.GET}
+	req.Options.SetPath(path...)
+	got := make(chan *coap.Response, 32)
+	if _, err := tr.Observe(t.Context(), req, func(r *coap.Response) { got <- r }); err != nil {
+		t.Fatal(err)
+	}
+	var all []*coap.Response
+	return func() []*coap.Response {
+		for {
+			select {
+			case r := <-got:
+				all = append(all, r)
+			default:
+				return all
+			}
+		}
+	}
+}
+
+func shared(t *testing.T, dir *rdtest.Directory) func() *config.Config {
+	at, _ := serveCoAP(t, "127.0.0.1:0", handles(dir.Do))
+	group := config.DefaultGroup()
+	group.Name = "g1"
+	return func() *config.Config {
+		c := authority(t)
+		c.Groups = []config.Group{group}
+		c.ResourceDirectory = config.ResourceDirectory{URI: "coap://" + at + "/rd", Endpoint: "gm", Lifetime: time.Hour}
+		return c
+	}
+}
+
+// Groups that one gateway creates, makes from a file, configures, deactivates
+// and deletes: the other serves, lists, registers and counts them at once, and
+// tells its observers.
+func TestPairGroups(t *testing.T) {
+	dir := &rdtest.Directory{}
+	p := newPair(t, shared(t, dir))
+	one, stopOne := p.start(0, func(c *config.Config) { c.ResourceDirectory = config.Default().ResourceDirectory })
+	p.share()
+	two, _ := p.start(1, nil)
+	ctx := t.Context()
+	eventually(t, "registered", func() bool { return strings.Contains(dir.Lookup(), "g1") })
+
+	late := groupcomm.DefaultGroupConfig("late")
+	late.List, late.KeyCheck = true, 100
+	if err := managerOf(one).CreateGroup(ctx, late); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever asks for it by name need not wait at all.
+	if found, err := managerOf(two).GroupConfigs(ctx, []string{"late", "never"}); err != nil || len(found) != 1 {
+		t.Errorf("%d groups, %v", len(found), err)
+	}
+	soon(t, "links of the new group", func() bool { return strings.Contains(linksOf(t, two), `sec-gp="late"`) })
+	soon(t, "links at the directory", func() bool { return strings.Contains(dir.Lookup(), `sec-gp="late"`) })
+	if err := managerOf(two).CreateGroup(ctx, late); err == nil {
+		t.Error("the name was given twice")
+	}
+
+	door, _ := serveGateway(t, "127.0.0.1:0", two)
+	_, member, tr := enroll(t, one, "meter", "late", "g1").join(t, door, door, "late")
+	active := observe(t, tr, "ace-group", "late", "active")
+	whole := observe(t, tr, "ace-group", "late")
+	last := func(of func() []*coap.Response) *coap.Response {
+		if all := of(); len(all) > 0 {
+			return all[len(all)-1]
+		}
+		return &coap.Response{}
+	}
+	state := func() bool {
+		is, err := groupcomm.DecodeActive(last(active).Payload)
+		return err == nil && is
+	}
+	eventually(t, "first state", state)
+	if !metricOf(t, two, "groupgate_bridge_members", "group", "late") {
+		t.Error("no metrics of the new group")
+	}
+
+	// The same group with other policies, in the configuration of the first.
+	if err := stopOne(); err != nil {
+		t.Fatal(err)
+	}
+	one, _ = p.start(0, func(c *config.Config) {
+		c.ResourceDirectory = config.Default().ResourceDirectory
+		c.Groups = append(c.Groups, config.DefaultGroup())
+		c.Groups[1].Name, c.Groups[1].GroupPolicies.KeyCheck, c.Groups[1].List = "late", 777, false
+	})
+	soon(t, "other policies", func() bool {
+		found, err := managerOf(two).GroupConfigs(ctx, []string{"late"})
+		return err == nil && len(found) == 1 && found[0].KeyCheck == 777
+	})
+	soon(t, "unlisted", func() bool {
+		return !strings.Contains(linksOf(t, two), "late") && !strings.Contains(dir.Lookup(), "late")
+	})
+	if _, err := member.Num(ctx); err != nil {
+		t.Errorf("a member of a group that was configured: %v", err)
+	}
+
+	if err := managerOf(one).SetActive(ctx, "late", false); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "inactive", func() bool { return last(active).Code == coap.Content && !state() })
+	if err := managerOf(one).DeleteGroup(ctx, "late"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := member.Num(ctx); err == nil { // at once
+		t.Error("a group that was deleted is served")
+	}
+	for what, of := range map[string]func() []*coap.Response{"active": active, "group": whole} {
+		soon(t, "the last notification of "+what, func() bool { return last(of).Code == coap.NotFound })
+		if p, err := coap.DecodeProblem(last(of).Payload); err != nil || p.ID != groupcomm.ErrGroupDeleted.ID {
+			t.Errorf("%s ends with %x, %v", what, last(of).Payload, err)
+		}
+	}
+	soon(t, "metrics of the deleted group", func() bool { return !metricOf(t, two, "groupgate_bridge_members", "group", "late") })
+	if found, err := managerOf(two).GroupConfigs(ctx, []string{"late"}); err != nil || len(found) != 0 {
+		t.Errorf("%d groups, %v", len(found), err)
+	}
+
+	// A name that comes again is another group.
+	if err := managerOf(one).CreateGroup(ctx, late); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "the group of the same name", func() bool { return strings.Contains(linksOf(t, two), `sec-gp="late"`) })
+	if _, err := member.Num(ctx); err == nil {
+		t.Error("a member of the group before is one of the new group")
+	}
+
+	// From files.
+	const fixture = `{"name": "fix", "gid": "fa00000001", "gid_epoch_bytes": 4, "num": 7, "ms": "000102030405060708090a0b0c0d0e0f"}`
+	if _, _, err := managerOf(one).ImportFixture(ctx, []byte(fixture)); err != nil {
+		t.Fatal(err)
+	}
+	if num, _, err := managerOf(two).RekeyMessage(ctx, "fix"); err != nil || num != 7 {
+		t.Errorf("version %d, %v", num, err)
+	}
+	file, _, err := managerOf(two).Export(ctx, "fix", true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := managerOf(one).Rekey(ctx, "fix", "test"); err == nil {
+		t.Error("a group that was moved is rekeyed by the other gateway")
+	}
+	if err := managerOf(one).DeleteGroup(ctx, "fix"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := managerOf(two).Import(ctx, file, nil); err != nil {
+		t.Fatal(err)
+	}
+	if num, _, err := managerOf(one).RekeyMessage(ctx, "fix"); err != nil || num != 8 {
+		t.Errorf("version %d, %v", num, err)
+	}
+}
+
+// Both gateways create groups at the same time: no two have one name or could
+// come to one Gid.
+func TestPairCreatesAtOnce(t *testing.T) {
+	p := newPair(t, shared(t, &rdtest.Directory{}))
+	one, _ := p.start(0, nil)
+	p.share()
+	two, _ := p.start(1, nil)
+	const n = 8
+	errs := make(chan error, 2*n)
+	for _, g := range []*Gateway{one, two} {
+		for i := range n {
+			go func() {
+				errs <- managerOf(g).CreateGroup(t.Context(), groupcomm.DefaultGroupConfig(fmt.Sprint("g", 10+i)))
+			}()
+		}
+	}
+	created := 0
+	for range 2 * n {
+		if err := <-errs; err == nil {
+			created++
+		} else if !strings.Contains(err.Error(), gm.ErrExists.Error()) {
+			t.Error(err)
+		}
+	}
+	names := []string{"g1"}
+	for i := range n {
+		names = append(names, fmt.Sprint("g", 10+i))
+	}
+	for _, g := range []*Gateway{one, two} {
+		found, err := managerOf(g).GroupConfigs(t.Context(), names)
+		if err != nil || len(found) != n+1 || created != n {
+			t.Fatalf("%d groups, %d were created, %v", len(found), created, err)
+		}
+		seen := map[string]bool{}
+		for _, c := range found {
+			seen[string(c.GidPrefix)] = true
+		}
+		if len(seen) != n+1 {
+			t.Errorf("%d prefixes of %d groups", len(seen), n+1)
+		}
+	}
+}
+
+// What one gateway takes from a node the other does not give any more: at once,
+// on associations that live.
+func TestPairRights(t *testing.T) {
+	p := newPair(t, shared(t, &rdtest.Directory{}))
+	one, _ := p.start(0, nil)
+	p.share()
+	two, _ := p.start(1, nil)
+	ctx := t.Context()
+	door, _ := serveGateway(t, "127.0.0.1:0", two)
+
+	meter, lamp := enroll(t, one, "meter", "g1"), enroll(t, one, "lamp", "g1")
+	_, mm, mtr := meter.join(t, door, door, "g1")
+	la, lm, _ := lamp.join(t, door, door, "g1")
+	alive := meter.dial(t, door) // its association with the Authorization Server
+	if _, err := node.RequestToken(ctx, alive, ask("g1")); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*node.Member{mm, lm} {
+		if _, err := m.Num(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole := observe(t, mtr, "ace-group", "g1")
+	eventually(t, "first state", func() bool { return len(whole()) == 1 })
+
+	if _, err := accessOf(one).DisableNodes(ctx, []string{"meter"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mm.Num(ctx); err == nil {
+		t.Error("a node that is disabled is served as a member")
+	}
+	if _, err := node.RequestToken(ctx, alive, ask("g1")); err == nil {
+		t.Error("a node that is disabled gets a token")
+	}
+	if tr, err := node.DialDTLS(ctx, door, []byte(meter.identity), meter.key.Bytes()); err == nil {
+		_ = tr.Close()
+		t.Error("a node that is disabled shakes hands")
+	}
+	soon(t, "the observation ends", func() bool {
+		all := whole()
+		return all[len(all)-1].Code == coap.Unauthorized
+	})
+	if _, err := accessOf(one).EnableNodes(ctx, []string{"meter"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.RequestToken(ctx, meter.dial(t, door), ask("g1")); err != nil {
+		t.Errorf("a node that is enabled again: %v", err)
+	}
+
+	if err := accessOf(one).Revoke(ctx, cwt.Hash(la.Token)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lm.Num(ctx); err == nil {
+		t.Error("a token that was revoked is good for requests")
+	}
+	if got := postTo(t, two, la.Token); got != coap.Unauthorized {
+		t.Errorf("a token that was revoked is answered %v", got)
+	}
+	soon(t, "evicted", func() bool {
+		members, err := managerOf(two).Members(ctx, "g1")
+		return err == nil && len(members) == 0
+	})
+}
