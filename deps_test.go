@@ -32,7 +32,7 @@ var arrows = map[string][]string{
 	"ace/cwt":   {"cose", "oscore"},
 	"ace":       {"ace/cwt", "coap", "coap/secure", "cose", "groupcomm", "oscore", "store"},
 	"bridge":    {"coap", "cose", "groupcomm", "store"},
-	"node":      {"coap", "cose", "groupcomm"},
+	"node":      {"coap", "cose", "groupcomm", "oscore"},
 	"admin":     {"coap", "cose", "groupcomm"},
 	"audit":     {"coap", "groupcomm", "store"},
 	"rd":        {"coap"},
@@ -42,7 +42,7 @@ var arrows = map[string][]string{
 	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/serve", "config", "cose", "gm", "groupcomm", "node", "rd", "store"},
 	"plugin/host": {"admin", "coap", "config", "plugin"},
 	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
-	"cmd/gateway": {"admin", "bench", "coap", "config", "cose", "groupcomm", "node", "plugin", "plugin/host", "store"},
+	"cmd/gateway": {"admin", "bench", "coap", "config", "cose", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
 
 	"examples/host": {"config", "plugin"},
 }

@@ -62,6 +62,9 @@ type GroupConfig struct {
 	// Sequences keeps Sender Sequence Numbers across restarts. nil: in memory only,
 	// for a member that joins anew after each start.
 	Sequences GroupSequences
+	// SequenceLimit is one more than the last Sender Sequence Number; 0: 2^40. Some
+	// algorithms allow fewer messages with one key than that.
+	SequenceLimit uint64
 	// MaxRecipients bounds the Recipient Contexts; 0: 1024. Beyond it the one used
 	// longest ago is deleted, and from then on every new one, until the next
 	// rekey, starts with an invalid Replay Window.
@@ -155,6 +158,9 @@ func NewGroup(cfg GroupConfig) (*Group, error) {
 	}
 	if cfg.MaxRecipients < 0 || cfg.Grace < 0 {
 		return nil, errors.New("oscore: a negative limit")
+	}
+	if cfg.SequenceLimit > maxSequence {
+		return nil, errors.New("oscore: sequence numbers end at 2^40")
 	}
 	if cfg.MaxRecipients == 0 {
 		cfg.MaxRecipients = defaultMaxRecipients
@@ -282,6 +288,14 @@ func (g *Group) SetSender(sender *GroupSender) error {
 	}
 	c.sender = s
 	return nil
+}
+
+// Suspend deletes the keying material, as a member does that missed a rekey. The
+// exchanges go on with what is installed next.
+func (g *Group) Suspend() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.now, g.old = nil, nil
 }
 
 // Leave deletes the keying material and ends the exchanges that this member
@@ -435,7 +449,7 @@ func (g *Group) openSequence(c *groupContext, id []byte) (*Sequence, error) {
 	if used {
 		return nil, ErrReused
 	}
-	var cfg SequenceConfig
+	cfg := SequenceConfig{Limit: g.cfg.SequenceLimit}
 	if g.cfg.Sequences != nil {
 		reserved, store, err := g.cfg.Sequences.Open(name)
 		if err != nil {

@@ -53,6 +53,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		kong.Description("An edge gateway for nodes in OSCORE groups: admits them, renews their keys, delivers the keys.\n\n"+
 			"First steps: `gateway run`, and in a second terminal `gateway node join --group sensors`."),
 		kong.Writers(stdout, stderr),
+		kong.Vars{"multicast": defaultMulticast},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 	)
 	if err != nil {

@@ -20,6 +20,8 @@ import (
 // nodeCmd simulates nodes, and enrolls real ones.
 type nodeCmd struct {
 	Join    nodeJoinCmd    `cmd:"" help:"Join a group as a node would, then follow its rekeys."`
+	Send    nodeSendCmd    `cmd:"" help:"Join a group, and send requests protected with Group OSCORE to its members."`
+	Serve   nodeServeCmd   `cmd:"" help:"Join a group, and answer requests protected with Group OSCORE of its members."`
 	Enroll  nodeEnrollCmd  `cmd:"" help:"Enroll nodes from a file: each gets a credential and a policy, while the gateway runs."`
 	List    nodeListCmd    `cmd:"" help:"List the enrolled nodes."`
 	Disable nodeDisableCmd `cmd:"" help:"Shut nodes out at once: no handshake, no token, no membership."`

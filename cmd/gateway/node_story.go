@@ -37,6 +37,16 @@ type nodeStep struct {
 	Expires  string    `json:"expires,omitempty"`
 	Via      string    `json:"via,omitempty"`
 	Error    string    `json:"error,omitempty"`
+
+	// Of messages in the group.
+	Request      int    `json:"request,omitempty"` // number of the request sent
+	Method       string `json:"method,omitempty"`
+	Path         string `json:"path,omitempty"`
+	Mode         string `json:"mode,omitempty"` // group or pairwise
+	Code         string `json:"code,omitempty"`
+	Payload      string `json:"payload,omitempty"` // in quotes
+	Multicast    string `json:"multicast,omitempty"`
+	ViaMulticast bool   `json:"via_multicast,omitempty"`
 }
 
 // tell writes a step, or its line. What cannot be written is nobody's to hear.

@@ -220,6 +220,10 @@ type step struct {
 	Version  *uint64 `json:"version"`
 	Via      string  `json:"via"`
 	Error    string  `json:"error"`
+	Addr     string  `json:"addr"`
+	Mode     string  `json:"mode"`
+	Code     string  `json:"code"`
+	Payload  string  `json:"payload"`
 }
 
 func (p *player) steps() []step {

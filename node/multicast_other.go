@@ -1,0 +1,11 @@
+//go:build !unix
+
+package node
+
+import (
+	"net/netip"
+	"syscall"
+)
+
+// multicastVia leaves the interface to the system.
+func multicastVia(netip.Addr) func(network, address string, c syscall.RawConn) error { return nil }
