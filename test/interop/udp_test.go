@@ -46,16 +46,23 @@ type client struct {
 	conn net.Conn
 	ctx  *oscore.Context
 	mid  uint16
+	// echoed counts requests that were sent again with Echo.
+	echoed int
 }
 
 func newClient(t *testing.T, addr string) *client {
+	t.Helper()
+	return newClientIn(t, addr, newContext(t, clientID, serverID))
+}
+
+func newClientIn(t *testing.T, addr string, ctx *oscore.Context) *client {
 	t.Helper()
 	conn, err := net.Dial("udp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return &client{t: t, conn: conn, ctx: newContext(t, clientID, serverID)}
+	return &client{t: t, conn: conn, ctx: ctx}
 }
 
 // send protects a request and sends it confirmably.
@@ -103,13 +110,26 @@ func (c *client) next(ex *oscore.Exchange, token []byte) (*coap.Message, error) 
 	}
 }
 
-// Do is one request and its response: what blockwise transfer is made of.
+// Do is one request and its response: what blockwise transfer is made of. A server
+// that wants proof of freshness gets it.
 func (c *client) Do(ctx context.Context, m *coap.Message) (*coap.Message, error) {
-	ex, token, err := c.send(ctx, m)
-	if err != nil {
-		return nil, err
+	for {
+		ex, token, err := c.send(ctx, m)
+		if err != nil {
+			return nil, err
+		}
+		r, err := c.next(ex, token)
+		if err != nil {
+			return nil, err
+		}
+		echo, ok := r.Options.Get(coap.Echo)
+		if r.Code != coap.Unauthorized || !ok || m.Options.Has(coap.Echo) {
+			return r, nil
+		}
+		m = m.Clone()
+		m.Options.Set(coap.Echo, echo)
+		c.echoed++
 	}
-	return c.next(ex, token)
 }
 
 func (c *client) ask(code coap.Code, path string, payload []byte) *coap.Response {
@@ -127,11 +147,16 @@ func (c *client) ask(code coap.Code, path string, payload []byte) *coap.Response
 // the address.
 func startServer(t *testing.T, h coap.Handler) string {
 	t.Helper()
+	return startServerIn(t, newContext(t, serverID, clientID), h).conn.LocalAddr().String()
+}
+
+func startServerIn(t *testing.T, ctx *oscore.Context, h coap.Handler) *server {
+	t.Helper()
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, conn: conn, ctx: newContext(t, serverID, clientID), exchanges: map[string]oscore.Exchange{}}
+	s := &server{t: t, conn: conn, ctx: ctx, exchanges: map[string]oscore.Exchange{}}
 	s.core = serve.New(h, serve.Config{BlockSize: 512})
 	var work sync.WaitGroup
 	work.Go(func() { s.listen(&work) })
@@ -139,7 +164,7 @@ func startServer(t *testing.T, h coap.Handler) string {
 		_ = conn.Close()
 		work.Wait()
 	})
-	return conn.LocalAddr().String()
+	return s
 }
 
 type server struct {
@@ -151,6 +176,7 @@ type server struct {
 	mu        sync.Mutex
 	mid       uint16
 	exchanges map[string]oscore.Exchange // of observations, by token
+	challenge int                        // requests that had to prove their freshness
 }
 
 func (s *server) listen(work *sync.WaitGroup) {
@@ -180,6 +206,11 @@ func (s *server) answer(l *link, m *coap.Message) {
 	inner, ex, err := s.ctx.UnprotectRequest(nil, m)
 	var out *coap.Message
 	if err != nil {
+		if errors.Is(err, oscore.ErrNotFresh) {
+			s.mu.Lock()
+			s.challenge++
+			s.mu.Unlock()
+		}
 		out, err = s.ctx.Refuse(s.t.Context(), nil, ex, err)
 	} else {
 		s.mu.Lock()
