@@ -8,6 +8,7 @@
 //	GET  /v1/groups             all groups
 //	GET  /v1/groups/NAME        one group with its members
 //	POST /v1/groups/NAME/rekey  {"reason"}
+//	GET  /v1/groups/NAME/delivery  how far the newest rekey has come; ?members=1: and who has it
 //	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
 //	POST /v1/groups/NAME/export {"move", "passphrase"}: a sealed file
 //	POST /v1/imports            {"file", "passphrase"} or {"fixture"}
@@ -131,10 +132,13 @@ type Config struct {
 
 // Deps are the rooms behind the API. A nil one answers 503.
 type Deps struct {
-	Groups    Groups
-	Members   Members
-	Moves     Moves
-	Tokens    Tokens
+	Groups  Groups
+	Members Members
+	Moves   Moves
+	Tokens  Tokens
+
+	Deliveries Deliveries
+
 	Nodes     Nodes
 	Audit     Audit
 	Readiness Readiness           // nil: always ready
@@ -193,6 +197,8 @@ func New(cfg Config, d Deps) *Server {
 		"POST /v1/nodes/enable":        s.changeNodes(Nodes.EnableNodes),
 		"POST /v1/nodes/disable":       s.changeNodes(Nodes.DisableNodes),
 		"POST /v1/nodes/remove":        s.changeNodes(Nodes.RemoveNodes),
+
+		"GET /v1/groups/{name}/delivery": s.delivery,
 
 		"POST /v1/groups/{name}/activate":   s.setActive(true),
 		"POST /v1/groups/{name}/deactivate": s.setActive(false),

@@ -76,6 +76,7 @@ type Bridge struct {
 	calls     *calls
 	lookups   *lookups
 	alarms    *alarms
+	checks    *checks
 	evict     func(ctx context.Context, group string, nodes []string) error
 
 	mu        sync.Mutex
@@ -104,11 +105,12 @@ func New(cfg Config, d Deps) *Bridge {
 		calls:    newCalls(),
 		lookups:  newLookups(),
 		alarms:   newAlarms(),
+		checks:   newChecks(),
 		evict:    d.Evict,
 		groups:   map[string]groupState{},
 	}
 	b.met = newMetrics(d.Registerer, b)
-	b.confirms = newConfirmer(d.Store, d.Log, b.met)
+	b.confirms = newConfirmer(d.Store, d.Log, b.met, b.checks.add)
 	if b.cfg.embedded() {
 		b.broker = newBroker(b.cfg, b.log, brokerHooks{secretHash: b.secretHash, ack: b.takeAck, present: b.present})
 	}
@@ -178,6 +180,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	g.Go(func() error { return b.verifyAcks(ctx) })
 	g.Go(func() error { return b.catchUp(ctx) })
 	g.Go(func() error { return b.calls.run(ctx) })
+	g.Go(func() error { return b.finish(ctx) })
 	g.Go(func() error { return b.recognize(ctx) })
 	g.Go(func() error { return b.tryAgain(ctx) })
 	g.Go(func() error { return b.store.Lead(ctx, "bridge-patrol", b.patrol) })

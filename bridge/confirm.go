@@ -36,17 +36,18 @@ type confirmer struct {
 	store *store.Store
 	log   *slog.Logger
 	met   *metrics
-	wake  chan struct{} // one slot: something waits
-	full  chan struct{} // one slot: a batch is full
+	wrote func(group string) // confirmations of members of a group are on disk
+	wake  chan struct{}      // one slot: something waits
+	full  chan struct{}      // one slot: a batch is full
 
 	mu      sync.Mutex
 	pending map[member]confirmation
 	waiters []func()
 }
 
-func newConfirmer(s *store.Store, log *slog.Logger, met *metrics) *confirmer {
+func newConfirmer(s *store.Store, log *slog.Logger, met *metrics, wrote func(group string)) *confirmer {
 	return &confirmer{
-		store: s, log: log, met: met,
+		store: s, log: log, met: met, wrote: wrote,
 		wake:    make(chan struct{}, 1),
 		full:    make(chan struct{}, 1),
 		pending: map[member]confirmation{},
@@ -150,6 +151,11 @@ func (c *confirmer) flush(ctx context.Context) bool {
 	}
 	for _, done := range waiters {
 		done()
+	}
+	for i, m := range keys {
+		if i == 0 || keys[i-1].group != m.group {
+			c.wrote(m.group)
+		}
 	}
 	return true
 }

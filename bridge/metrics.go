@@ -58,7 +58,18 @@ type pendingCollector struct{ b *Bridge }
 var pendingDesc = prometheus.NewDesc("groupgate_bridge_members",
 	"Members of a group by delivery state.", []string{"group", "state"}, nil)
 
-func (c pendingCollector) Describe(ch chan<- *prometheus.Desc) { ch <- pendingDesc }
+var (
+	sinceDesc = prometheus.NewDesc("groupgate_bridge_rekey_since_timestamp_seconds",
+		"When the newest rekey of a group became due.", []string{"group"}, nil)
+	doneDesc = prometheus.NewDesc("groupgate_bridge_rekey_delivered_ratio",
+		"Part of the group's members that confirmed the newest rekey; lapsed ones are not counted.", []string{"group"}, nil)
+)
+
+func (c pendingCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- pendingDesc
+	ch <- sinceDesc
+	ch <- doneDesc
+}
 
 func (c pendingCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
@@ -70,15 +81,17 @@ func (c pendingCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.b.mu.Unlock()
 	for _, g := range groups {
-		entries, err := c.b.Ledger(ctx, g)
+		p, _, err := c.b.Progress(ctx, g)
 		if err != nil {
 			continue // a group that is gone, or a store in trouble that reports itself
 		}
-		count := map[string]int{StateCurrent: 0, StatePending: 0, StateAsleep: 0, StateUnreachable: 0, StateLapsed: 0}
-		for _, e := range entries {
-			count[e.State]++
+		if !p.Since.IsZero() {
+			ch <- prometheus.MustNewConstMetric(sinceDesc, prometheus.GaugeValue, float64(p.Since.Unix()), g)
 		}
-		for state, n := range count {
+		ch <- prometheus.MustNewConstMetric(doneDesc, prometheus.GaugeValue, p.Percent()/100, g)
+		for state, n := range map[string]int{
+			StateCurrent: p.Delivered, StatePending: p.Pending, StateAsleep: p.Asleep, StateUnreachable: p.Unreachable, StateLapsed: p.Lapsed,
+		} {
 			ch <- prometheus.MustNewConstMetric(pendingDesc, prometheus.GaugeValue, float64(n), g, state)
 		}
 	}

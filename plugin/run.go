@@ -194,7 +194,7 @@ func (b *built) admin(ctx context.Context) error {
 	}
 	srv := admin.New(admin.Config{Token: string(g.cfg.AdminToken.Bytes()), Version: Version(), Listeners: g.listeners}, admin.Deps{
 		Groups: b.gm, Members: b.op, Tokens: b.op, Nodes: b.op, Audit: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
-		Moves: b.gm,
+		Moves: b.gm, Deliveries: b.op,
 	})
 	return srv.Run(ctx, l)
 }

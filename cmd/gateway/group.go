@@ -15,7 +15,10 @@ import (
 type groupCmd struct {
 	List  groupListCmd  `cmd:"" help:"List the groups."`
 	Show  groupShowCmd  `cmd:"" help:"Show a group: its members, the versions they hold, how they are reached."`
-	Rekey groupRekeyCmd `cmd:"" help:"Renew a group's keying material now."`
+	Rekey groupRekeyCmd `cmd:"" help:"Renew a group's keying material now; --watch follows its delivery."`
+
+	Status groupStatusCmd `cmd:"" help:"Tell how far the newest rekeys have come, and who lacks them."`
+
 	Evict groupEvictCmd `cmd:"" help:"Remove members and rekey, so that they read nothing newer."`
 
 	Export     groupExportCmd     `cmd:"" help:"Write a group into a sealed file, to move it to another gateway or as a backup."`
@@ -124,7 +127,10 @@ type groupRekeyCmd struct {
 	where
 	Name   string `arg:"" help:"Name of the group."`
 	Reason string `default:"operator" help:"Why, for the log."`
-	JSON   bool   `help:"Print JSON."`
+	Watch  bool   `help:"Show how it reaches the members, until every one has it."`
+	JSON   bool   `help:"Print JSON; with --watch one object for each change."`
+
+	For time.Duration `placeholder:"DURATION" help:"With --watch: look on for so long at most."`
 }
 
 // Run renews the keying material of a group.
@@ -137,10 +143,18 @@ func (c *groupRekeyCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	if c.Watch {
+		if !c.JSON {
+			if _, err := fmt.Fprintf(e.stdout, "group %s is at version %d now\n", r.Group, r.Version); err != nil {
+				return err
+			}
+		}
+		return c.watch(e, client, r.Version)
+	}
 	if c.JSON {
 		return printJSON(e.stdout, r)
 	}
-	_, err = fmt.Fprintf(e.stdout, "group %s is at version %d now; `gateway group show %s%s` tells who has it\n", r.Group, r.Version, r.Group, c.flags())
+	_, err = fmt.Fprintf(e.stdout, "group %s is at version %d now; `gateway group status %s%s` tells who has it\n", r.Group, r.Version, r.Group, c.flags())
 	return err
 }
 

@@ -1,0 +1,76 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Deliveries tells how far rekeys have come.
+type Deliveries interface {
+	// Delivery tells about the newest rekey of a group; members only when asked.
+	Delivery(ctx context.Context, group string, members bool) (*DeliveryInfo, error)
+}
+
+// DeliveryInfo is the progress of the newest rekey of a group. Members that
+// lapsed are not waited for, and not in Members.
+type DeliveryInfo struct {
+	Group       string     `json:"group"`
+	Version     uint64     `json:"version"`
+	Since       *time.Time `json:"since"` // when the version became due; null: not known
+	Done        *time.Time `json:"done"`  // when every member had confirmed it; null: not yet
+	Members     int        `json:"members"`
+	Delivered   int        `json:"delivered"`
+	Pending     int        `json:"pending"`
+	Asleep      int        `json:"asleep"`
+	Unreachable int        `json:"unreachable"`
+	Lapsed      int        `json:"lapsed"`
+	Percent     float64    `json:"percent"`
+
+	Ledger []DeliveryMember `json:"ledger,omitzero"`
+}
+
+// DeliveryMember is one member of a group in its ledger.
+type DeliveryMember struct {
+	Node      string            `json:"node"`
+	Version   *uint64           `json:"version"` // last confirmed; null: none
+	State     string            `json:"state"`   // current, pending, asleep, unreachable, lapsed
+	Since     *time.Time        `json:"since"`   // of the state
+	LastHeard *time.Time        `json:"last_heard"`
+	NextWake  *time.Time        `json:"next_wake"` // announced
+	Attempts  int               `json:"attempts"`  // since it was last heard
+	LastError string            `json:"last_error,omitempty"`
+	Want      string            `json:"want,omitempty"` // channel that it asked for
+	Channel   string            `json:"channel"`
+	Channels  []DeliveryChannel `json:"channels,omitempty"`
+}
+
+// DeliveryChannel is the newest outcome of one channel of a member since the
+// gateway started.
+type DeliveryChannel struct {
+	Channel string    `json:"channel"` // observe, control, mqtt, poll
+	Result  string    `json:"result"`  // relayed, confirmed, failed
+	At      time.Time `json:"at"`
+	Error   string    `json:"error,omitempty"`
+}
+
+// delivery answers GET /v1/groups/NAME/delivery; ?members=1 adds the ledger.
+func (s *Server) delivery(r *http.Request) (any, error) {
+	if s.deps.Deliveries == nil {
+		return nil, errNotServed
+	}
+	return s.deps.Deliveries.Delivery(r.Context(), r.PathValue("name"), r.URL.Query().Get("members") == "1")
+}
+
+// Delivery tells about the newest rekey of a group.
+func (c *Client) Delivery(ctx context.Context, group string, members bool) (*DeliveryInfo, error) {
+	path := "/v1/groups/" + url.PathEscape(group) + "/delivery"
+	if members {
+		path += "?members=1"
+	}
+	return call[DeliveryInfo](ctx, c, http.MethodGet, path, nil)
+}
+
+// TimeOrNil is a time as the API shows it, null for the zero time.
+func TimeOrNil(t time.Time) *time.Time { return timeOrNil(t) }

@@ -1,0 +1,66 @@
+package bridge
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+// A rekey has a progress, from its moment to that of the last confirmation,
+// which is on disk and told once; a restart in between knows it.
+func TestProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		watching, _ := h.control("watching", "", coap.Changed)
+		h.observe(watching, "/ace-group/sensors")
+		h.m.join(t, h.b, "polling", nil)
+		h.m.join(t, h.b, "lapsed", nil)
+		h.m.change("lapsed", func(m *groupcomm.Member) { m.Lapsed = true })
+		began := time.Now()
+		version := h.m.rekey(t, h.b)
+		settle(time.Minute)
+
+		p, _, err := h.b.Progress(t.Context(), testGroup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Progress{Group: testGroup, Version: version, Since: p.Since, Members: 2, Delivered: 1, Pending: 1, Lapsed: 1}
+		if p != want || p.Percent() != 50 || p.Since.Sub(began).Abs() > time.Second {
+			t.Errorf("%+v, %v %%, want %+v", p, p.Percent(), want)
+		}
+		again := New(Config{}, Deps{Store: h.s, Source: h.m, Hub: nobody{}})
+		if err := again.Setup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if p, _, err := again.Progress(t.Context(), testGroup); err != nil || p != want {
+			t.Errorf("after a restart: %+v, %v", p, err)
+		}
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(pendingCollector{h.b})
+		if families, err := reg.Gather(); err != nil || len(families) != 3 {
+			t.Errorf("%d families of metrics, %v", len(families), err)
+		}
+
+		h.b.Held(t.Context(), testGroup, "polling", version)
+		settle(time.Second)
+		p, entries, err := h.b.Progress(t.Context(), testGroup)
+		if err != nil || p.Percent() != 100 || p.Done.Sub(began) < time.Minute {
+			t.Errorf("at the end: %+v, %v", p, err)
+		}
+		for _, e := range entries {
+			if e.Node == "watching" && (len(e.Channels) != 1 || e.Channels[0].Channel != channelObserve || e.Channels[0].Result != resultConfirmed) {
+				t.Errorf("channels: %+v", e.Channels)
+			}
+		}
+		h.b.Held(t.Context(), testGroup, "polling", version)
+		settle(time.Second)
+		if n := events(t, h.s, groupcomm.EventDelivered); n != 1 {
+			t.Errorf("%d events tell that it is done", n)
+		}
+	})
+}

@@ -1,0 +1,45 @@
+package plugin
+
+import (
+	"context"
+
+	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/bridge"
+)
+
+var _ admin.Deliveries = (*operator)(nil)
+
+// Delivery tells how far the newest rekey of a group has come.
+func (o *operator) Delivery(ctx context.Context, group string, members bool) (*admin.DeliveryInfo, error) {
+	p, entries, err := o.bridge.Progress(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	out := &admin.DeliveryInfo{
+		Group: group, Version: p.Version, Since: admin.TimeOrNil(p.Since), Done: admin.TimeOrNil(p.Done),
+		Members: p.Members, Delivered: p.Delivered, Pending: p.Pending, Asleep: p.Asleep, Unreachable: p.Unreachable,
+		Lapsed: p.Lapsed, Percent: p.Percent(),
+	}
+	if !members {
+		return out, nil
+	}
+	out.Ledger = make([]admin.DeliveryMember, len(entries))
+	for i, e := range entries {
+		out.Ledger[i] = deliveryMember(e)
+	}
+	return out, nil
+}
+
+func deliveryMember(e bridge.LedgerEntry) admin.DeliveryMember {
+	m := admin.DeliveryMember{
+		Node: e.Node, State: e.State, Since: admin.TimeOrNil(e.Since), LastHeard: admin.TimeOrNil(e.LastHeard),
+		NextWake: admin.TimeOrNil(e.NextWake), Attempts: e.Attempts, LastError: e.LastError, Want: e.Want, Channel: e.Channel,
+	}
+	if e.Shown {
+		m.Version = &e.Confirmed
+	}
+	for _, a := range e.Channels {
+		m.Channels = append(m.Channels, admin.DeliveryChannel{Channel: a.Channel, Result: a.Result, At: a.At.UTC(), Error: a.Error})
+	}
+	return m
+}
