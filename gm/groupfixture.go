@@ -137,7 +137,9 @@ func decodeFixture(text []byte) (*planted, error) {
 	if _, err := e.check(); err != nil {
 		return nil, err
 	}
-	p.mat, _ = givenMaterial(newGroup(0, cfg), x.Num, gid, []groupcomm.SenderID{}, secret, salt)
+	p.mat, _ = givenMaterial(newGroup(0, cfg), groupcomm.RekeyMessage{
+		MasterSecret: secret, Salt: salt, ContextID: gid, Num: x.Num, Stale: []groupcomm.SenderID{},
+	})
 	return p, nil
 }
 

@@ -66,7 +66,7 @@ func (m *Manager) Import(ctx context.Context, file, phrase []byte) (string, uint
 	for i, s := range given {
 		ids[i] = s.id()
 	}
-	p.mat, _ = makeMaterial(g, num, gid, ids)
+	p.mat, _ = makeMaterial(g, groupcomm.RekeyMessage{Num: num, ContextID: gid, Stale: ids})
 	if err := m.plant(ctx, p); err != nil {
 		return "", 0, err
 	}

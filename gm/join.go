@@ -23,9 +23,10 @@ type joinCall struct {
 	cred  []byte               // credential to store; nil for a monitor
 	ns    []byte               // N_S that the proof covered; nil when there was no proof
 
-	verified []byte // credential that the proof was verified for: verify once
-	proven   []byte // stored credential that a legacy Joining Request refers to by leaving it out
-	arrived  uint64 // version when the request came
+	verified []byte    // credential that the proof was verified for: verify once
+	proven   []byte    // stored credential that a legacy Joining Request refers to by leaving it out
+	arrived  uint64    // version when the request came
+	place    *newcomer // as the latest rekey that it waited for knows it; nil: none
 
 	newName  string                // name that a newcomer will have
 	mgt      []byte                // mgt_key_material
@@ -267,6 +268,7 @@ func provenBy(g *group, cred []byte, challenges [][]byte, input func(ns []byte) 
 // in, and says whether it did.
 func (m *Manager) beforeJoin(ctx context.Context, j *joinCall) (moved bool, err error) {
 	r := j.row
+	defer j.announce()()
 	switch {
 	case r.exp <= time.Now().Unix():
 		// Nobody gets material that has expired.
@@ -310,7 +312,7 @@ func (m *Manager) commitJoin(ctx context.Context, j *joinCall) (sidPlace, error)
 		if x := j.grant.Expires; !x.IsZero() && !time.Now().Before(x) {
 			return errExpired
 		}
-		if p, err = j.g.assign(tx, j.admission()); err != nil {
+		if p, err = j.g.admit(tx, j.admission(), j.place); err != nil {
 			return err
 		}
 		if err := m.writeMember(tx, j, p); err != nil {

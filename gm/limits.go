@@ -27,6 +27,8 @@ const (
 	maxFilter    = 1024    // roles and identifiers in one filter of creds
 	maxPoPTries  = 5       // signatures verified for one request: 4 challenges and an exporter value
 
+	maxNewcomerCreds = 4 << 10 // credentials in one rekey message, in bytes: it goes to every member
+
 	minKeyLifetime = time.Minute
 	joinWindow     = 2 * time.Second  // longest wait of a join for its rekey: protocol.md, Section 3
 	renewalWindow  = 10 * time.Second // a rekey for expiries due within it answers a key renewal

@@ -24,6 +24,7 @@ type model struct {
 	stale   map[uint64]map[string]bool // by version
 	elders  map[string]bool            // names of those that the latest rekey evicted
 	given   map[string]bool            // stale Sender IDs that the latest rekey told of
+	told    map[string]string          // newcomers that it told of: names of nodes by Sender ID
 
 	due   reasons
 	dueAt time.Time
@@ -76,24 +77,28 @@ func (m *model) join(name string, monitor bool) (string, bool) {
 		return "", false
 	}
 	old := m.members[name]
-	if old == nil {
-		ok := true
-		switch {
-		case m.due&forward != 0:
-			ok = m.rekey()
-		case m.cfg.RekeyOnJoin && m.handed && !m.elders[name]:
-			ok = m.rekey()
-		}
-		if !ok {
-			return "", false
-		}
-	} else {
+	if old != nil {
 		m.release(old.sid)
 	}
+	num := m.num
+	if old == nil && !m.grows(name) {
+		return "", false
+	}
 	mb := &modelMember{sid: m.assign(monitor), birth: m.gid()}
+	if m.num > num && m.cfg.RekeyOnJoin && !monitor {
+		m.told[mb.sid] = name
+	}
 	m.members[name] = mb
 	m.handed = true
 	return mb.sid, true
+}
+
+// grows does the rekey that comes before a newcomer.
+func (m *model) grows(name string) bool {
+	if m.due&forward != 0 || m.cfg.RekeyOnJoin && m.handed && !m.elders[name] {
+		return m.rekey()
+	}
+	return true
 }
 
 // renew returns the new Sender ID, or that the answer is a rekey.
@@ -164,7 +169,7 @@ func (m *model) rekey() bool {
 			m.handed = true
 		}
 	}
-	m.given = m.stale[m.num]
+	m.given, m.told = m.stale[m.num], map[string]string{}
 	m.num++
 	m.stale[m.num] = map[string]bool{}
 	delete(m.stale, m.num-uint64(m.cfg.MaxStaleSets))

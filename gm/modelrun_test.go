@@ -1,6 +1,7 @@
 package gm
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -420,6 +421,17 @@ func (r *modelRun) compareRekey(group string) {
 	}
 	if msg.Num != num || !maps.Equal(stale, mod.given) || len(msg.Stale) != len(mod.given) {
 		r.t.Fatalf("%s: rekey of %s to %d (model %d) tells stale %v, want %v", r.op, group, num, mod.num, stale, mod.given)
+	}
+	told := map[string]string{}
+	for i, id := range msg.PeerIdentifiers {
+		for name, j := range r.nodes {
+			if bytes.Equal(j.Cred, msg.Creds[i]) {
+				told[id.String()] = name
+			}
+		}
+	}
+	if !maps.Equal(told, mod.told) {
+		r.t.Fatalf("%s: rekey of %s to %d tells of newcomers %v, want %v", r.op, group, num, told, mod.told)
 	}
 }
 

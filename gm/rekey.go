@@ -132,11 +132,13 @@ type snapshot struct {
 	elders    []*member // evicted with this rekey
 	nodes     []string  // entitled to the new material
 	members   bool      // there are entitled members
+	reserved  reservation
 }
 
 func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail string, given uint64, past beyond) (*material, error) {
 	var s *snapshot
 	var newer *material
+	newcomers := g.awaited()
 	err := m.st.View(ctx, func(tx *store.Tx) (err error) {
 		if s, err = m.snapshot(tx, g); err != nil {
 			return err
@@ -152,7 +154,10 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		if s.gid, s.place, err = m.nextGid(tx, g.cfg, s.place); err != nil {
 			return err
 		}
-		return s.findElders(tx, g)
+		if err := s.findElders(tx, g); err != nil {
+			return err
+		}
+		return s.reserve(tx, g, newcomers)
 	})
 	switch {
 	case err != nil:
@@ -174,6 +179,9 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 	sealed := m.seal(g.id, mat)
 	err = m.st.Update(ctx, func(tx *store.Tx) error {
 		if err := m.writeRekey(tx, g, s, mat, sealed); err != nil {
+			return err
+		}
+		if err := s.reserved.write(tx, g, mat.num); err != nil {
 			return err
 		}
 		if commit != nil {
@@ -234,46 +242,40 @@ func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
 // newMaterial makes the material that follows s, and encodes its rekey message:
 // once, so that all members get the same bytes.
 func newMaterial(g *group, s *snapshot) (*material, []byte) {
-	return makeMaterial(g, s.num+s.jump+1, s.gid, s.stale)
+	msg := groupcomm.RekeyMessage{Num: s.num + s.jump + 1, ContextID: s.gid, Stale: s.stale}
+	s.reserved.introduce(&msg)
+	return makeMaterial(g, msg)
 }
 
 // firstMaterial makes version 0. Its message says what a rekey message would,
 // for deliveries that start from one.
 func firstMaterial(g *group, gid groupcomm.Gid) *material {
-	mat, _ := makeMaterial(g, 0, gid, []groupcomm.SenderID{})
+	mat, _ := makeMaterial(g, groupcomm.RekeyMessage{ContextID: gid, Stale: []groupcomm.SenderID{}})
 	return mat
 }
 
-// makeMaterial draws fresh secrets and encodes the rekey message
-// (draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1).
-func makeMaterial(g *group, num uint64, gid groupcomm.Gid, stale []groupcomm.SenderID) (*material, []byte) {
-	secret, salt := make([]byte, masterSecret), make([]byte, masterSalt)
-	rand.Read(secret)
-	rand.Read(salt)
-	return givenMaterial(g, num, gid, stale, secret, salt)
+// makeMaterial draws fresh secrets for the version and Gid of msg and encodes the
+// rekey message (draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1).
+func makeMaterial(g *group, msg groupcomm.RekeyMessage) (*material, []byte) {
+	msg.MasterSecret, msg.Salt = make([]byte, masterSecret), make([]byte, masterSalt)
+	rand.Read(msg.MasterSecret)
+	rand.Read(msg.Salt)
+	return givenMaterial(g, msg)
 }
 
-// givenMaterial is makeMaterial with secrets from elsewhere.
-func givenMaterial(g *group, num uint64, gid groupcomm.Gid, stale []groupcomm.SenderID, secret, salt []byte) (*material, []byte) {
-	life := int64(g.cfg.KeyLifetime / time.Second)
-	mat := &material{
-		num:    num,
-		gid:    gid,
-		secret: cose.NewSecret(secret),
-		salt:   cose.NewSecret(salt),
-		exp:    time.Now().Unix() + life,
-	}
-	msg := (&groupcomm.RekeyMessage{
-		MasterSecret: secret,
-		ContextID:    gid,
-		Salt:         salt,
-		Num:          num,
-		Exp:          mat.exp,
-		Exi:          life,
-		Stale:        stale,
-	}).Encode()
-	mat.message = cose.NewSecret(msg)
-	return mat, msg
+// givenMaterial is makeMaterial with the secrets of msg.
+func givenMaterial(g *group, msg groupcomm.RekeyMessage) (*material, []byte) {
+	msg.Exi = int64(g.cfg.KeyLifetime / time.Second)
+	msg.Exp = time.Now().Unix() + msg.Exi
+	body := msg.Encode()
+	return &material{
+		num:     msg.Num,
+		gid:     msg.ContextID,
+		secret:  cose.NewSecret(msg.MasterSecret),
+		salt:    cose.NewSecret(msg.Salt),
+		exp:     msg.Exp,
+		message: cose.NewSecret(body),
+	}, body
 }
 
 // prepare has the delivery render its messages.
@@ -338,32 +340,6 @@ func (m *Manager) writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material,
 	}
 	_, err = tx.Exec(`DELETE FROM gm_stale WHERE group_id = ? AND num < ?`, g.id, staleFrom)
 	return err
-}
-
-// awaitJoinRekey waits until the group's version is above arrived: by the rekey
-// that closes the running window of joins, or by any other. The window is short,
-// and whoever is awake at its end renews the keys for all.
-func (m *Manager) awaitJoinRekey(ctx context.Context, g *group, arrived uint64) error {
-	g.mu.Lock()
-	if g.joinBy.IsZero() {
-		g.joinBy = time.Now().Add(min(g.cfg.BatchWindow, joinWindow))
-	}
-	wait, changed := time.Until(g.joinBy), g.changed
-	g.mu.Unlock()
-	if mat := g.cur.Load(); mat != nil && mat.num > arrived {
-		return nil
-	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-changed:
-		return nil
-	case <-t.C:
-		_, err := m.rekey(ctx, g, byJoin, "", arrived)
-		return toPeer(err)
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // noSenderID is the answer when every Sender ID is taken: error 4. When a rekey

@@ -78,6 +78,27 @@ type admission struct {
 	monitor  bool   // needs no Sender ID
 }
 
+// avoid are the reasons for which a rekey must come first: one that a leave made
+// due comes before any newcomer.
+func (a admission) avoid() reasons {
+	if a.newcomer {
+		return forward
+	}
+	return 0
+}
+
+// count counts a change of the membership, without a Sender ID. It returns
+// errMoved when the group is not any more what the decision was made for.
+func (g *group) count(tx *store.Tx, a admission) error {
+	n, err := tx.Exec(`UPDATE gm_groups SET changes = changes + 1, handed = 1
+		WHERE id = ? AND num = ? AND state = ? AND (due_reasons & ?) = 0`,
+		g.id, a.num, stateActive, a.avoid())
+	if err == nil && n == 0 {
+		err = errMoved
+	}
+	return err
+}
+
 // assign counts a change of the membership, and gives out the shortest
 // assignable Sender ID unless the member is a monitor. It returns errMoved when
 // the group is not any more what the decision was made for, and errNoSID.
@@ -85,19 +106,8 @@ type admission struct {
 // The checks and the assignment are one statement: the join of a node is the
 // path that a group of 50,000 takes 50,000 times.
 func (g *group) assign(tx *store.Tx, a admission) (sidPlace, error) {
-	// A rekey that a leave made due comes before any newcomer.
-	avoid := reasons(0)
-	if a.newcomer {
-		avoid = forward
-	}
 	if a.monitor {
-		n, err := tx.Exec(`UPDATE gm_groups SET changes = changes + 1, handed = 1
-			WHERE id = ? AND num = ? AND state = ? AND (due_reasons & ?) = 0`,
-			g.id, a.num, stateActive, avoid)
-		if err == nil && n == 0 {
-			err = errMoved
-		}
-		return noSID, err
+		return noSID, g.count(tx, a)
 	}
 	// All right-hand sides see the row as it was.
 	var fromFree bool
@@ -108,7 +118,7 @@ func (g *group) assign(tx *store.Tx, a admission) (sidPlace, error) {
 			sid_free = sid_free - CASE WHEN sid_free > 0 THEN 1 ELSE 0 END
 		WHERE id = ? AND num = ? AND state = ? AND (due_reasons & ?) = 0 AND (sid_free > 0 OR sid_next < ?)
 		RETURNING sid_from_free, sid_next`,
-		g.id, a.num, stateActive, avoid, g.sids).Scan(&fromFree, &next)
+		g.id, a.num, stateActive, a.avoid(), g.sids).Scan(&fromFree, &next)
 	switch {
 	case isNotFound(err):
 		return noSID, g.whyNot(tx, a)

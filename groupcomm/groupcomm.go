@@ -178,6 +178,12 @@ type RekeyMessage struct {
 	Num          Version
 	Exp, Exi     int64
 	Stale        []SenderID // 34, present even when empty
+
+	// Newcomers, when joins caused the rekey: 13, 14, 15, in parallel. No
+	// credentials: all three are left out.
+	Creds           [][]byte
+	PeerRoles       []Roles
+	PeerIdentifiers []SenderID
 }
 
 // CredsResponse is the answer to GET and FETCH on creds.

@@ -200,6 +200,9 @@ func (r *RekeyMessage) Encode() []byte {
 		labelStaleNodeIDs: r.Stale,
 	}
 	putInt(m, labelExp, max(r.Exp, 0))
+	if len(r.Creds) > 0 {
+		putCreds(m, r.Creds, r.PeerRoles, r.PeerIdentifiers)
+	}
 	return cose.MustMarshal(m)
 }
 
@@ -216,6 +219,7 @@ func DecodeRekeyMessage(b []byte) (*RekeyMessage, error) {
 		Exi:   f.seconds(labelExi),
 		Stale: array(f, labelStaleNodeIDs, asSenderID),
 	}
+	r.Creds, r.PeerRoles, r.PeerIdentifiers = f.creds()
 	if f.err == nil {
 		key, err := DecodeKeyMap(f.m[labelKey])
 		if err != nil {

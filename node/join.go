@@ -346,10 +346,10 @@ func readPeers(creds [][]byte, roles []groupcomm.Roles, ids []groupcomm.SenderID
 	peers := make([]Peer, 0, len(creds))
 	for i, c := range creds {
 		key, err := cose.DecodeCredential(k.CredFmt, c)
-		if err != nil {
-			return nil, fmt.Errorf("credential of Sender ID %s: %w", ids[i], err)
+		if err == nil {
+			err = checkPeer(k, key)
 		}
-		if err := checkPeer(k, key); err != nil {
+		if err != nil {
 			return nil, fmt.Errorf("credential of Sender ID %s: %w", ids[i], err)
 		}
 		if trust(k.CredFmt, c, roots, k.SignAlg == 0) != nil {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -28,6 +29,8 @@ type offer struct {
 	// false when they are not known: a Key Distribution map does not say.
 	stale []groupcomm.SenderID
 	whole bool
+	// newcomers are those that the rekey message tells of.
+	newcomers *groupcomm.RekeyMessage
 }
 
 // verdict is what became of an offer.
@@ -49,7 +52,7 @@ func offerRekey(body []byte, via string) (*offer, error) {
 	}
 	o := &offer{
 		secret: r.MasterSecret, salt: r.Salt, gid: r.ContextID, num: r.Num, exi: r.Exi,
-		at: time.Now(), via: via, stale: r.Stale, whole: true,
+		at: time.Now(), via: via, stale: r.Stale, whole: true, newcomers: r,
 	}
 	return o, o.check("rekey")
 }
@@ -121,6 +124,7 @@ func (m *Member) take(o *offer) verdict {
 		return waiting
 	}
 	next := s.with(o, o.stale)
+	next.welcome(o.newcomers, m.cfg.Roots)
 	m.state = next
 	if m.missed != nil && m.missed.num <= next.Version {
 		// The same version was announced before, on another way, by a map that
@@ -142,6 +146,27 @@ func (s *State) with(o *offer, stale []groupcomm.SenderID) *State {
 		return slices.ContainsFunc(stale, func(id groupcomm.SenderID) bool { return slices.Equal(id, p.SenderID) })
 	})
 	return &next
+}
+
+// welcome adds the newcomers that a rekey message tells of
+// (draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1): after the stale ones
+// are gone, because their Sender IDs are free under the new Gid. A credential
+// that cannot be used spoils no rekey: it is asked for like any that is unknown.
+func (s *State) welcome(r *groupcomm.RekeyMessage, roots *x509.CertPool) {
+	if r == nil {
+		return
+	}
+	for i := range r.Creds {
+		var roles []groupcomm.Roles
+		if r.PeerRoles != nil {
+			roles = r.PeerRoles[i : i+1]
+		}
+		peers, err := readPeers(r.Creds[i:i+1], roles, r.PeerIdentifiers[i:i+1], &s.Params, roots)
+		if err != nil {
+			continue
+		}
+		s.Peers = append(slices.DeleteFunc(s.Peers, func(p Peer) bool { return slices.Equal(p.SenderID, r.PeerIdentifiers[i]) }), peers...)
+	}
 }
 
 // maxRounds bounds how often the Group Manager may announce a newer version

@@ -72,6 +72,35 @@ func TestRekeyRules(t *testing.T) {
 	}
 }
 
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1: a rekey that joins caused
+// tells of the newcomers; one may have the Sender ID that another gave up.
+func TestRekeyTellsOfNewcomers(t *testing.T) {
+	t.Parallel()
+	g := newFakeGM(t)
+	g.peer(0x52, groupcomm.Requester)
+	g.peer(0x77, groupcomm.Responder)
+	m, _ := joinedMember(t, g, nil)
+	newcomer := g.peer(0x78, groupcomm.Requester).Cred
+	r, err := groupcomm.DecodeRekeyMessage(rekeyOf(6, sids(0x77)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Creds = [][]byte{newcomer, {0xa0}, newcomer}
+	r.PeerRoles = []groupcomm.Roles{groupcomm.Requester, groupcomm.Requester, groupcomm.Responder}
+	r.PeerIdentifiers = sids(0x77, 0x79, 0x52)
+	o, err := offerRekey(r.Encode(), ViaObserve)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.take(o); got != installed {
+		t.Fatalf("verdict %d", got)
+	}
+	s := state(t, m)
+	if string(peerIDs(s)) != "\x77\x52" || !slices.Equal(s.Peers[0].Cred, newcomer) || s.Peers[0].Roles != groupcomm.Requester || s.Peers[0].Key == nil {
+		t.Errorf("peers %x: %+v", peerIDs(s), s.Peers)
+	}
+}
+
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 11.3: the old material is
 // deleted, the new one not used before stale-sids answered.
 func TestMissedRekey(t *testing.T) {

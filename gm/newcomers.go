@@ -1,0 +1,215 @@
+package gm
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
+)
+
+// A group that asks for backward security is rekeyed before a node gets in, and
+// the rekey message tells the members of those who wait for it: credential,
+// roles and Sender ID (draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1).
+// The Sender IDs are reserved in the transaction of the rekey, each for one Join
+// Request, which takes its own when it is written.
+//
+// A reserved Sender ID stands in the stale set of the new version, as one that
+// was given out and released under it. So it is assigned to nobody else under
+// that Gid, and when its Join Request comes to nothing, for instance because the
+// process ends, the next rekey tells the members to forget it. Taking it removes
+// it from the set.
+
+// newcomer is a Join Request that waits for a rekey. A monitor is none: it has
+// neither credential nor Sender ID.
+type newcomer struct {
+	cred  []byte
+	roles groupcomm.Roles
+
+	// Set by the rekey after its commit, before it wakes who waits.
+	num uint64   // guarded by group.mu
+	sid sidPlace // guarded by group.mu
+}
+
+// announce has the next rekey of the group tell of a Join Request, until the
+// function that is returned is called.
+func (j *joinCall) announce() (stop func()) {
+	g := j.g
+	if !g.cfg.RekeyOnJoin || !j.admission().newcomer || j.cred == nil || g.reserved(j.place, j.row.num) != noSID {
+		return func() {}
+	}
+	n := &newcomer{cred: j.cred, roles: j.entry.Roles, sid: noSID}
+	j.place = n
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.waiting = append(g.waiting, n)
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.waiting = slices.DeleteFunc(g.waiting, func(o *newcomer) bool { return o == n })
+	}
+}
+
+// awaited are the Join Requests that wait, as many as one rekey message tells of,
+// the first first.
+func (g *group) awaited() []*newcomer {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	size := 0
+	for i, n := range g.waiting {
+		if size += len(n.cred); size > maxNewcomerCreds {
+			return slices.Clone(g.waiting[:i])
+		}
+	}
+	return slices.Clone(g.waiting)
+}
+
+// awaitJoinRekey waits until the group's version is above arrived: by the rekey
+// that closes the running window of joins, or by any other. The window is short,
+// and whoever is awake at its end renews the keys for all.
+func (m *Manager) awaitJoinRekey(ctx context.Context, g *group, arrived uint64) error {
+	g.mu.Lock()
+	if g.joinBy.IsZero() {
+		g.joinBy = time.Now().Add(min(g.cfg.BatchWindow, joinWindow))
+	}
+	wait, changed := time.Until(g.joinBy), g.changed
+	g.mu.Unlock()
+	if mat := g.cur.Load(); mat != nil && mat.num > arrived {
+		return nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-changed:
+		return nil
+	case <-t.C:
+		_, err := m.rekey(ctx, g, byJoin, "", arrived)
+		return toPeer(err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// reservation is what a rekey keeps for the newcomers that it tells of.
+type reservation struct {
+	newcomers []*newcomer
+	places    []sidPlace
+	free      int // of the places, how many come from those that were given out before
+}
+
+// reserve finds the Sender IDs that newcomers get under the next Gid, in the
+// order of assign: what the version that is given up released is free then.
+func (s *snapshot) reserve(tx *store.Tx, g *group, newcomers []*newcomer) error {
+	s.reserved = reservation{}
+	if len(newcomers) == 0 {
+		return nil
+	}
+	var next int64
+	if err := tx.QueryRow(`SELECT sid_next FROM gm_groups WHERE id = ?`, g.id).Scan(&next); err != nil {
+		return gone(err)
+	}
+	free := make([]sidPlace, 0, len(s.stale)+len(newcomers))
+	for _, id := range s.stale {
+		p, _ := placeOf(id)
+		free = append(free, p)
+	}
+	rows, err := tx.Query(`SELECT sid FROM gm_free WHERE group_id = ? ORDER BY sid LIMIT ?`, g.id, len(newcomers))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var p sidPlace
+		if err := rows.Scan(&p); err != nil {
+			return err
+		}
+		free = append(free, p)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	slices.Sort(free)
+	r := &s.reserved
+	for _, n := range newcomers {
+		p := sidPlace(next)
+		switch {
+		case len(free) > 0:
+			p, free = free[0], free[1:]
+			r.free++
+		case next < g.sids:
+			next++
+		default:
+			return nil // the join finds that out by itself
+		}
+		r.newcomers, r.places = append(r.newcomers, n), append(r.places, p)
+	}
+	return nil
+}
+
+// introduce puts the newcomers into the rekey message.
+func (r *reservation) introduce(msg *groupcomm.RekeyMessage) {
+	for i, n := range r.newcomers {
+		msg.Creds = append(msg.Creds, n.cred)
+		msg.PeerRoles = append(msg.PeerRoles, n.roles)
+		msg.PeerIdentifiers = append(msg.PeerIdentifiers, r.places[i].id())
+	}
+}
+
+// write keeps the places under version num, which came into force before in tx,
+// and tells the newcomers after its commit.
+func (r *reservation) write(tx *store.Tx, g *group, num uint64) error {
+	if len(r.places) == 0 {
+		return nil
+	}
+	if _, err := tx.Exec(`UPDATE gm_groups SET sid_free = sid_free - ?, sid_next = sid_next + ? WHERE id = ?`,
+		r.free, len(r.places)-r.free, g.id); err != nil {
+		return err
+	}
+	for i, p := range r.places {
+		if i < r.free {
+			if _, err := tx.Exec(`DELETE FROM gm_free WHERE group_id = ? AND sid = ?`, g.id, p); err != nil {
+				return err
+			}
+		}
+		if err := g.release(tx, num, p); err != nil {
+			return err
+		}
+	}
+	tx.AfterCommit(func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for i, n := range r.newcomers {
+			n.num, n.sid = num, r.places[i]
+		}
+	})
+	return nil
+}
+
+// admit assigns a Sender ID to a Join Request: the one that the rekey to the
+// version at hand reserved for it, else the next one. See assign for errors.
+func (g *group) admit(tx *store.Tx, a admission, n *newcomer) (sidPlace, error) {
+	p := g.reserved(n, a.num)
+	if p == noSID || a.monitor {
+		return g.assign(tx, a)
+	}
+	if err := g.count(tx, a); err != nil {
+		return noSID, err
+	}
+	taken, err := tx.Exec(`DELETE FROM gm_stale WHERE group_id = ? AND num = ? AND sid = ?`, g.id, a.num, p)
+	if err == nil && taken == 0 {
+		err = fmt.Errorf("gm: reserved Sender ID %v of %q is gone", p.id(), g.cfg.Name)
+	}
+	return p, err
+}
+
+// reserved is the Sender ID that n has under version num, noSID when it has none.
+func (g *group) reserved(n *newcomer, num uint64) sidPlace {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n == nil || n.num != num {
+		return noSID
+	}
+	return n.sid
+}
