@@ -4,12 +4,15 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/ace/cwt"
@@ -20,6 +23,7 @@ import (
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
 	"github.com/seed4911071e/groupgate/rd/rdtest"
+	"github.com/seed4911071e/groupgate/store"
 	"github.com/seed4911071e/groupgate/store/storetest/pgtest"
 )
 
@@ -466,4 +470,118 @@ func TestPairRights(t *testing.T) {
 		members, err := managerOf(two).Members(ctx, "g1")
 		return err == nil && len(members) == 0
 	})
+}
+
+// A database that was put back behind two gateways: both refuse it; one accepts
+// it and rekeys every group so far on that nothing comes twice, whoever of the
+// two gave it out; then the other starts as ever.
+func TestPairRollback(t *testing.T) {
+	p := newPair(t, shared(t, &rdtest.Directory{}))
+	one, stopOne := p.start(0, nil)
+	p.share()
+	two, stopTwo := p.start(1, nil)
+	ctx := t.Context()
+	door, _ := serveGateway(t, "127.0.0.1:0", two)
+	meter := enroll(t, one, "meter", "g1")
+	_, member, _ := meter.join(t, door, door, "g1")
+	status := func(g *Gateway) groupcomm.GroupStatus {
+		t.Helper()
+		all, err := managerOf(g).Groups(ctx)
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%d groups, %v", len(all), err)
+		}
+		return all[0]
+	}
+	given, dir := map[string]bool{}, t.TempDir()
+	if _, err := pgtest.DSN(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := pgtest.Copy(filepath.Dir(p.dirs[0]), dir); err != nil { // the backup
+		t.Fatal(err)
+	}
+	rekey := func(g *Gateway) {
+		t.Helper()
+		if _, err := managerOf(g).Rekey(ctx, "g1", "test"); err != nil {
+			t.Fatal(err)
+		}
+		given[status(g).Gid.String()] = true
+	}
+	rekey(one)
+	if err := stopOne(); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		rekey(two)
+	}
+	last := status(two)
+	if err := stopTwo(); err != nil {
+		t.Fatal(err)
+	}
+
+	var err error
+	if p.dsn, err = pgtest.DSN(dir); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 {
+		if _, _, err := p.try(n, nil); !errors.Is(err, store.ErrRolledBack) {
+			t.Fatalf("gateway %d: %v", n, err)
+		}
+	}
+	one, _ = p.start(0, nil, WithAcceptedRollback()) // which knows of one rekey only
+	s := status(one)
+	if s.Version <= last.Version+1<<19 || given[s.Gid.String()] {
+		t.Errorf("%+v after %+v", s, last)
+	}
+	two, _ = p.start(1, nil)
+	for range 8 {
+		rekeyed := status(two)
+		if given[rekeyed.Gid.String()] {
+			t.Errorf("gid %s a second time", rekeyed.Gid)
+		}
+		if _, err := managerOf(two).Rekey(ctx, "g1", "test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	door, _ = serveGateway(t, "127.0.0.1:0", two)
+	_, again, _ := meter.join(t, door, door, "g1")
+	was, _ := member.State()
+	is, _ := again.State()
+	if is.Version <= last.Version || is.Version == was.Version {
+		t.Errorf("version %d after %d", is.Version, last.Version)
+	}
+}
+
+// A database that goes back while a gateway runs ends it: it would give things
+// out twice.
+func TestPairGoesBack(t *testing.T) {
+	p := newPair(t, shared(t, &rdtest.Directory{}))
+	c := p.make()
+	c.DataDir, c.Store = p.dirs[0], p.dsn
+	c.Listen.HTTP, c.Listen.MQTT, c.Listen.CoAP = "", "", ""
+	g := gatewayOf(t, c)
+	over := make(chan error, 1)
+	go func() { over <- g.Run(t.Context()) }()
+	<-g.Ready()
+	for range 3 {
+		if _, err := managerOf(g).Rekey(t.Context(), "g1", "test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db, err := pgx.Connect(t.Context(), p.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(context.Background())
+	if _, err := db.Exec(t.Context(), `UPDATE store_mark SET seq = seq - 3`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := managerOf(g).Rekey(t.Context(), "g1", "test"); err == nil { // or it has ended already
+		t.Error("a version was given out twice")
+	}
+	if err := <-over; !errors.Is(err, store.ErrRolledBack) {
+		t.Errorf("the gateway ends with %v", err)
+	}
+	if _, _, err := p.try(0, nil); !errors.Is(err, store.ErrRolledBack) {
+		t.Errorf("the next start: %v", err)
+	}
 }

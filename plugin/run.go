@@ -58,6 +58,14 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	if b.rd != nil {
 		runs = append(runs, b.register)
 	}
+	eg.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-st.Behind():
+			return fmt.Errorf("%w: it went back while the gateway ran", store.ErrRolledBack)
+		}
+	})
 	for _, run := range runs {
 		eg.Go(func() error { return run(ctx) })
 	}

@@ -29,6 +29,14 @@ import (
 // it is never ahead of the disk, and a copy that is younger than markEvery may
 // pass for the original. A copy of the whole data directory takes its mark
 // along and is not told from the original at all.
+//
+// Gateways that share a database have a mark each, which follows what all of
+// them commit. Still one that was down while another worked knows less, so an
+// accepted rollback of a shared database counts as one of unknownLoss changes at
+// least: whichever gateway comes first recovers for all, and the others' marks
+// are then behind. A gateway that runs while the database goes back, because a
+// standby took over that lacked the newest changes, finds the count below what
+// it saw and writes no more: see [Store.Behind].
 
 const (
 	markName    = "groupgate.mark"
@@ -91,7 +99,10 @@ type marker struct {
 	written uint64      // guarded by mu: in the file
 	timer   *time.Timer // guarded by mu; nil: no write is planned
 	kept    bool        // guarded by mu: the file is ours to write
+	fell    bool        // guarded by mu: the count was below seq
 	closed  bool        // guarded by mu
+
+	behind chan struct{} // closed when fell is set
 
 	// Not written after Open.
 	rolledBack bool   // accepted although it is older
@@ -142,6 +153,10 @@ func (s *Store) checkMark(ctx context.Context, o Options) error {
 			k.lost = have.seq - k.seq
 		}
 		k.seq = max(k.seq, have.seq)
+		if s.Shared() {
+			k.lost = max(k.lost, unknownLoss)
+			k.seq += unknownLoss // above the others' marks
+		}
 		o.Log.WarnContext(ctx, "the database is older than its high-water mark, and was accepted", "changes_lost", k.lost)
 		return nil
 	}
@@ -215,7 +230,75 @@ func (k *marker) count(w *conn) (uint64, error) {
 	if err == nil && (seq < 0 || seq == math.MaxInt64) {
 		err = errors.New("store: internal error: the count of changes is used up")
 	}
-	return uint64(seq), err
+	if err != nil {
+		return 0, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if uint64(seq) <= k.seq { // what was committed is not there any more
+		return 0, k.fallLocked(uint64(seq) - 1)
+	}
+	return uint64(seq), nil
+}
+
+// fallLocked notes that the database went back to a count under our feet.
+func (k *marker) fallLocked(to uint64) error {
+	if !k.fell {
+		k.fell = true
+		k.log.Error("the database went back to an older state while the gateway ran", "changes_lost", k.seq-to)
+		close(k.behind)
+	}
+	return fmt.Errorf("%w: it lacks the newest %d changes that were on it", ErrRolledBack, k.seq-to)
+}
+
+// Behind is closed when the database turned out to be older than it was a moment
+// ago. Nothing is written from then on: Updates fail with [ErrRolledBack], and so
+// does the next Open.
+func (s *Store) Behind() <-chan struct{} { return s.mark.behind }
+
+// watchMark has the mark follow what other gateways commit, until the store is
+// closed.
+func (s *Store) watchMark() {
+	for {
+		wake := s.db.wakeups()
+		if err := s.lookAtMark(background); err != nil && !errors.Is(err, ErrRolledBack) && !errors.Is(err, ErrClosed) {
+			s.mark.log.Debug("the count of changes is not read", "err", err) // whoever works says so louder
+		}
+		select {
+		case <-wake:
+		case <-s.closed:
+			return
+		}
+		rest := time.NewTimer(markEvery)
+		select {
+		case <-rest.C:
+		case <-s.closed:
+			rest.Stop()
+			return
+		}
+	}
+}
+
+// lookAtMark compares the database's count with what was seen.
+func (s *Store) lookAtMark(ctx context.Context) error {
+	k := &s.mark
+	k.mu.Lock()
+	seen, kept := k.seq, k.kept
+	k.mu.Unlock()
+	if !kept {
+		return nil // it is older, and that is known
+	}
+	var seq int64
+	if err := s.View(ctx, func(tx *Tx) error { return tx.QueryRow(`SELECT seq FROM store_mark`).Scan(&seq) }); err != nil {
+		return err
+	}
+	if uint64(seq) < seen {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.fallLocked(uint64(seq))
+	}
+	k.committed(uint64(seq))
+	return nil
 }
 
 // committed has the mark follow a commit, some time soon.

@@ -392,3 +392,149 @@ func TestPostgresInterleaved(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// emitted makes a change that any database takes.
+func emitted(t *testing.T, s *Store) {
+	t.Helper()
+	if err := s.Update(t.Context(), func(tx *Tx) error { return tx.Emit("x", "", nil) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restored is the database of a folder as it was when this is called, under the
+// name of another folder.
+func restored(t *testing.T, dir string) string {
+	t.Helper()
+	to := newDir(t)
+	shared(t, to)
+	if err := pgtest.Copy(dir, to); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// A shared database that was put back: every gateway refuses it, one accepts it
+// for all, with a loss that covers what it did not see the others do.
+func TestPostgresRollbackShared(t *testing.T) {
+	dir, one, two := newDir(t), newDir(t), newDir(t)
+	a := openTest(t, one, shared(t, dir))
+	emitted(t, a)
+	b := openTest(t, two, shared(t, dir))
+	old := restored(t, dir)
+	for range 3 {
+		emitted(t, a)
+	}
+	closed(t, a)
+	for range 5 { // of which the first knows nothing
+		emitted(t, b)
+	}
+	closed(t, b)
+	for _, gateway := range []string{one, two} {
+		if _, err := open(t, gateway, shared(t, old)); !errors.Is(err, ErrRolledBack) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	accept := func(o *Options) { o.AcceptRollback = true }
+	a = openTest(t, one, shared(t, old), accept)
+	if lost, yes := a.RolledBack(); lost != unknownLoss || !yes {
+		t.Errorf("lost %d, %v", lost, yes)
+	}
+	emitted(t, a)
+	if _, err := open(t, two, shared(t, old)); !errors.Is(err, ErrRolledBack) {
+		t.Fatalf("before the recovery: %v", err)
+	}
+	if err := a.Recovered(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	emitted(t, a)
+	b = openTest(t, two, shared(t, old)) // one acceptance is enough
+	if _, yes := b.RolledBack(); yes {
+		t.Error("the second is to recover what the first recovered")
+	}
+	emitted(t, b)
+	emitted(t, a)
+	for _, s := range []*Store{a, b} {
+		select {
+		case <-s.Behind():
+			t.Error("behind without a reason")
+		default:
+		}
+		closed(t, s)
+	}
+}
+
+// The mark of a gateway that does nothing follows what the others commit.
+func TestPostgresMarkFollows(t *testing.T) {
+	dir, one := newDir(t), newDir(t)
+	a, b := openTest(t, one, shared(t, dir)), openTest(t, newDir(t), shared(t, dir))
+	for range 3 {
+		emitted(t, b)
+	}
+	b.mark.mu.Lock()
+	want := b.mark.seq
+	b.mark.mu.Unlock()
+	late := time.NewTimer(10 * time.Second)
+	defer late.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		have, err := readMark(filepath.Join(one, markName))
+		if err == nil && have.seq >= want {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-late.C:
+			t.Fatalf("the mark is %+v, %v: want %d", have, err, want)
+		}
+	}
+	closed(t, a)
+	closed(t, b)
+}
+
+// A server whose database went back, as a standby that lacked changes: who
+// writes notices at once, and who only looks on soon.
+func TestPostgresGoesBack(t *testing.T) {
+	dir := newDir(t)
+	a, b := openTest(t, newDir(t), shared(t, dir)), openTest(t, newDir(t), shared(t, dir))
+	for range 4 {
+		emitted(t, a)
+	}
+	if err := b.lookAtMark(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var o Options
+	shared(t, dir)(&o)
+	p, err := pgx.Connect(t.Context(), o.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close(context.Background())
+	if _, err := p.Exec(t.Context(), `UPDATE store_mark SET seq = seq - 4`); err != nil {
+		t.Fatal(err)
+	}
+	err = a.Update(t.Context(), func(tx *Tx) error {
+		return tx.Emit("twice", "", nil)
+	})
+	if !errors.Is(err, ErrRolledBack) {
+		t.Errorf("the writer: %v", err)
+	}
+	if err := b.lookAtMark(t.Context()); !errors.Is(err, ErrRolledBack) {
+		t.Errorf("the other: %v", err)
+	}
+	for _, s := range []*Store{a, b} {
+		select {
+		case <-s.Behind():
+		default:
+			t.Error("nobody is told")
+		}
+	}
+	var n int
+	if err := b.View(t.Context(), func(tx *Tx) error {
+		return tx.QueryRow("SELECT COUNT(*) FROM store_events WHERE kind = 'twice'").Scan(&n)
+	}); err != nil || n != 0 {
+		t.Errorf("%d rows, %v", n, err)
+	}
+	closed(t, a)
+	closed(t, b)
+}

@@ -83,8 +83,9 @@ type Store struct {
 	writer  *conn // owned by the committer goroutine; nil: open one
 	readers chan *conn
 
-	follow followers
-	mark   marker
+	follow   followers
+	mark     marker
+	watching sync.WaitGroup
 
 	closing sync.Once
 	closed  chan struct{}
@@ -132,6 +133,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		metrics: m,
 		readers: make(chan *conn, readConns),
 		closed:  make(chan struct{}),
+		mark:    marker{behind: make(chan struct{})},
 	}
 	if db.shared() {
 		if s.gateway, err = gatewayID(o.Dir); err != nil {
@@ -178,7 +180,13 @@ func (s *Store) setup(ctx context.Context, o Options) error {
 	if err := s.db.created(); err != nil {
 		return err
 	}
-	return s.checkMark(ctx, o)
+	if err := s.checkMark(ctx, o); err != nil {
+		return err
+	}
+	if s.Shared() {
+		s.watching.Go(s.watchMark)
+	}
+	return nil
 }
 
 // Dir is the data directory that the store was opened with.
@@ -191,6 +199,7 @@ func (s *Store) Close() error {
 	var err error
 	s.closing.Do(func() {
 		close(s.closed)
+		s.watching.Wait()
 		s.queue.close()
 		var errs []error
 		for range readConns {
