@@ -73,6 +73,7 @@ type Bridge struct {
 	acks      chan ack
 	later     *backlog
 	controls  controls
+	leases    leases
 	calls     *calls
 	lookups   *lookups
 	alarms    *alarms

@@ -109,6 +109,9 @@ func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm
 // membership: the credential is revoked with it, and after the commit the
 // session is disconnected and the retained messages are deleted.
 func (b *Bridge) Remove(tx *store.Tx, group, node string) error {
+	if _, err := tx.Exec(`DELETE FROM bridge_lease WHERE grp = ? AND node = ?`, group, node); err != nil {
+		return err
+	}
 	return b.forget(tx, member{group, node})
 }
 
@@ -145,7 +148,10 @@ func (b *Bridge) forget(tx *store.Tx, m member) error {
 		}
 	}
 	tx.AfterCommit(func() { b.forgotten(m, rid) })
-	return nil
+	if !b.store.Shared() {
+		return nil
+	}
+	return tx.Emit(eventRevoked, rid, nil) // sessions may be with other gateways
 }
 
 // forgotten runs after the commit that ended an enrolment.

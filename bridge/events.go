@@ -28,7 +28,10 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 			}
 		}
 		switch e.Kind {
-		case groupcomm.EventRekeyed, groupcomm.EventEvicted, groupcomm.EventLeft, groupcomm.EventTokenExpired, groupcomm.EventDeleted,
+		case eventRevoked:
+			b.revoked(e.Key)
+			continue
+		case eventLease, groupcomm.EventRekeyed, groupcomm.EventEvicted, groupcomm.EventLeft, groupcomm.EventTokenExpired, groupcomm.EventDeleted,
 			groupcomm.EventState, groupcomm.EventCreated:
 		default:
 			continue
@@ -46,9 +49,13 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 				order = append(order, group)
 			}
 			rekeyed[group] = e
+		case eventLease:
+			b.leased(ctx, ev)
 		case groupcomm.EventEvicted:
+			b.leases.forget(member{e.Key, ev.Node})
 			b.evictedMember(e.Key, ev.Node)
 		case groupcomm.EventLeft:
+			b.leases.forget(member{e.Key, ev.Node})
 			b.controls.take(member{e.Key, ev.Node})
 			b.ended(e.Key, ev.Node, nil)
 		case groupcomm.EventTokenExpired:

@@ -27,6 +27,7 @@ type publisher struct {
 	dirty    map[string]bool // groups with a new rekey
 	all      bool            // everything has to be looked at
 	revoked  bool            // identifiers were revoked
+	ended    []string        // identifiers that were, at any gateway: of our own broker
 	clientID string
 }
 
@@ -68,8 +69,18 @@ func (p *publisher) wakeRevoked() {
 	signal(p.wake)
 }
 
+// clear has retained messages of an identifier deleted from our own broker,
+// also when another gateway is done with it already.
+func (p *publisher) clear(rid string) {
+	p.mu.Lock()
+	p.ended = append(p.ended, rid)
+	p.mu.Unlock()
+	signal(p.wake)
+}
+
 // work is what there is to do.
 type work struct {
+	ended   []string
 	all     bool
 	revoked bool
 	groups  []string
@@ -78,7 +89,8 @@ type work struct {
 func (p *publisher) take() work {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	w := work{all: p.all, revoked: p.revoked}
+	w := work{all: p.all, revoked: p.revoked, ended: p.ended}
+	p.ended = nil
 	for g := range p.dirty {
 		w.groups = append(w.groups, g)
 	}
@@ -130,6 +142,9 @@ func (p *publisher) session(ctx context.Context) error {
 		case <-p.wake:
 		}
 		w := p.take()
+		if err := p.deleteRetained(ctx, c, w.ended, relayed); err != nil {
+			return err
+		}
 		if w.revoked {
 			if err := p.deleteRevoked(ctx, c, relayed); err != nil {
 				return err
@@ -232,16 +247,7 @@ func (p *publisher) deleteRevoked(ctx context.Context, c *client, relayed map[st
 		if len(rids) == 0 {
 			return nil
 		}
-		var w inFlight
-		for _, rid := range rids {
-			for _, topic := range []string{rekeyTopic(p.b.cfg.Prefix, rid), ackTopic(p.b.cfg.Prefix, rid)} {
-				if err := w.add(ctx, c, c.publish(topic, nil), func(error) {}); err != nil {
-					return err
-				}
-			}
-			delete(relayed, rid)
-		}
-		if err := w.drain(ctx, c, 0); err != nil {
+		if err := p.deleteRetained(ctx, c, rids, relayed); err != nil {
 			return err
 		}
 		err = p.b.store.Update(ctx, func(tx *store.Tx) error {
@@ -256,6 +262,20 @@ func (p *publisher) deleteRevoked(ctx context.Context, c *client, relayed map[st
 			return fmt.Errorf("bridge: clear revoked: %w", err)
 		}
 	}
+}
+
+// deleteRetained returns when the broker has confirmed all.
+func (p *publisher) deleteRetained(ctx context.Context, c *client, rids []string, relayed map[string]uint64) error {
+	var w inFlight
+	for _, rid := range rids {
+		for _, topic := range []string{rekeyTopic(p.b.cfg.Prefix, rid), ackTopic(p.b.cfg.Prefix, rid)} {
+			if err := w.add(ctx, c, c.publish(topic, nil), func(error) {}); err != nil {
+				return err
+			}
+		}
+		delete(relayed, rid)
+	}
+	return w.drain(ctx, c, 0)
 }
 
 func (p *publisher) revokedPage(ctx context.Context) (rids []string, err error) {

@@ -17,6 +17,8 @@ import "github.com/seed4911071e/groupgate/store"
 //     of the newest versions of a group, in milliseconds.
 //   - bridge_life: what members announced, and signs of life where a policy
 //     counts silence, in milliseconds; marked is since when one is unreachable.
+//   - bridge_lease: which of the gateways that share the store has a member's
+//     newest association; n counts the changes.
 func Migrations() store.Migrations {
 	return store.Migrations{Room: "bridge", Steps: []string{`
 CREATE TABLE bridge_registration (
@@ -66,6 +68,14 @@ CREATE TABLE bridge_life (
 	wake_at   BIGINT NOT NULL,
 	channel   TEXT   NOT NULL,
 	marked    BIGINT NOT NULL,
+	PRIMARY KEY (grp, node)
+);
+`, `
+CREATE TABLE bridge_lease (
+	grp     TEXT   NOT NULL,
+	node    TEXT   NOT NULL,
+	gateway TEXT   NOT NULL,
+	n       BIGINT NOT NULL,
 	PRIMARY KEY (grp, node)
 );
 `}}

@@ -585,3 +585,40 @@ func TestPairGoesBack(t *testing.T) {
 		t.Errorf("the next start: %v", err)
 	}
 }
+
+// A member's deliveries are with the gateway that has its newest association
+// (protocol.md, Section 10).
+func TestPairLease(t *testing.T) {
+	p := newPair(t, shared(t, &rdtest.Directory{}))
+	one, _ := p.start(0, nil)
+	p.share()
+	two, _ := p.start(1, nil)
+	ctx := t.Context()
+	doors := [2]string{}
+	doors[0], _ = serveGateway(t, "127.0.0.1:0", one)
+	doors[1], _ = serveGateway(t, "127.0.0.1:0", two)
+	a, _, first := enroll(t, one, "meter", "g1").join(t, doors[0], doors[0], "g1")
+	news := []func() []*coap.Response{observe(t, first, "ace-group", "g1")}
+	gateways := [2]*Gateway{one, two}
+	for turn := 1; turn < 4; turn++ { // to the second, back, and again
+		here, there := gateways[turn%2], gateways[1-turn%2]
+		was := len(news[turn-1]())
+		tr, err := node.DialDTLS(ctx, doors[turn%2], a.Identity(), a.Key.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = tr.Close() })
+		news = append(news, observe(t, tr, "ace-group", "g1"))
+		soon(t, "let go by the other", func() bool { return len(there.server.Observers("gm/g1")) == 0 })
+		if _, err := managerOf(there).Rekey(ctx, "g1", "test"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "told by the newest", func() bool { return len(news[turn]()) == 2 })
+		if n := len(news[turn-1]()); n != was {
+			t.Errorf("turn %d: the elder association got %d notifications more", turn, n-was)
+		}
+		if n := len(here.server.Observers("gm/g1")); n != 1 {
+			t.Errorf("turn %d: %d observers", turn, n)
+		}
+	}
+}

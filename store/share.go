@@ -32,6 +32,10 @@ const seenSchema = "ALTER TABLE store_cursors ADD COLUMN seen INTEGER NOT NULL D
 // Shared says whether other gateways may write to the database too.
 func (s *Store) Shared() bool { return s.db.shared() }
 
+// Gateway is the name of this gateway among those that share the database; ""
+// with a database of our own.
+func (s *Store) Gateway() string { return s.gateway }
+
 // OwnCursor makes a cursor's name this gateway's own: for followers whose work
 // concerns this process, and so is to be done by every gateway. A follower
 // whose work is in the database goes by the plain name: one gateway's progress
