@@ -50,9 +50,8 @@ type GroupServerConfig struct {
 	// Leisure is the longest that an answer to multicast waits, at random, so that not
 	// all servers answer at once (RFC 7252, Section 8.2).
 	Leisure time.Duration
-	// Pairwise has every response in pairwise mode. Otherwise it is in the mode of the
-	// request.
-	Pairwise bool
+	// Mode is that of every response; nil: each is in the mode of its request.
+	Mode *oscore.Mode
 	// OnServed hears of every request, from any goroutine; nil: nobody does.
 	OnServed func(Served)
 }
@@ -267,8 +266,8 @@ func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast boo
 		return nil
 	}
 	mode := x.Mode()
-	if s.cfg.Pairwise {
-		mode = oscore.PairwiseMode
+	if s.cfg.Mode != nil {
+		mode = *s.cfg.Mode
 	}
 	resp, err := x.ProtectIn(ctx, mode, plain)
 	if err != nil {

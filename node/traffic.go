@@ -197,7 +197,7 @@ func (t *Traffic) ReadResponse(ctx context.Context, x *oscore.GroupExchange, res
 // learn asks the Group Manager for what was missing, and says whether the message
 // is worth another try.
 //
-// draft-ietf-core-oscore-groupcomm-28, Sections 2.6.3, 7.2 and 13.5.
+// draft-ietf-core-oscore-groupcomm-28, Sections 2.6.3, 7.2 and 14.5.
 func (t *Traffic) learn(ctx context.Context, err error) bool {
 	var q *question
 	var ask func() error

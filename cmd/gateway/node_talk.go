@@ -163,12 +163,17 @@ func (c *nodeServeCmd) run(ctx context.Context, t *talker) error {
 			return fmt.Errorf("--multicast: %w", err)
 		}
 	}
-	if c.Pairwise && !t.traffic.Group().HasPairwise() {
-		return errors.New("--pairwise: the group has no pairwise mode")
+	var mode *oscore.Mode
+	if c.Pairwise {
+		if !t.traffic.Group().HasPairwise() {
+			return errors.New("--pairwise: the group has no pairwise mode")
+		}
+		pairwise := oscore.PairwiseMode
+		mode = &pairwise
 	}
 	s, err := node.ListenGroup(ctx, node.GroupServerConfig{
 		Traffic: t.traffic, Handle: c.handle, Listen: c.Bind, Multicast: multicast, Interface: c.Via,
-		Leisure: c.Leisure, Pairwise: c.Pairwise, OnServed: t.story.served,
+		Leisure: c.Leisure, Mode: mode, OnServed: t.story.served,
 	})
 	if err != nil {
 		return err
