@@ -9,6 +9,7 @@
 //	GET  /v1/groups/NAME        one group with its members
 //	POST /v1/groups/NAME/rekey  {"reason"}
 //	GET  /v1/groups/NAME/delivery  how far the newest rekey has come; ?members=1: and who has it
+//	GET  /v1/why/NODE           why it can or cannot read; ?group=NAME: that group
 //	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
 //	POST /v1/groups/NAME/export {"move", "passphrase"}: a sealed file
 //	POST /v1/imports            {"file", "passphrase"} or {"fixture"}
@@ -138,6 +139,7 @@ type Deps struct {
 	Tokens  Tokens
 
 	Deliveries Deliveries
+	Explainer  Explainer
 
 	Nodes     Nodes
 	Audit     Audit
@@ -199,6 +201,7 @@ func New(cfg Config, d Deps) *Server {
 		"POST /v1/nodes/remove":        s.changeNodes(Nodes.RemoveNodes),
 
 		"GET /v1/groups/{name}/delivery": s.delivery,
+		"GET /v1/why/{node}":             s.why,
 
 		"POST /v1/groups/{name}/activate":   s.setActive(true),
 		"POST /v1/groups/{name}/deactivate": s.setActive(false),

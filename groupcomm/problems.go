@@ -20,3 +20,17 @@ var (
 	ErrNoName        = &coap.Problem{Code: coap.ServiceUnavailable, ID: 11, Title: "Group name cannot be determined"}
 	ErrUnsupported   = &coap.Problem{Code: coap.ServiceUnavailable, ID: 12, Title: "Group configuration not supported"}
 )
+
+// ErrorTitle is the text of the registry for an error identifier; "" for one that
+// is not in it.
+func ErrorTitle(id int) string {
+	for _, p := range []*coap.Problem{
+		ErrNotMember, ErrRoles, ErrCredential, ErrPoP, ErrNoSenderID, ErrTerminated, ErrGroupDeleted, ErrNoSignatures,
+		ErrVerifiersOnly, ErrInactive, ErrActive, ErrNoName, ErrUnsupported,
+	} {
+		if p.ID == id {
+			return p.Title
+		}
+	}
+	return ""
+}

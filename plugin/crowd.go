@@ -40,6 +40,17 @@ func (c *crowd) enter(l *hostLink) (oldest *hostLink) {
 	return oldest
 }
 
+// peers lists the associations of a subject that are open.
+func (c *crowd) peers(s coap.Subject) []coap.Peer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []coap.Peer
+	for _, l := range c.of[s] {
+		out = append(out, l.Peer())
+	}
+	return out
+}
+
 // leave removes l; it may have been removed before.
 func (c *crowd) leave(l *hostLink) {
 	c.mu.Lock()

@@ -11,6 +11,7 @@ import (
 	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/audit"
 	"github.com/seed4911071e/groupgate/bridge"
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
 )
@@ -25,6 +26,9 @@ type operator struct {
 	audit  *audit.Log
 	log    *slog.Logger
 	ready  <-chan struct{}
+
+	links   func(coap.Subject) []coap.Peer     // that are open
+	refused func(coap.Subject) (refusal, bool) // newest refused request
 }
 
 var (

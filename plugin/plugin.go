@@ -46,15 +46,17 @@ type Gateway struct {
 
 	acceptRollback bool
 
-	audit   atomic.Pointer[audit.Log]
-	rooms   atomic.Pointer[rooms] // nil until the rooms are up
-	ready   chan struct{}         // closed when they are
-	links   sync.Map              // connKey → *linkEntry
-	crowd   crowd
-	awaited awaited
-	gate    gate
-	stopped context.Context // ends with Run; requests end with it
-	stop    context.CancelFunc
+	audit atomic.Pointer[audit.Log]
+	rooms atomic.Pointer[rooms] // nil until the rooms are up
+	ready chan struct{}         // closed when they are
+	links sync.Map              // connKey → *linkEntry
+	crowd crowd
+
+	refusals refusals
+	awaited  awaited
+	gate     gate
+	stopped  context.Context // ends with Run; requests end with it
+	stop     context.CancelFunc
 }
 
 // Option changes how a Gateway is mounted.
@@ -100,6 +102,7 @@ func New(cfg *config.Config, log *slog.Logger, opts ...Option) (*Gateway, error)
 	}
 	g.server = serve.New(g, serve.Config{
 		Failed: func(req *coap.Request, resp *coap.Response) {
+			g.refusals.note(req, resp)
 			if l := g.audit.Load(); l != nil {
 				l.Refused(req, resp)
 			}

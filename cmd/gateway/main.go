@@ -21,6 +21,7 @@ type cli struct {
 	Run     runCmd     `cmd:"" help:"Run the gateway."`
 	Check   checkCmd   `cmd:"" help:"Check a configuration file and the key files that it names."`
 	Group   groupCmd   `cmd:"" help:"Look at groups of the running gateway, and change them."`
+	Why     whyCmd     `cmd:"" help:"Explain why a node can or cannot read its groups now, and what to do."`
 	Token   tokenCmd   `cmd:"" help:"Issue access tokens by hand."`
 	Node    nodeCmd    `cmd:"" help:"Play a constrained node; enroll nodes, list, disable, enable and remove them."`
 	Audit   auditCmd   `cmd:"" help:"Read the audit log of the running gateway."`

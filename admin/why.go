@@ -1,0 +1,90 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Explainer tells why a node can or cannot read its groups now.
+type Explainer interface {
+	// Why explains one group, or all of the node's for "".
+	Why(ctx context.Context, node, group string) (*WhyInfo, error)
+}
+
+// WhyInfo is the answer about one node.
+type WhyInfo struct {
+	Node        string     `json:"node"`
+	GatewayTime time.Time  `json:"gateway_time"`
+	ClockHint   string     `json:"clock_hint,omitempty"` // what looks like a wrong clock
+	Groups      []WhyGroup `json:"groups"`
+}
+
+// WhyGroup is the answer about a node in one group.
+type WhyGroup struct {
+	Group   string   `json:"group"`
+	Reads   string   `json:"reads"` // yes, no, unknown
+	Because string   `json:"because"`
+	Next    []string `json:"next"` // what to do; empty: nothing
+
+	Member       *WhyMember       `json:"member"` // null: it is none
+	Token        *WhyToken        `json:"token"`  // null: it is no member, so that nothing is known
+	Version      uint64           `json:"version"`
+	Held         *uint64          `json:"held"` // last confirmed; null: it showed none
+	Associations []WhyAssociation `json:"associations"`
+	Delivery     *DeliveryMember  `json:"delivery"`
+	Refused      *WhyRefusal      `json:"last_refused"` // since the gateway started
+}
+
+// WhyMember is a membership.
+type WhyMember struct {
+	SenderID *string  `json:"sender_id"` // hex; null: none
+	Roles    []string `json:"roles"`
+	JoinedAt uint64   `json:"joined_at"` // version given at the latest join
+	Lapsed   bool     `json:"lapsed"`
+}
+
+// WhyToken is what the node's access token is worth in the group.
+type WhyToken struct {
+	Valid   bool       `json:"valid"`
+	Roles   []string   `json:"roles"`   // that it grants in the group
+	Expires *time.Time `json:"expires"` // null: never, or not known
+	Error   string     `json:"error,omitempty"`
+}
+
+// WhyAssociation is an association that is open now.
+type WhyAssociation struct {
+	Peer string `json:"peer"`
+	Via  string `json:"via"`
+}
+
+// WhyRefusal is the newest request of the node that was refused.
+type WhyRefusal struct {
+	At     time.Time `json:"at"`
+	Method string    `json:"method"`
+	Path   string    `json:"path"`
+	Code   string    `json:"code"`
+	Error  string    `json:"error,omitempty"`
+}
+
+// why answers GET /v1/why/NODE; ?group=NAME is about that group only.
+func (s *Server) why(r *http.Request) (any, error) {
+	if s.deps.Explainer == nil {
+		return nil, errNotServed
+	}
+	return s.deps.Explainer.Why(r.Context(), r.PathValue("node"), r.URL.Query().Get("group"))
+}
+
+// Why explains why a node can or cannot read a group now, all of its groups for
+// "".
+func (c *Client) Why(ctx context.Context, node, group string) (*WhyInfo, error) {
+	path := "/v1/why/" + url.PathEscape(node)
+	if group != "" {
+		path += "?group=" + url.QueryEscape(group)
+	}
+	return call[WhyInfo](ctx, c, http.MethodGet, path, nil)
+}
+
+// RoleNames lists roles as the API shows them.
+var RoleNames = roleNames

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/seed4911071e/groupgate/admin"
+)
+
+// whyCmd explains one node.
+type whyCmd struct {
+	where
+	Node  string `arg:"" help:"Node name, as group show prints it."`
+	Group string `arg:"" optional:"" help:"Name of the group. Default: all groups of the node."`
+	JSON  bool   `help:"Print JSON."`
+}
+
+// Run explains why a node can or cannot read its groups now.
+func (c *whyCmd) Run(e *env) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	w, err := client.Why(e.ctx, c.Node, c.Group)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(e.stdout, w)
+	}
+	var b strings.Builder
+	for i := range w.Groups {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		explain(&b, w, &w.Groups[i])
+	}
+	_, err = io.WriteString(e.stdout, b.String())
+	return err
+}
+
+// explain writes one group: the answer first, then what it stands on.
+func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
+	answer := map[string]string{"yes": "can read", "no": "cannot read", "unknown": "may or may not be able to read"}[g.Reads]
+	fmt.Fprintf(b, "%s %s %s: %s\n", w.Node, answer, g.Group, g.Because)
+	line := func(label, format string, args ...any) {
+		fmt.Fprintf(b, "  %-12s %s\n", label, fmt.Sprintf(format, args...))
+	}
+	if m := g.Member; m != nil {
+		id := "none"
+		if m.SenderID != nil {
+			id = *m.SenderID
+		}
+		state := ""
+		if m.Lapsed {
+			state = ", lapsed"
+		}
+		line("membership", "%s, Sender ID %s, joined at version %d%s", strings.Join(m.Roles, ","), id, m.JoinedAt, state)
+	}
+	if t := g.Token; t != nil {
+		switch {
+		case t.Valid:
+			line("token", "in force, grants %s, ends %s", strings.Join(t.Roles, ","), ahead(t.Expires))
+		default:
+			line("token", "%s", t.Error)
+		}
+	}
+	if g.Member != nil {
+		held := "none shown"
+		if g.Held != nil {
+			held = fmt.Sprint(*g.Held)
+		}
+		line("version", "group %d, node %s", g.Version, held)
+		if len(g.Associations) == 0 {
+			line("association", "none is open")
+		}
+	}
+	for _, a := range g.Associations {
+		line("association", "%s, %s", a.Peer, a.Via)
+	}
+	if d := g.Delivery; d != nil {
+		line("delivery", "%s since %s, last heard %s, %s since then", d.State, ago(d.Since), ago(d.LastHeard), count(d.Attempts, "attempt"))
+		for _, c := range d.Channels {
+			text := fmt.Sprintf("%s: %s %s", c.Channel, c.Result, ago(&c.At))
+			if c.Error != "" {
+				text += ": " + c.Error
+			}
+			line("channel", "%s", text)
+		}
+		if len(d.Channels) == 0 {
+			line("channel", "%s, not tried since the gateway started", d.Channel)
+		}
+		if d.Want != "" {
+			line("channel", "it asked for %s only", d.Want)
+		}
+	}
+	if r := g.Refused; r != nil {
+		text := fmt.Sprintf("%s %s: %s, %s", r.Method, r.Path, r.Code, ago(&r.At))
+		if r.Error != "" {
+			text += ": " + r.Error
+		}
+		line("refused", "%s", text)
+	}
+	if w.ClockHint != "" {
+		line("clock", "%s", w.ClockHint)
+	}
+	for _, n := range g.Next {
+		line("next", "%s", n)
+	}
+}

@@ -1,0 +1,210 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/bridge"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
+)
+
+var _ admin.Explainer = (*operator)(nil)
+
+// Why gathers from the rooms what decides whether a node can read a group now.
+func (o *operator) Why(ctx context.Context, node, group string) (*admin.WhyInfo, error) {
+	groups, err := o.gm.Groups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &admin.WhyInfo{Node: node, GatewayTime: time.Now().UTC().Truncate(time.Second), Groups: []admin.WhyGroup{}}
+	known := false
+	for _, g := range groups {
+		if group != "" && g.Name != group {
+			continue
+		}
+		known = true
+		w, err := o.whyGroup(ctx, node, g)
+		if err != nil {
+			return nil, err
+		}
+		if w.Member != nil || group != "" {
+			out.Groups = append(out.Groups, *w)
+		}
+		if w.Token != nil {
+			out.ClockHint = clockHint(time.Now(), w.Token)
+		}
+	}
+	switch {
+	case group != "" && !known:
+		return nil, &admin.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no group %q", group), Hint: "`gateway group list` shows the groups"}
+	case len(out.Groups) == 0:
+		return nil, &admin.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no node %q is a member of any group", node),
+			Hint: "`gateway group show NAME` has the names of members; `gateway audit` tells who left, was evicted or was refused"}
+	}
+	return out, nil
+}
+
+func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupStatus) (*admin.WhyGroup, error) {
+	w := &admin.WhyGroup{Group: g.Name, Version: g.Version, Next: []string{}, Associations: []admin.WhyAssociation{}}
+	members, err := o.gm.Members(ctx, g.Name)
+	if err != nil {
+		return nil, err
+	}
+	var m *groupcomm.Member
+	for i := range members {
+		if members[i].Node == node {
+			m = &members[i]
+		}
+	}
+	if m == nil {
+		w.Reads, w.Because = "no", "it is not a member"
+		w.Next = append(w.Next, "it joins with a token whose scope has the group; `gateway audit` tells whether it left, was evicted or was refused")
+		return w, nil
+	}
+	w.Member = &admin.WhyMember{Roles: admin.RoleNames(m.Roles), JoinedAt: m.JoinedAt, Lapsed: m.Lapsed}
+	if m.SenderID != nil {
+		id := m.SenderID.String()
+		w.Member.SenderID = &id
+	}
+	w.Token = o.whyToken(ctx, m)
+	for _, p := range o.links(m.Subject) {
+		w.Associations = append(w.Associations, admin.WhyAssociation{Peer: p.Addr.String(), Via: securityName(p.Via)})
+	}
+	if r, ok := o.refused(m.Subject); ok {
+		w.Refused = &admin.WhyRefusal{At: r.at.UTC(), Method: r.method, Path: r.path, Code: r.code, Error: r.reason}
+	}
+	_, ledger, err := o.bridge.Progress(ctx, g.Name)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range ledger {
+		if e.Node == node {
+			d := deliveryMember(e)
+			w.Delivery, w.Held = &d, d.Version
+		}
+	}
+	verdict(w, m, g, time.Now())
+	return w, nil
+}
+
+// whyToken tells what a member's token is worth in its group.
+func (o *operator) whyToken(ctx context.Context, m *groupcomm.Member) *admin.WhyToken {
+	t := &admin.WhyToken{Roles: []string{}, Expires: admin.TimeOrNil(m.Expires)}
+	grant, err := o.ace.Grant(ctx, coap.Peer{Via: coap.Internal, Subject: m.Subject})
+	switch {
+	case err != nil && coap.Deliberate(err):
+		t.Error = "no token of its key is in force: expired, revoked, or never posted here"
+	case err != nil:
+		t.Error = "the token could not be looked up"
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Error = "the token could not be looked up in time"
+		}
+	default:
+		t.Valid, t.Roles, t.Expires = true, admin.RoleNames(grant.Scope.RolesFor(m.Group)), admin.TimeOrNil(grant.Expires)
+	}
+	return t
+}
+
+// verdict says what all of it means, the worst first.
+func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, now time.Time) {
+	say := func(reads, format string, args ...any) { w.Reads, w.Because = reads, fmt.Sprintf(format, args...) }
+	next := func(format string, args ...any) { w.Next = append(w.Next, fmt.Sprintf(format, args...)) }
+	d := w.Delivery
+	behind := d == nil || d.State != bridge.StateCurrent
+	switch {
+	case m.Lapsed && !behind:
+		say("yes", "its token ended, but no rekey came since: it holds the newest version, and gets no newer one")
+	case m.Lapsed, !w.Token.Valid:
+		say("no", "it has no access token in force, so it gets no newer keys")
+	case w.Held == nil && d != nil && m.JoinedAt == g.Version:
+		say("unknown", "it was given version %d when it joined, and did not show yet that it has it", m.JoinedAt)
+	case w.Held == nil:
+		say("no", "the group is at version %d, and it showed none since it joined at version %d", g.Version, m.JoinedAt)
+	case behind:
+		say("no", "the group is at version %d, and the newest that it showed is %d", g.Version, *w.Held)
+	case g.Exp.Before(now):
+		say("no", "the group's keying material expired, and no rekey could renew it")
+		next("see why by `gateway audit` and in the log: group %s should have been rekeyed", g.Name)
+	default:
+		say("yes", "it confirmed version %d, which is the newest", g.Version)
+	}
+	if !w.Token.Valid {
+		next("the node gets a new token for the same key from its Authorization Server and posts it to /authz-info; within the grace it stays a member as it was")
+	} else if granted, err := groupcomm.ParseRoles(joined(w.Token.Roles)); len(w.Token.Roles) == 0 || err == nil && !granted.Has(m.Roles) {
+		say("no", "its token does not grant the roles any more with which it is a member")
+		next("give it a token with the group and its roles in scope, or let it join again with less")
+	}
+	if w.Reads == "yes" || d == nil || !w.Token.Valid {
+		return
+	}
+	switch d.State {
+	case bridge.StateAsleep:
+		if d.NextWake != nil {
+			next("nothing: it sleeps, and announced that it wakes at %s; the newest rekey goes out then", d.NextWake.Format(time.RFC3339))
+		} else {
+			next("wake the node: the newest rekey goes out at its next request or connection")
+		}
+	case bridge.StateUnreachable:
+		next("see that the node has power and network; if it is gone for good, `gateway group evict %s %s`", w.Group, w.Delivery.Node)
+	}
+	if len(w.Associations) == 0 && d.Channel != "mqtt" {
+		next("it has no association: nothing can be sent until it connects; is port and address of this gateway what it has configured?")
+	}
+	if d.Channel == "poll" || d.Channel == "none" {
+		next("it neither observes the group nor has a control_uri or MQTT: it learns of a rekey when it asks, GET /ace-group/%s", w.Group)
+	}
+	if d.Channel == "mqtt" && w.Held == nil {
+		next("see that it is connected to the MQTT broker and subscribes to its own topic")
+	}
+	if d.LastError != "" {
+		next("the last attempt failed: %s", d.LastError)
+	}
+}
+
+// skew is how near to now the end of a token is suspicious.
+const skew = 10 * time.Minute
+
+// clockHint tells what looks like a wrong clock.
+func clockHint(now time.Time, t *admin.WhyToken) string {
+	switch {
+	case now.Year() < 2025:
+		return "the clock of this gateway is wrong: tokens and keys cannot be judged"
+	case t.Expires == nil:
+		return ""
+	case !t.Valid && now.Sub(*t.Expires) >= 0 && now.Sub(*t.Expires) < skew:
+		return "its token ended a few minutes ago by this gateway's clock: a node or an Authorization Server that is behind still takes it for valid; compare their clocks"
+	case !t.Valid && t.Expires.After(now):
+		return "its token should be valid still by this gateway's clock: it was revoked or replaced, or a clock was set back"
+	}
+	return ""
+}
+
+func securityName(s coap.Security) string {
+	switch s {
+	case coap.DTLSPSK:
+		return "dtls-psk"
+	case coap.DTLSCert:
+		return "dtls-certificate"
+	case coap.OSCORE:
+		return "oscore"
+	case coap.Internal:
+		return "internal"
+	}
+	return "plain"
+}
+
+func joined(names []string) string {
+	out := ""
+	for i, n := range names {
+		if i > 0 {
+			out += ","
+		}
+		out += n
+	}
+	return out
+}

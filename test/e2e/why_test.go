@@ -1,0 +1,62 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// TestWhy: one answer says whether a node can read its group, on what that
+// stands, and what to do.
+func TestWhy(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.run()
+	d := s.door()
+	m := d.join()
+	name := m.state().Node
+	why := func(args ...string) admin.WhyGroup {
+		t.Helper()
+		w := decode[admin.WhyInfo](t, run(t, 0, append([]string{"why", name, "--json", "--config", s.config}, args...)...).out.String())
+		if w.Node != name || w.GatewayTime.IsZero() || w.ClockHint != "" || len(w.Groups) != 1 || w.Groups[0].Group != "sensors" {
+			t.Fatalf("%+v", w)
+		}
+		return w.Groups[0]
+	}
+	g := why()
+	if g.Reads != "unknown" || g.Member == nil || !g.Token.Valid || g.Token.Expires == nil || len(g.Token.Roles) != 2 ||
+		len(g.Associations) != 1 || g.Associations[0].Via != "dtls-psk" || g.Held != nil || g.Delivery == nil || g.Refused != nil {
+		t.Errorf("after the join: %+v", g)
+	}
+	ask(t, m.wire, coap.GET, []string{"ace-group", "nowhere"}, 0, nil) // refused
+	version := s.rekey()
+	g = why("sensors")
+	if g.Reads != "no" || g.Version != version || len(g.Next) == 0 || g.Refused == nil || g.Refused.Code != "4.03" || g.Refused.Path != "/ace-group/nowhere" {
+		t.Errorf("after a rekey: %+v, refused %+v", g, g.Refused)
+	}
+	for range 2 {
+		if err := m.Poll(soon(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "it can read", func() bool {
+		g := why()
+		return g.Reads == "yes" && *g.Held == version && len(g.Next) == 0
+	})
+	text := run(t, 0, "why", name, "--config", s.config).out.String()
+	for _, want := range []string{name + " can read sensors", "membership", "token", "association", "channel", "poll: confirmed", "refused"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("why lacks %q:\n%s", want, text)
+		}
+	}
+	run(t, 0, "group", "evict", "sensors", name, "--config", s.config)
+	gone := run(t, 1, "why", name, "--config", s.config)
+	if !strings.Contains(gone.err.String(), "no node") {
+		t.Errorf("after the eviction: %s", &gone.err)
+	}
+	if g := why("sensors"); g.Reads != "no" || g.Member != nil {
+		t.Errorf("after the eviction: %+v", g)
+	}
+}
