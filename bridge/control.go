@@ -193,8 +193,19 @@ func (b *Bridge) callRekeys(group string) {
 		if b.watched(groupTopic(group), c.peer.Link) && b.activity.wants(m, channelObserve) {
 			continue
 		}
-		b.calls.add(func(ctx context.Context) { b.callRekey(ctx, m, c) })
+		b.calls.add(func(ctx context.Context) {
+			if p, ok := b.hub.(pacer); ok && p.Pace(ctx, groupTopic(group), c.peer) != nil {
+				return
+			}
+			b.callRekey(ctx, m, c)
+		})
 	}
+}
+
+// pacer is the optional part of a hub with a budget for what is sent unasked.
+type pacer interface {
+	// Pace waits for the turn of one of many requests about a topic.
+	Pace(ctx context.Context, topic string, p coap.Peer) error
 }
 
 // callRekey sends the newest rekey message, whatever version it was called for.
@@ -219,6 +230,7 @@ func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
 	if err == nil {
 		req.Options.SetContentFormat(coap.ACEGroupcomm)
 		req.Payload = body
+		b.met.sent(channelControl, len(body))
 		err = b.call(ctx, c, req)
 	}
 	if err != nil {
@@ -252,7 +264,7 @@ func (b *Bridge) call(ctx context.Context, c control, req *coap.Request) error {
 // Limits of requests to members: our own.
 const (
 	callTimeout = 93 * time.Second // MAX_TRANSMIT_WAIT of RFC 7252, Section 4.8.2
-	callsAtOnce = 64
+	callsAtOnce = 1024             // each waits that long when nobody answers
 )
 
 // calls are requests to members that wait for their turn, in order. It is

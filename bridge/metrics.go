@@ -15,6 +15,14 @@ type metrics struct {
 	badAcks       prometheus.Counter
 	connected     prometheus.Gauge
 	control       *prometheus.CounterVec
+	sentMessages  *prometheus.CounterVec
+	sentBytes     *prometheus.CounterVec
+}
+
+// sent counts a rekey that was handed to the network or the broker.
+func (m *metrics) sent(channel string, bytes int) {
+	m.sentMessages.WithLabelValues(channel).Inc()
+	m.sentBytes.WithLabelValues(channel).Add(float64(bytes))
 }
 
 func newMetrics(reg prometheus.Registerer, b *Bridge) *metrics {
@@ -47,7 +55,15 @@ func newMetrics(reg prometheus.Registerer, b *Bridge) *metrics {
 		Name: "groupgate_bridge_control_requests_total",
 		Help: "Requests to the control_uri of members by kind (rekey, delete) and outcome: acknowledged, failed.",
 	}, []string{"kind", "outcome"})
-	reg.MustRegister(m.control, m.notifications, m.confirmations, m.published, m.badAcks, m.connected, pendingCollector{b})
+	m.sentMessages = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "groupgate_bridge_sent_messages_total",
+		Help: "Rekeys that were sent by channel: observe, control, mqtt; without retransmissions.",
+	}, []string{"channel"})
+	m.sentBytes = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "groupgate_bridge_sent_bytes_total",
+		Help: "Bytes of the rekeys in these messages, without the headers of CoAP, DTLS and MQTT.",
+	}, []string{"channel"})
+	reg.MustRegister(m.sentMessages, m.sentBytes, m.control, m.notifications, m.confirmations, m.published, m.badAcks, m.connected, pendingCollector{b})
 	return m
 }
 

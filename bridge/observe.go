@@ -88,6 +88,7 @@ func (b *Bridge) notification(ctx context.Context, topic, group string, version 
 		Allow:   b.allowed(ctx, group, topic),
 		Wait:    b.waits(topic),
 		Done: func(link coap.LinkID, version uint64, err error) {
+			b.met.sent(channelObserve, len(body))
 			m, ok := b.observers.member(topic, link)
 			if !ok {
 				return // left or was evicted meanwhile

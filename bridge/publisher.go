@@ -185,6 +185,7 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 			if relayed[m.rid] >= m.num || !p.b.activity.wants(m.member, channelMQTT) {
 				continue
 			}
+			p.b.met.sent(channelMQTT, len(m.body))
 			err := w.add(ctx, c, c.publish(rekeyTopic(p.b.cfg.Prefix, m.rid), m.body), func(err error) {
 				if err != nil {
 					p.b.met.published.WithLabelValues("failed").Inc()

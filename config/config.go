@@ -141,6 +141,10 @@ type Limits struct {
 	Sessions   int     `yaml:"sessions"`     // DTLS associations
 	Handshakes int     `yaml:"handshakes"`   // half-open at one time
 	PerPeerRPS float64 `yaml:"per_peer_rps"` // requests per second of one peer
+
+	// What is sent unasked, in messages per second; 0: no limit.
+	NotifyRPS float64 `yaml:"notify_rps"`
+	SubnetRPS float64 `yaml:"notify_subnet_rps"` // to one IPv4 /24 or IPv6 /64
 }
 
 // Group is one OSCORE group. Algorithms are named as in design and IANA

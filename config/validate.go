@@ -46,6 +46,8 @@ func (c *Config) validate(f *faults) {
 	inRange(f, "limits.sessions", c.Limits.Sessions, 1, 10_000_000)
 	inRange(f, "limits.handshakes", c.Limits.Handshakes, 1, 65536)
 	inRange(f, "limits.per_peer_rps", c.Limits.PerPeerRPS, 0.01, 1e6)
+	inRange(f, "limits.notify_rps", c.Limits.NotifyRPS, 0, 1e6)
+	inRange(f, "limits.notify_subnet_rps", c.Limits.SubnetRPS, 0, 1e6)
 	c.validateMQTT(f)
 	c.validateResourceDirectory(f)
 	inRange(f, "audit.retention", c.Audit.Retention, time.Hour, maxLifetime)

@@ -108,6 +108,8 @@ func New(cfg *config.Config, log *slog.Logger, opts ...Option) (*Gateway, error)
 			}
 		},
 		PerPeerRPS: cfg.Limits.PerPeerRPS,
+		NotifyRate: cfg.Limits.NotifyRPS,
+		SubnetRate: cfg.Limits.SubnetRPS,
 		Log:        log.With("part", "coap"),
 		Registerer: g.registry,
 	})

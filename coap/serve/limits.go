@@ -88,6 +88,10 @@ const (
 	maxPeerMore  = 4
 	moreLifetime = 5 * time.Minute
 
+	// paceEvery is the pause between two portions of what is sent unasked: short
+	// enough that nobody notices, long enough that others get the processor.
+	paceEvery = 10 * time.Millisecond
+
 	// sweepEvery is how often Run looks for what has expired.
 	sweepEvery = 10 * time.Second
 

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -309,6 +310,7 @@ func (s *Server) Publish(name string, n coap.Notification) {
 	next := &note{n}
 	t.last = next
 	var start []*subscription
+	var at []netip.Addr // of the peers in start, where that matters
 	for _, sub := range t.subs {
 		if sub.hasShown && sub.shown >= n.Version {
 			continue
@@ -321,12 +323,18 @@ func (s *Server) Publish(name string, n coap.Notification) {
 			sub.queued = true
 			if s.enqueueLocked(sub.peer, sub) {
 				start = append(start, sub)
+				var a netip.Addr
+				if s.cfg.SubnetRate != 0 {
+					a = sub.peer.link.Peer().Addr.Addr()
+				}
+				at = append(at, a)
 			}
 		}
 	}
 	s.mu.Unlock()
-	for _, sub := range start {
-		sub.run(s)
+	key := paceKey(name)
+	for i, sub := range start {
+		s.pacer.add(key, at[i], func() { sub.run(s) })
 	}
 }
 

@@ -64,6 +64,11 @@ type Config struct {
 	// MaxObservations bounds the observations of all peers together: beyond it
 	// requests are answered without registration. 0 means 400,000.
 	MaxObservations int
+	// NotifyRate bounds the notifications of all topics together per second, and
+	// SubnetRate those to one subnet, an IPv4 /24 or an IPv6 /64. Topics take
+	// turns. What a sign of life brings is not held back. 0 means no limit.
+	NotifyRate float64
+	SubnetRate float64
 	// Critical lists critical options that handlers understand besides those
 	// that package coap knows.
 	Critical []coap.OptionID
@@ -119,6 +124,7 @@ type Server struct {
 	szx     uint8    // of cfg.BlockSize
 	etagKey [16]byte // keys the entity tags that the server makes
 	metrics *metrics
+	pacer   *pacer
 
 	stop    context.CancelFunc // ends further responses
 	stopped context.Context    // its only use: done when Run is over
@@ -152,6 +158,7 @@ func New(h coap.Handler, cfg Config) *Server {
 		cfg:       cfg,
 		szx:       szxOf(cfg.BlockSize),
 		metrics:   newMetrics(cfg.Registerer),
+		pacer:     newPacer(cfg.NotifyRate, cfg.SubnetRate),
 		peers:     make(map[coap.LinkID]*peer),
 		topics:    make(map[string]*topic),
 		unsettled: make(map[string]*topic),
@@ -173,6 +180,7 @@ func (s *Server) Run(ctx context.Context) error {
 			s.closing = true
 			s.mu.Unlock()
 			s.stop()
+			s.pacer.close()
 			s.work.Wait()
 			return nil
 		case now := <-t.C:
