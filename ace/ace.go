@@ -73,6 +73,7 @@ type Server struct {
 	dropped func([]coap.LinkID)
 
 	identities map[string]*PSKPeer
+	handshakes *handshakes
 	grants     *grantCache
 	posts      *postLimiter
 	answers    *answerCache
@@ -104,6 +105,7 @@ func New(cfg Config, d Deps) *Server {
 		metrics:    newMetrics(d.Registerer),
 		identities: make(map[string]*PSKPeer, len(cfg.PSK)),
 		grants:     newGrantCache(),
+		handshakes: newHandshakes(),
 		posts:      newPostLimiter(cfg.Limits),
 		answers:    newAnswerCache(),
 		asking:     make(chan struct{}, maxAsking),

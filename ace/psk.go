@@ -76,6 +76,8 @@ func (s *Server) PSK(ctx context.Context, identity []byte) (key []byte, err erro
 		result := "found"
 		if err != nil {
 			result = "refused"
+		} else {
+			s.handshakes.hand(identity, key)
 		}
 		s.metrics.lookups.WithLabelValues(kind, result).Inc()
 	}()
@@ -134,23 +136,29 @@ func (s *Server) unsealKey(k *keyRow) ([]byte, error) {
 }
 
 func (s *Server) conveyedPSK(ctx context.Context, token []byte) ([]byte, error) {
-	now := time.Now()
-	v, err := s.verify(ctx, token, now)
+	v, err := s.verify(ctx, token, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
 	if err := v.forHandshake(); err != nil {
 		return nil, err
 	}
+	key, err := s.heldKey(ctx, v)
+	if err != nil && coap.Deliberate(err) {
+		err = fmt.Errorf("%w: %w", ErrIdentity, err)
+	}
+	return key, err
+}
+
+// heldKey is the key of a token in a handshake: the one in it, or the stored one
+// that it names.
+func (s *Server) heldKey(ctx context.Context, v *verified) ([]byte, error) {
 	var k *keyRow
-	err = s.store.View(ctx, func(tx *store.Tx) (err error) {
-		k, err = s.check(tx, v, now)
+	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
+		k, err = s.check(tx, v, time.Now())
 		return err
 	})
 	if err != nil {
-		if coap.Deliberate(err) {
-			return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
-		}
 		return nil, fmt.Errorf("ace: check token: %w", err)
 	}
 	if k != nil && v.named {
@@ -162,7 +170,8 @@ func (s *Server) conveyedPSK(ctx context.Context, token []byte) ([]byte, error) 
 // Subject says what a handshake that finished with this identity proved; ask
 // once per handshake, after the peer's Finished. A token that waited for its
 // key to be proved comes in force. conveyed means that the identity was a
-// token: [Server.Conveyed] then stores it and says the subject.
+// token: [Server.Conveyed] then stores it and says the subject. A handshake that
+// may have been with an earlier key of the identity proved nothing.
 func (s *Server) Subject(identity []byte) (subject coap.Subject, conveyed bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), subjectTimeout)
 	defer cancel()
@@ -176,10 +185,15 @@ func (s *Server) Subject(identity []byte) (subject coap.Subject, conveyed bool) 
 			s.log.Warn("node of a finished handshake is not readable", "err", err)
 			return coap.Subject{}, false
 		}
-		if n != nil {
-			return n.subject(), false
+		if n == nil {
+			return coap.Subject{}, true
 		}
-		return coap.Subject{}, true
+		key, err := s.store.Unseal(nodeContext(n.identity), n.sealed)
+		if err != nil || !s.handshakes.certain(identity, key, time.Unix(0, n.keyed)) {
+			s.log.Info("handshake may have been with an earlier key of the node", "err", err)
+			return coap.Subject{}, false
+		}
+		return n.subject(), false
 	}
 	var k *keyRow
 	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
@@ -193,6 +207,10 @@ func (s *Server) Subject(identity []byte) (subject coap.Subject, conveyed bool) 
 	}
 	if k.subject.Kind != coap.SubjectPoP {
 		return coap.Subject{}, false // there was no such handshake
+	}
+	if key, err := s.unsealKey(k); err != nil || !s.handshakes.certain(identity, key, time.Time{}) {
+		s.log.Info("handshake may have been with an earlier key of that identifier", "kid", logKID(k.subject), "err", err)
+		return coap.Subject{}, false
 	}
 	if !k.used {
 		s.touch(k.subject)
@@ -237,6 +255,11 @@ func (s *Server) Conveyed(ctx context.Context, token []byte, exporter func(label
 	}
 	if exporter == nil {
 		return coap.Subject{}, errors.New("ace: conveyed token without exporter")
+	}
+	if key, err := s.heldKey(ctx, v); err != nil {
+		return coap.Subject{}, err
+	} else if !s.handshakes.certain(token, key, time.Time{}) {
+		return coap.Subject{}, coap.Errorf(coap.Unauthorized, "handshake was with another key")
 	}
 	ns, err := exporter(exporterLabel, []byte{}, exporterSize)
 	if err != nil {
