@@ -91,7 +91,8 @@ type Notification struct {
 	// Done reports the outcome of each send: nil when the peer itself
 	// acknowledged (or, without Confirm, when the message was handed to the
 	// network). A peer that slept through it is reported as ErrTimeout, and
-	// again when the notification went out at its next sign of life. Versions
+	// again when the notification went out at its next sign of life; one that was
+	// acknowledged on the way to it as ErrRelayed. Versions
 	// that a newer one replaced before they were sent are not reported.
 	Done func(link LinkID, version uint64, err error)
 }
@@ -147,7 +148,8 @@ type Link interface {
 	Peer() Peer
 	// Send transmits m. done is called exactly once: nil when a confirmable
 	// message was acknowledged or another was handed to the network, else
-	// ErrReset, ErrTimeout or ErrGone.
+	// ErrReset, ErrTimeout or ErrGone; ErrRelayed where the acknowledgement is
+	// not the peer's own.
 	Send(m *Message, done func(error))
 }
 

@@ -212,6 +212,19 @@ func (s *Setup) Check() error {
 	return nil
 }
 
+// ClientParams are the parameters of the client's Security Context.
+func (s *Setup) ClientParams() Params { return s.params(s.ID2, s.ID1) }
+
+// ServerParams are the parameters of the server's Security Context.
+func (s *Setup) ServerParams() Params { return s.params(s.ID1, s.ID2) }
+
+func (s *Setup) params(sender, recipient []byte) Params {
+	return Params{
+		MasterSecret: s.MasterSecret, MasterSalt: s.MasterSalt(), SenderID: sender, RecipientID: recipient,
+		IDContext: s.IDContext, AEAD: s.AEAD, HKDF: s.HKDF,
+	}
+}
+
 // MasterSalt is salt | N1 | N2, each as a CBOR byte string (RFC 9203, Section
 // 4.3). Without a salt nothing stands in its place, as in the implementations that
 // are known; the text allows an empty byte string as well, so an Authorization

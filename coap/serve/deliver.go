@@ -126,6 +126,7 @@ type delivery struct {
 	next    int
 	sent    bool  // to one token at least
 	ok      bool  // one of them got it
+	relayed bool  // or one was taken on the way to it
 	err     error // the last failure
 }
 
@@ -147,12 +148,16 @@ func (d *delivery) step(s *Server) {
 
 func (d *delivery) done(s *Server, o *observation, err error) {
 	s.metrics.notification(d.confirm, err)
-	if err == nil {
+	switch {
+	case err == nil:
 		d.ok = true
-	} else {
+	case errors.Is(err, coap.ErrRelayed):
+		d.relayed = true
+	default:
 		d.err = err
 	}
 	switch {
+	case errors.Is(err, coap.ErrRelayed):
 	case errors.Is(err, coap.ErrReset):
 		// RFC 7641, Section 3.6: a rejected notification ends the observation.
 		s.mu.Lock()
@@ -175,7 +180,7 @@ func (d *delivery) finish(s *Server) {
 	sub, n := d.sub, d.note
 	p := sub.peer
 	err := d.err
-	if d.ok {
+	if d.ok || d.relayed {
 		err = nil
 	}
 	s.mu.Lock()
@@ -184,7 +189,7 @@ func (d *delivery) finish(s *Server) {
 	case err == nil:
 		sub.shown, sub.hasShown = max(sub.shown, n.Version), true
 		sub.misses = 0
-		if d.confirm {
+		if d.confirm && !d.relayed {
 			sub.heard = time.Now()
 		}
 		if !n.Body.Code.IsSuccess() {
@@ -206,6 +211,9 @@ func (d *delivery) finish(s *Server) {
 		p.outbox = append(p.outbox, sub) // busy is ours until release
 	}
 	s.mu.Unlock()
+	if err == nil && d.relayed && !d.ok {
+		err = coap.ErrRelayed
+	}
 	if n.Done != nil && d.sent {
 		n.Done(p.id, n.Version, err)
 	}

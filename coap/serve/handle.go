@@ -51,6 +51,7 @@ func (s *Server) Handle(ctx context.Context, link coap.Link, m *coap.Message) *c
 	}()
 	ctx, cancel := context.WithTimeout(ctx, maxTransmitWait)
 	defer cancel()
+	ctx = coap.WithExchange(ctx, coap.Exchange{Link: link, Type: m.Type, Token: x.token})
 	r := s.answer(ctx, x, m)
 	if r == nil {
 		return nil
@@ -64,7 +65,7 @@ var errRejected = errors.New("serve: rejected")
 // answer goes from the message to the response; nil: none.
 func (s *Server) answer(ctx context.Context, x *exchange, m *coap.Message) *coap.Response {
 	r, err := s.process(ctx, x, m)
-	if errors.Is(err, errRejected) {
+	if errors.Is(err, errRejected) || errors.Is(err, coap.ErrSilent) {
 		return nil
 	}
 	if err != nil {
@@ -137,6 +138,9 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 			s.deregister(x.peer, x.token)
 		}
 	}
+	if errors.Is(err, coap.ErrSilent) {
+		return nil, err
+	}
 	if err != nil {
 		r = s.failure(ctx, x, err)
 	}
@@ -183,7 +187,9 @@ func (s *Server) call(f func() (*coap.Response, error)) (r *coap.Response, err e
 
 // reply makes the message, unless the client does not want to have it.
 func (s *Server) reply(m *coap.Message, x *exchange, r *coap.Response) *coap.Message {
-	s.metrics.request(m.Code, r.Code)
+	if !r.Options.Has(coap.OSCOREOption) { // what is inside is counted
+		s.metrics.request(m.Code, r.Code)
+	}
 	if s.cfg.Failed != nil && !r.Code.IsSuccess() && r.Code != coap.Continue {
 		s.cfg.Failed(&coap.Request{Code: m.Code, Options: m.Options, Peer: x.link.Peer()}, r)
 	}
@@ -198,10 +204,11 @@ func (s *Server) reply(m *coap.Message, x *exchange, r *coap.Response) *coap.Mes
 	return &coap.Message{Code: r.Code, Token: x.token, Options: opts, Payload: r.Payload}
 }
 
-// noResponse reads the No-Response option: 0 when there is none.
+// noResponse reads the No-Response option: 0 when there is none. That of a
+// protected request is for proxies: its own is inside (RFC 8613, Section 4.1.3.6).
 func noResponse(o coap.Options) uint8 {
 	v, ok := o.Uint(coap.NoResponse)
-	if !ok || v > 0xff {
+	if !ok || v > 0xff || o.Has(coap.OSCOREOption) {
 		return 0
 	}
 	return uint8(v)

@@ -39,7 +39,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		})),
 		notifications: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_serve_notifications_total",
-			Help: "Notifications by result: acknowledged, sent (not confirmable), reset, timeout, gone, refused, held (for the next sign of life).",
+			Help: "Notifications by result: acknowledged, relayed (acknowledged on the way), sent (not confirmable), reset, timeout, gone, refused, held (for the next sign of life).",
 		}, []string{"result"})),
 		blockIn:  bytes.WithLabelValues("in"),
 		blockOut: bytes.WithLabelValues("out"),
@@ -74,6 +74,8 @@ func (m *metrics) notification(confirmable bool, err error) {
 		result = "acknowledged"
 	case err == nil:
 		result = "sent"
+	case errors.Is(err, coap.ErrRelayed):
+		result = "relayed"
 	case errors.Is(err, coap.ErrReset):
 		result = "reset"
 	case errors.Is(err, coap.ErrTimeout):

@@ -100,7 +100,9 @@ func (s *Server) blockwiseOut(x *exchange, r *coap.Response) (*coap.Response, er
 		if b.SZX != x.block2.SZX && b.Num > 0 {
 			b.Num <<= x.block2.SZX - b.SZX
 		}
-	} else if len(r.Payload) <= s.cfg.BlockSize {
+	} else if len(r.Payload) <= s.cfg.BlockSize || r.Options.Has(coap.OSCOREOption) {
+		// What is protected was cut inside, and is a little larger now. Cutting it
+		// again would double the messages.
 		return r, nil
 	}
 	if len(r.Payload) <= b.Size() && b.Num == 0 {

@@ -1,0 +1,168 @@
+package secure
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/oscore"
+)
+
+// sendTimeout bounds the wait for the store when a notification needs a new block
+// of sequence numbers.
+const sendTimeout = 5 * time.Second
+
+// link is the link to the other end of a Security Context, over whatever link it
+// was last heard on.
+type link struct {
+	layer  *Layer
+	stored *Stored
+	ctx    *oscore.Context
+	used   atomic.Int64 // nanoseconds since 1970
+
+	outerID coap.LinkID // guarded by Layer.mu
+
+	mu    sync.Mutex
+	outer coap.Link // nil: none yet; guarded by mu
+	bound []bound   // oldest first; guarded by mu
+}
+
+// bound is a request that notifications answer.
+type bound struct {
+	token string
+	ex    oscore.Exchange
+}
+
+var _ interface {
+	coap.Link
+	coap.Requester
+	oscore.Reserver
+} = (*link)(nil)
+
+// Reserve makes sequence numbers durable ([oscore.Reserver]).
+func (c *link) Reserve(ctx context.Context, upTo uint64) error {
+	return c.layer.cfg.Contexts.Reserve(ctx, c.stored, upTo)
+}
+
+// over notes the link on which an authentic request came.
+func (c *link) over(outer coap.Link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.outer = outer
+}
+
+func (c *link) reached() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.outer != nil
+}
+
+func (c *link) carrier() coap.Link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.outer
+}
+
+// bind keeps the exchange of a registration, for the notifications.
+func (c *link) bind(token []byte, ex oscore.Exchange) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.releaseLocked(string(token))
+	if len(c.bound) >= maxExchanges {
+		c.bound = slices.Delete(c.bound, 0, 1)
+	}
+	c.bound = append(c.bound, bound{string(token), ex})
+}
+
+func (c *link) release(token []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.releaseLocked(string(token))
+}
+
+func (c *link) releaseLocked(token string) {
+	c.bound = slices.DeleteFunc(c.bound, func(b bound) bool { return b.token == token })
+}
+
+func (c *link) exchange(token []byte) (oscore.Exchange, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, b := range c.bound {
+		if b.token == string(token) {
+			return b.ex, true
+		}
+	}
+	return oscore.Exchange{}, false
+}
+
+// Peer is who has the other half of the context, at the address of the outer link.
+func (c *link) Peer() coap.Peer {
+	p := coap.Peer{Link: c.stored.Link, Via: coap.OSCORE, Subject: c.stored.Subject}
+	if outer := c.carrier(); outer != nil {
+		p.Addr = outer.Peer().Addr
+	}
+	return p
+}
+
+var errUnbound = fmt.Errorf("secure: no request that the message answers: %w", coap.ErrGone)
+
+// Send protects a notification or another further response, each with a Partial
+// IV of its own (RFC 8613, Section 8.3), and hands it to the outer link. An
+// acknowledgement there is not protected: it is [coap.ErrRelayed]. Without an
+// outer link it is [coap.ErrTimeout]: the context is reached again when its peer
+// is heard.
+func (c *link) Send(m *coap.Message, done func(error)) {
+	ex, ok := c.exchange(m.Token)
+	if !ok {
+		done(errUnbound)
+		return
+	}
+	outer := c.carrier()
+	if outer == nil {
+		done(coap.ErrTimeout)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), sendTimeout)
+	defer cancel()
+	p, err := c.ctx.ProtectResponse(ctx, nil, ex, m)
+	if err != nil {
+		done(fmt.Errorf("%w: %w", coap.ErrTimeout, c.layer.sealed(c, err)))
+		return
+	}
+	if !m.Options.Has(coap.ObserveOption) {
+		c.release(m.Token) // the last
+	}
+	outer.Send(&coap.Message{Type: m.Type, Code: p.Code, Token: slices.Clone(m.Token), Options: p.Options, Payload: p.Payload}, func(err error) {
+		switch {
+		case errors.Is(err, coap.ErrGone):
+			err = coap.ErrTimeout
+		case err == nil && m.Type == coap.Confirmable:
+			err = coap.ErrRelayed
+		}
+		done(err)
+	})
+}
+
+// Do sends a protected request to the peer and waits for its response, which
+// proves that it is the peer's: the roles of client and server are swapped, the
+// context is the same.
+func (c *link) Do(ctx context.Context, m *coap.Message) (*coap.Message, error) {
+	outer, ok := c.carrier().(coap.Requester)
+	if !ok {
+		return nil, fmt.Errorf("secure: the peer is not reached: %w", coap.ErrGone)
+	}
+	p, ex, err := c.ctx.ProtectRequest(ctx, nil, m)
+	if err != nil {
+		return nil, c.layer.sealed(c, err)
+	}
+	r, err := outer.Do(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return c.ctx.UnprotectResponse(nil, &ex, r)
+}
