@@ -202,12 +202,13 @@ func (a *activity) attempted(m member, channel string, err error) {
 	})
 }
 
-// relayedAt notes that the broker has the message; the member does not need to.
-func (a *activity) relayedAt(m member, at time.Time) {
+// relayedAt notes that somebody on the way, the broker for instance, has the
+// message; the member does not need to.
+func (a *activity) relayedAt(m member, channel string, at time.Time) {
 	a.change(m, func(t *trace) {
-		t.channel, t.relayed, t.lastError = channelMQTT, at, ""
+		t.channel, t.relayed, t.lastError = channel, at, ""
 		t.attempts++
-		t.record(Attempt{Channel: channelMQTT, At: at, Result: resultRelayed})
+		t.record(Attempt{Channel: channel, At: at, Result: resultRelayed})
 	})
 }
 

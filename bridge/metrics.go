@@ -32,7 +32,7 @@ func newMetrics(reg prometheus.Registerer, b *Bridge) *metrics {
 	m := &metrics{
 		notifications: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_bridge_notifications_total",
-			Help: "Rekey notifications to observers by outcome: acknowledged, failed, refused.",
+			Help: "Rekey notifications to observers by outcome: acknowledged, relayed (acknowledged on the way), failed, refused.",
 		}, []string{"outcome"}),
 		confirmations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_bridge_confirmations_total",

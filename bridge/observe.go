@@ -99,6 +99,14 @@ func (b *Bridge) notification(ctx context.Context, topic, group string, version 
 				b.confirm(m, version, channelObserve, nil)
 				return
 			}
+			if errors.Is(err, coap.ErrRelayed) {
+				// Over OSCORE an acknowledgement is not protected: anybody on the
+				// way can send it. What counts is a later request that shows the
+				// version (protocol.md, Section 4).
+				b.met.notifications.WithLabelValues("relayed").Inc()
+				b.activity.relayedAt(m, channelObserve, time.Now())
+				return
+			}
 			// The member stays pending. It polls or observes again when it
 			// wakes, and the first response to that is the full map.
 			b.met.notifications.WithLabelValues("failed").Inc()

@@ -195,7 +195,7 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 				// A PUBACK is the broker's, not the member's.
 				relayed[m.rid] = m.num
 				p.b.met.published.WithLabelValues("relayed").Inc()
-				p.b.activity.relayedAt(m.member, time.Now())
+				p.b.activity.relayedAt(m.member, channelMQTT, time.Now())
 			})
 			if err != nil {
 				return err
