@@ -46,7 +46,7 @@ type Config struct {
 // Listen holds the addresses to serve on, "host:port"; "" serves none.
 type Listen struct {
 	CoAPS string `yaml:"coaps"` // CoAP over DTLS 1.2, UDP
-	CoAP  string `yaml:"coap"`  // plain UDP: discovery and /authz-info only
+	CoAP  string `yaml:"coap"`  // plain UDP: discovery, /authz-info, and what OSCORE protects
 	HTTP  string `yaml:"http"`  // health, metrics, admin API
 	MQTT  string `yaml:"mqtt"`  // embedded broker, plain TCP
 	MQTTS string `yaml:"mqtts"` // embedded broker, TLS
@@ -119,6 +119,7 @@ type Policy struct {
 	Audience string        `yaml:"audience"`
 	Scope    []ScopeEntry  `yaml:"scope"`
 	Lifetime time.Duration `yaml:"lifetime"`
+	Profile  string        `yaml:"profile"` // coap_dtls, coap_oscore; "": what the client asks for, else coap_dtls
 }
 
 // ScopeEntry is one group and the roles in it: requester, responder, monitor,

@@ -222,6 +222,33 @@ func (c *Config) validatePolicy(f *faults, key string, p Policy) {
 		}
 	}
 	inRange(f, key+".lifetime", p.Lifetime, time.Second, maxLifetime)
+	if p.Profile != "" {
+		oneOf(f, key+".profile", p.Profile, profileDTLS, profileOSCORE)
+	}
+	for i, o := range c.AuthorizationServer.Policies {
+		if o.Client == p.Client && o.Audience == p.Audience && o.Profile != p.Profile && p.Client != "" {
+			f.add(key+".profile", "policies[%d] of the same client and audience has another: a token has one profile", i)
+			break
+		}
+	}
+}
+
+// Names of the ACE Profiles registry.
+const (
+	profileDTLS   = "coap_dtls"
+	profileOSCORE = "coap_oscore"
+)
+
+// ProfileID returns the number of the profile in the ACE Profiles registry; 0: the
+// client decides.
+func (p Policy) ProfileID() int64 {
+	switch p.Profile {
+	case profileDTLS:
+		return 1
+	case profileOSCORE:
+		return 2
+	}
+	return 0
 }
 
 // IssuerToken returns the tokens entry with whose key the embedded AS protects

@@ -38,6 +38,8 @@ func (g *Gateway) Handler(host mux.Handler) mux.Handler {
 		switch {
 		case host != nil && (r.HasOption(message.ProxyURI) || r.HasOption(message.ProxyScheme)):
 			host.ServeCOAP(w, r) // the path is one of another server
+		case r.HasOption(optionOSCORE):
+			g.serve(w, r) // the path is inside
 		case discovery(segments) && host != nil:
 			g.mergeDiscovery(host, w, r)
 		case ours(segments), host == nil:
@@ -46,6 +48,19 @@ func (g *Gateway) Handler(host mux.Handler) mux.Handler {
 			host.ServeCOAP(w, r)
 		}
 	})
+}
+
+// optionOSCORE is the OSCORE option (RFC 8613, Section 2), which go-coap does not
+// know.
+const optionOSCORE = message.OptionID(coap.OSCOREOption)
+
+// Carries says whether the peer of a connection is reached there with OSCORE. A
+// host that ends connections over plain UDP when they are idle asks it: notifications
+// could not reach the peer any more.
+func (g *Gateway) Carries(conn *udpclient.Conn) bool {
+	r := g.rooms.Load()
+	l, known := g.known(conn)
+	return known && r != nil && r.secure.Uses(l.id)
 }
 
 // Monitor is a go-coap request monitor (options.WithRequestMonitor). With it

@@ -79,11 +79,10 @@ func (g *Gateway) diskFull(ctx context.Context, err error) error {
 	return coap.Respond(r, err)
 }
 
-// Requests that are for somebody else, or that nobody here can read. They must
-// not be taken for what their path says.
+// Requests that are for somebody else. They must not be taken for what their path
+// says.
 var (
-	errNoProxy  = coap.Errorf(coap.ProxyingNotSupported, "no proxy here")
-	errNoOSCORE = coap.Errorf(coap.BadOption, "OSCORE is not supported")
+	errNoProxy = coap.Errorf(coap.ProxyingNotSupported, "no proxy here")
 )
 
 // proxied reports whether a request asks for forwarding.
@@ -94,12 +93,14 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 	switch {
 	case proxied(req.Options):
 		return nil, errNoProxy // RFC 7252, Section 5.10.2
-	case req.Options.Has(coap.OSCOREOption):
-		return nil, errNoOSCORE // RFC 8613, Section 8.2: the option is critical
 	}
 	r := g.rooms.Load()
 	if r == nil {
 		return nil, errStarting
+	}
+	if req.Options.Has(coap.OSCOREOption) {
+		// What is inside comes back here, over the link of its context.
+		return r.secure.ServeCoAP(ctx, req)
 	}
 	// Whatever it asks for, a protected request is a sign of life: what the
 	// member lacks follows the answer.
@@ -120,7 +121,7 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 		if groupPath(path) {
 			return r.groups.ServeCoAP(ctx, req)
 		}
-		return nil, coap.Errorf(coap.Unauthorized, "this needs CoAP over DTLS")
+		return nil, coap.Errorf(coap.Unauthorized, "this needs CoAP over DTLS, or OSCORE")
 	case len(path) == 1 && path[0] == pathToken:
 		return r.token.ServeCoAP(ctx, req)
 	case len(path) == 1 && path[0] == pathIntrospect:

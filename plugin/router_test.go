@@ -17,8 +17,8 @@ func TestForOthers(t *testing.T) {
 	}{
 		"Proxy-Uri":    {coap.ProxyUri, "coap://gm.example.com/authz-info", coap.ProxyingNotSupported},
 		"Proxy-Scheme": {coap.ProxyScheme, "coap", coap.ProxyingNotSupported},
-		"OSCORE":       {coap.OSCOREOption, "\x09\x00\x01", coap.BadOption},
-		"neither":      {coap.UriHost, "gw.example.com", coap.ServiceUnavailable}, // it is not running
+		"OSCORE":       {coap.OSCOREOption, "\x09\x00\x01", coap.ServiceUnavailable}, // nobody to open it
+		"neither":      {coap.UriHost, "gw.example.com", coap.ServiceUnavailable},    // it is not running
 	} {
 		req := &coap.Request{Code: coap.POST, Payload: []byte{0xa0}}
 		req.Options.SetPath("authz-info")

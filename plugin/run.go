@@ -13,6 +13,7 @@ import (
 	"github.com/seed4911071e/groupgate/audit"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/secure"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
 	"github.com/seed4911071e/groupgate/store"
@@ -54,7 +55,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	}
 	g.audit.Store(b.audit)
 	eg, ctx := errgroup.WithContext(ctx)
-	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.admin}
+	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.secure.Run, b.admin}
 	if b.rd != nil {
 		runs = append(runs, b.register)
 	}
@@ -88,6 +89,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 type built struct {
 	g      *Gateway
 	ace    *ace.Server
+	secure *secure.Layer
 	gm     *gm.Manager
 	bridge *bridge.Bridge
 	rd     *rd.Registrar // nil: no Resource Directory
@@ -110,7 +112,13 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 	late := &lateManager{}
 	log := audit.New(audit.Config{Retention: g.cfg.Audit.Retention, MaxRecords: g.cfg.Audit.MaxRecords},
 		audit.Deps{Store: st, Log: g.log.With("part", "audit"), Registerer: g.registry})
-	as := ace.New(acfg, ace.Deps{Store: st, Groups: late, Log: g.log.With("part", "ace"), Registerer: g.registry})
+	protected := &lateLayer{}
+	as := ace.New(acfg, ace.Deps{
+		Store: st, Groups: late, Log: g.log.With("part", "ace"), Registerer: g.registry, Dropped: protected.drop,
+	})
+	protected.Layer = secure.New(secure.Config{
+		Server: g.server, Contexts: as, MaxContexts: g.cfg.Limits.Sessions, Log: g.log.With("part", "oscore"), Registerer: g.registry,
+	})
 	br := bridge.New(g.bridgeConfig(), bridge.Deps{
 		Store: st, Source: late, Hub: g.server,
 		Access: func(ctx context.Context, p coap.Peer) error {
@@ -132,7 +140,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 			}
 		},
 	})
-	b := &built{g: g, ace: as, gm: late.Manager, bridge: br, audit: log}
+	b := &built{g: g, ace: as, secure: protected.Layer, gm: late.Manager, bridge: br, audit: log}
 	if b.rd, b.dir, err = g.registrar(late); err != nil {
 		return nil, err
 	}
@@ -177,7 +185,7 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
-	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
+	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), secure: b.secure, groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
 		me: b.bridge.Me(), alive: b.bridge.Alive}
 }
 

@@ -36,7 +36,7 @@ func (g *Gateway) aceConfig() (ace.Config, error) {
 			if err != nil {
 				return out, fmt.Errorf("authorization_server.policies[%d]: %w", i, err)
 			}
-			as.Policies = append(as.Policies, ace.Policy{Client: p.Client, Audience: p.Audience, Scope: scope, Lifetime: p.Lifetime})
+			as.Policies = append(as.Policies, ace.Policy{Client: p.Client, Audience: p.Audience, Scope: scope, Lifetime: p.Lifetime, Profile: p.ProfileID()})
 		}
 		out.AS = as
 	}

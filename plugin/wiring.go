@@ -7,6 +7,7 @@ import (
 	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/secure"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
 )
@@ -14,15 +15,16 @@ import (
 // Who serves whom. Rooms do not know each other: each declares the little that
 // it needs, in types of the leaves, and here the needs meet.
 var (
-	_ gm.Authority  = (*ace.Server)(nil)    // gm asks ace: who is this, what may it do?
-	_ gm.Delivery   = (*bridge.Bridge)(nil) // gm tells bridge: enrol, render, forget
-	_ ace.GroupInfo = (*gm.Manager)(nil)    // ace asks gm: which algorithms does the group use?
-	_ bridge.Source = (*gm.Manager)(nil)    // bridge asks gm: the newest rekey, and for whom?
-	_ access        = (*ace.Server)(nil)    // the host adapter asks ace: whose key is this?
-	_ bridge.Source = (*lateManager)(nil)
-	_ ace.GroupInfo = (*lateManager)(nil)
-	_ rd.Client     = (*outbound)(nil) // rd reaches the directory over the node's transport
-	_ ace.Observer  = (*outbound)(nil) // and ace an Authorization Server elsewhere
+	_ gm.Authority    = (*ace.Server)(nil)    // gm asks ace: who is this, what may it do?
+	_ gm.Delivery     = (*bridge.Bridge)(nil) // gm tells bridge: enrol, render, forget
+	_ ace.GroupInfo   = (*gm.Manager)(nil)    // ace asks gm: which algorithms does the group use?
+	_ bridge.Source   = (*gm.Manager)(nil)    // bridge asks gm: the newest rekey, and for whom?
+	_ access          = (*ace.Server)(nil)    // the host adapter asks ace: whose key is this?
+	_ bridge.Source   = (*lateManager)(nil)
+	_ ace.GroupInfo   = (*lateManager)(nil)
+	_ secure.Contexts = (*ace.Server)(nil) // OSCORE asks ace: whose context is this, and is it mine?
+	_ rd.Client       = (*outbound)(nil)   // rd reaches the directory over the node's transport
+	_ ace.Observer    = (*outbound)(nil)   // and ace an Authorization Server elsewhere
 )
 
 // access is what the host adapter asks about a DTLS peer.
@@ -44,6 +46,12 @@ type lateManager struct {
 	directory atomic.Pointer[rd.Registrar] // which the Group Manager tells of changes; nil: there is none
 }
 
+// lateLayer breaks the ring of ace, which tells what contexts ended, and OSCORE,
+// which asks it for them.
+type lateLayer struct{ *secure.Layer }
+
+func (l *lateLayer) drop(ids []coap.LinkID) { l.Drop(ids) }
+
 // groups is the view of the Group Manager that routing needs.
 type groups interface {
 	coap.Handler
@@ -56,6 +64,7 @@ type rooms struct {
 	authzInfo  coap.Handler
 	token      coap.Handler
 	introspect coap.Handler
+	secure     *secure.Layer // requests that OSCORE protects
 	groups     groups
 	me         coap.Handler    // /gw/me
 	alive      func(coap.Peer) // told of every protected request

@@ -83,7 +83,7 @@ func greeting(cfg *config.Config, at host.Addrs, flags string) string {
 	fmt.Fprintf(&b, "groupgate %s is ready, data in %s\n", plugin.Version(), cfg.DataDir)
 	for _, l := range []struct{ name, addr, what string }{
 		{"coaps", at.CoAPS, "CoAP over DTLS: tokens, joins, rekeys"},
-		{"coap", at.CoAP, "plain CoAP: discovery and /authz-info"},
+		{"coap", at.CoAP, "plain CoAP: discovery, /authz-info, OSCORE"},
 		{"http", at.HTTP, "health, metrics, admin API"},
 		{"mqtt", at.MQTT, "embedded broker"},
 	} {

@@ -31,7 +31,8 @@ import (
 // Implementation constants.
 const (
 	// plainIdle ends the state that go-coap keeps for a plain UDP address:
-	// such peers only discover and post tokens.
+	// such peers only discover and post tokens, but for those that OSCORE protects,
+	// which keep it.
 	plainIdle = 30 * time.Second
 	// sessionIdle ends a DTLS association that nobody used for that long. A
 	// member that checks for new keys as often as group_policies ask, hourly by
@@ -145,7 +146,11 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 			options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxDatagram),
 			options.WithPeriodicRunner(paced(ctx, g, gg.Awaiting)),
 			options.WithRequestMonitor(gg.Monitor), options.WithOnNewConn(plain.connected),
-			options.WithInactivityMonitor(plainIdle, closeIdle),
+			options.WithInactivityMonitor(plainIdle, func(cc *udpclient.Conn) {
+				if !gg.Carries(cc) {
+					closeIdle(cc)
+				}
+			}),
 		)
 		serveUntil(ctx, g, "coap", func() { srv.Stop(); _ = s.coap.Close() }, func() error { return srv.Serve(s.coap) })
 	}
