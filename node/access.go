@@ -11,6 +11,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/oscore"
 )
 
 // Limits of what a token endpoint may hand out.
@@ -26,6 +27,11 @@ type TokenRequest struct {
 	// TextScope has the scope, of one group, written with roles in text, as
 	// draft-03 has it.
 	TextScope bool
+	// OSCORE asks for a token of the OSCORE profile (RFC 9203).
+	OSCORE bool
+	// Update asks for other rights for the key that an earlier token confirms, in
+	// the same profile; nil: a new key.
+	Update *Access
 }
 
 // Access is an access token with the symmetric proof-of-possession key that it
@@ -36,10 +42,17 @@ type Access struct {
 	Key       cose.Secret     // the key itself, prints as [redacted]
 	Scope     groupcomm.Scope // granted, which may be less than was asked for
 	ExpiresAt time.Time       // zero: the Authorization Server did not say
+
+	// Material is what the token confirms in the OSCORE profile, in place of KID
+	// and Key; nil in the DTLS profile.
+	Material *oscore.Material
 }
 
 // String tells what may be told.
 func (a Access) String() string {
+	if a.Material != nil {
+		return fmt.Sprintf("access token of %d bytes, OSCORE input material %x", len(a.Token), a.Material.ID)
+	}
 	return fmt.Sprintf("access token of %d bytes, key %x", len(a.Token), a.KID)
 }
 
@@ -62,6 +75,7 @@ func (a *Access) Identity() []byte {
 const (
 	labelToken     = 1
 	labelExpiresIn = 2
+	labelReqCnf    = 4
 	labelAudience  = 5
 	labelCnf       = 8
 	labelScope     = 9
@@ -69,13 +83,19 @@ const (
 	labelErrorText = 31
 	labelProfile   = 38
 	cnfKey         = 1
+	cnfKID         = 3
+	cnfOSCORE      = 4
 	keyKty         = 1
 	keyKID         = 2
 	keyK           = -1
 )
 
-// profileDTLS is ace_profile coap_dtls (RFC 9202, Section 8).
-const profileDTLS = 1
+// Values of ace_profile: coap_dtls (RFC 9202, Section 8) and coap_oscore (RFC
+// 9203, Section 9.1).
+const (
+	profileDTLS   = 1
+	profileOSCORE = 2
+)
 
 // RequestToken gets an access token from the token endpoint of the
 // Authorization Server at the other end of t: POST /token. The association of t
@@ -94,6 +114,16 @@ func RequestToken(ctx context.Context, t Transport, r TokenRequest) (*Access, er
 	if r.Audience != "" {
 		ask[labelAudience] = r.Audience
 	}
+	if u := r.Update; u != nil {
+		kid := u.KID
+		if r.OSCORE = u.Material != nil; r.OSCORE {
+			kid = u.Material.ID
+		}
+		ask[labelReqCnf] = map[int64]any{cnfKID: kid}
+	}
+	if r.OSCORE {
+		ask[labelProfile] = profileOSCORE
+	}
 	req := &coap.Request{Code: coap.POST, Payload: cose.MustMarshal(ask)}
 	req.Options.SetPath("token")
 	req.Options.SetContentFormat(coap.ACE)
@@ -109,13 +139,22 @@ func RequestToken(ctx context.Context, t Transport, r TokenRequest) (*Access, er
 	if f, ok := resp.Options.ContentFormat(); !ok || f != coap.ACE {
 		return nil, badAnswer(op, "Content-Format %d", f)
 	}
-	return decodeAccess(resp.Payload, r.Scope, sent)
+	var known *oscore.Material
+	if r.Update != nil {
+		known = r.Update.Material
+	}
+	a, err := decodeAccess(resp.Payload, r.Scope, known, sent)
+	if err == nil && r.OSCORE && a.Material == nil {
+		return nil, fmt.Errorf("%w: a token of another profile than the one asked for, coap_oscore (2)", ErrUnsupported)
+	}
+	return a, err
 }
 
 // decodeAccess reads the body of a 2.01 of the token endpoint.
 //
-// RFC 9200, Section 5.8.2, and RFC 9202, Section 3.3.1: the key is in cnf.
-func decodeAccess(body []byte, asked groupcomm.Scope, now time.Time) (*Access, error) {
+// RFC 9200, Section 5.8.2, RFC 9202, Section 3.3.1, and RFC 9203, Section 3.2: the
+// key is in cnf. Material that is known already is not sent again.
+func decodeAccess(body []byte, asked groupcomm.Scope, known *oscore.Material, now time.Time) (*Access, error) {
 	const op = "request a token"
 	m, err := cose.DecodeMap(body)
 	if err != nil {
@@ -126,26 +165,27 @@ func decodeAccess(body []byte, asked groupcomm.Scope, now time.Time) (*Access, e
 	scope, scoped, err3 := m.Bytes(labelScope)
 	profile, profiled, err4 := m.Int(labelProfile)
 	cnf, _, err5 := m.Map(labelCnf)
-	key, _, err6 := cnf.Map(cnfKey)
-	kty, _, err7 := key.Int(keyKty)
-	kid, _, err8 := key.Bytes(keyKID)
-	k, _, err9 := key.Bytes(keyK)
-	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, err8); err != nil {
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, badAnswer(op, "%v", err)
 	}
+	a := &Access{Token: token, Scope: asked}
 	switch {
 	case len(token) == 0 || len(token) > maxToken:
 		return nil, badAnswer(op, "an access token of %d bytes", len(token))
+	case profiled && profile == profileOSCORE && known != nil && !cnf.Has(cnfOSCORE):
+		a.Material = known
+	case profiled && profile == profileOSCORE:
+		a.Material, err = oscore.DecodeMaterial(cnf[cnfOSCORE])
+		if err != nil {
+			return nil, badAnswer(op, "cnf: %v", err)
+		}
 	case profiled && profile != profileDTLS:
-		return nil, fmt.Errorf("%w: ace_profile %d, only coap_dtls (1) is known here", ErrUnsupported, profile)
-	case kty != cose.KtySymmetric:
-		return nil, fmt.Errorf("%w: a proof-of-possession key of type %d, only symmetric keys (4) are known here", ErrUnsupported, kty)
-	case err9 != nil || len(k) == 0 || len(k) > 64:
-		return nil, badAnswer(op, "no key of 1 to 64 bytes") // err9 is not told: it is about the key
-	case len(kid) == 0 || len(kid) > 64:
-		return nil, badAnswer(op, "a key identifier of %d bytes", len(kid))
+		return nil, fmt.Errorf("%w: ace_profile %d, only coap_dtls (1) and coap_oscore (2) are known here", ErrUnsupported, profile)
+	default:
+		if err := a.decodeKey(cnf); err != nil {
+			return nil, err
+		}
 	}
-	a := &Access{Token: token, KID: kid, Key: cose.NewSecret(k), Scope: asked}
 	if scoped {
 		if a.Scope, err = groupcomm.DecodeScope(scope); err != nil {
 			e, textErr := groupcomm.DecodeTextScope(scope)
@@ -165,20 +205,43 @@ func decodeAccess(body []byte, asked groupcomm.Scope, now time.Time) (*Access, e
 	return a, nil
 }
 
+// decodeKey reads a symmetric proof-of-possession key.
+func (a *Access) decodeKey(cnf cose.Map) error {
+	const op = "request a token"
+	key, _, err1 := cnf.Map(cnfKey)
+	kty, _, err2 := key.Int(keyKty)
+	kid, _, err3 := key.Bytes(keyKID)
+	k, _, err4 := key.Bytes(keyK)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return badAnswer(op, "%v", err)
+	}
+	switch {
+	case kty != cose.KtySymmetric:
+		return fmt.Errorf("%w: a proof-of-possession key of type %d, only symmetric keys (4) are known here", ErrUnsupported, kty)
+	case err4 != nil || len(k) == 0 || len(k) > 64:
+		return badAnswer(op, "no key of 1 to 64 bytes") // err4 is not told: it is about the key
+	case len(kid) == 0 || len(kid) > 64:
+		return badAnswer(op, "a key identifier of %d bytes", len(kid))
+	}
+	a.KID, a.Key = kid, cose.NewSecret(k)
+	return nil
+}
+
 // PostToken transfers the access token to the Group Manager at the other end
 // of t and asks for the parameters that a join needs: POST /authz-info. The
 // association need not be protected.
 //
 // RFC 9594, Section 3.3.
 func PostToken(ctx context.Context, t Transport, a *Access) (*groupcomm.TokenTransferResponse, error) {
-	const op = "post the token"
 	if a == nil || len(a.Token) == 0 {
 		return nil, errors.New("node: post the token: there is none")
 	}
-	req := &coap.Request{
-		Code:    coap.POST,
-		Payload: (&groupcomm.TokenTransfer{AccessToken: bytes.Clone(a.Token), WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true}).Encode(),
-	}
+	return postToken(ctx, t, &groupcomm.TokenTransfer{AccessToken: bytes.Clone(a.Token), WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true})
+}
+
+func postToken(ctx context.Context, t Transport, transfer *groupcomm.TokenTransfer) (*groupcomm.TokenTransferResponse, error) {
+	const op = "post the token"
+	req := &coap.Request{Code: coap.POST, Payload: transfer.Encode()}
 	req.Options.SetPath("authz-info")
 	req.Options.SetContentFormat(coap.ACE)
 	resp, err := t.Do(ctx, req)

@@ -22,6 +22,9 @@ const (
 // errEnded says that the Group Manager ended an observation without saying why.
 var errEnded = errors.New("node: the observation ended")
 
+// errRestarted says that the Group Manager forgot whom it tells of rekeys.
+var errRestarted = errors.New("node: the Group Manager was restarted")
+
 // Follow keeps the keying material current until ctx or the membership ends: it
 // observes the node resource, listens to MQTT when the Group Manager gave
 // coordinates, observes the group while no broker has it, polls now and then, catches up after missed rekeys
@@ -120,6 +123,11 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 	if d, ok := t.(Doner); ok {
 		done = d.Done()
 	}
+	var restarted <-chan struct{}
+	shows := false
+	if r, ok := t.(restarter); ok {
+		restarted, shows = r.Restarted(), true
+	}
 	poll := time.NewTicker(m.pollEvery(s))
 	defer poll.Stop()
 	for {
@@ -142,6 +150,15 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 			if _, _, err := m.joined(); err != nil {
 				return err
 			}
+			if shows {
+				// An acknowledgement over OSCORE proves nothing: a request that
+				// names the version does.
+				if err := m.poll(ctx); err != nil {
+					return err
+				}
+			}
+		case <-restarted:
+			return errRestarted
 		case <-poll.C:
 			if err := m.poll(ctx); err != nil {
 				return err
@@ -293,6 +310,9 @@ func (m *Member) redial(ctx context.Context, b *backoff) error {
 		err := m.Reconnect(ctx)
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if errors.Is(err, ErrUnauthorized) {
+			return err // the token is posted with each try, and is not taken any more
 		}
 		m.emit(Event{Kind: Refused, Err: err})
 	}

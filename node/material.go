@@ -132,6 +132,7 @@ func (m *Member) take(o *offer) verdict {
 		m.missed = nil
 	}
 	m.mu.Unlock()
+	m.signal() // the Group Manager may want to see it
 	m.emit(Event{Kind: Rekeyed, Version: next.Version, Gid: next.Gid, Via: o.via})
 	return installed
 }

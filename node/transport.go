@@ -62,6 +62,8 @@ const (
 	// maxBody bounds a response of a Group Manager: the credentials of a group of
 	// 10,000 members are 0.6 MB.
 	maxBody = 1 << 20
+	// maxMessage bounds one message: a block, its options, and what protects it.
+	maxMessage = 2048
 )
 
 // conn is a [Transport] over go-coap.
@@ -91,6 +93,17 @@ func DialUDP(ctx context.Context, addr string) (Transport, error) {
 	}
 	c := newConn(nil)
 	c.cc = udp.Client(raw, c.options()...)
+	return c, nil
+}
+
+// dialMessages is DialUDP for messages that something above cuts into blocks.
+func dialMessages(ctx context.Context, addr string) (*conn, error) {
+	raw, err := dialSocket(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	c := newConn(nil)
+	c.cc = udp.Client(raw, append(c.options(), options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxMessage))...)
 	return c, nil
 }
 
@@ -185,7 +198,12 @@ func (c *conn) handle(w *responsewriter.ResponseWriter[*client.Conn], m *pool.Me
 		}
 		answer = (*fn)(&coap.Request{Code: coap.Code(m.Code()), Options: r.Options, Payload: r.Payload})
 	}
-	_ = w.SetResponse(codes.Code(answer.Code), message.TextPlain, nil) // no body: nothing that can fail
+	out := w.Message()
+	out.SetCode(codes.Code(answer.Code))
+	out.ResetOptionsTo(messageOptions(answer.Options))
+	if len(answer.Payload) > 0 {
+		out.SetBody(bytes.NewReader(answer.Payload))
+	}
 }
 
 // runPeriodic retransmits while something is under way, until the connection
@@ -229,6 +247,11 @@ func (c *conn) working() (done func()) {
 
 // Do sends one request and waits for its response.
 func (c *conn) Do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	return c.doWith(ctx, req, nil)
+}
+
+// doWith is Do with a token, which is a fresh one when it is nil.
+func (c *conn) doWith(ctx context.Context, req *coap.Request, token message.Token) (*coap.Response, error) {
 	defer c.working()()
 	ctx, cancel := withDeadline(ctx, requestTimeout)
 	defer cancel()
@@ -237,6 +260,9 @@ func (c *conn) Do(ctx context.Context, req *coap.Request) (*coap.Response, error
 		return nil, err
 	}
 	defer c.cc.ReleaseMessage(m)
+	if token != nil {
+		m.SetToken(token)
+	}
 	r, err := c.cc.Do(m)
 	if err != nil {
 		return nil, c.lost(ctx, err)
@@ -256,13 +282,24 @@ type observation interface {
 // When the request says No-Response for 2.xx (RFC 7967) nothing comes back on
 // success: then it returns at once and the registration goes on by itself.
 func (c *conn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Response)) (func(context.Context) error, error) {
+	_, end, err := c.observe(ctx, req, silent(req), fn)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error { return end(ctx, true) }, nil
+}
+
+// observe is Observe; quiet says that nothing comes back on success. It tells the
+// token of the registration; end tells the server when it is to.
+func (c *conn) observe(ctx context.Context, req *coap.Request, quiet bool, fn func(*coap.Response)) (message.Token, func(ctx context.Context, tell bool) error, error) {
 	regCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	m, err := c.message(regCtx, req)
 	if err != nil {
 		stop()
-		return nil, err
+		return nil, nil, err
 	}
 	m.SetObserve(0)
+	token := m.Token()
 	first := make(chan struct{})
 	var once sync.Once
 	done := make(chan struct{})
@@ -279,10 +316,10 @@ func (c *conn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Res
 			}
 		})
 	})
-	cancel := func(ctx context.Context) error {
+	cancel := func(ctx context.Context, tell bool) error {
 		stop()
 		<-done
-		if obsErr != nil || obs.Canceled() {
+		if !tell || obsErr != nil || obs.Canceled() {
 			return nil
 		}
 		defer c.working()()
@@ -293,8 +330,8 @@ func (c *conn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Res
 		}
 		return nil
 	}
-	if silent(req) {
-		return cancel, nil
+	if quiet {
+		return token, cancel, nil
 	}
 	ctx, free := withDeadline(ctx, requestTimeout)
 	defer free()
@@ -302,7 +339,7 @@ func (c *conn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Res
 	for {
 		select {
 		case <-first:
-			return cancel, nil
+			return token, cancel, nil
 		case <-registered:
 			// go-coap calls a refusal an error, and tells the outcome before it
 			// calls back: the response, if there is one, is on its way.
@@ -312,13 +349,13 @@ func (c *conn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Res
 			}
 		case <-grace:
 			stop()
-			return nil, c.lost(ctx, obsErr)
+			return nil, nil, c.lost(ctx, obsErr)
 		case <-ctx.Done():
 			stop()
-			return nil, c.lost(ctx, ctx.Err())
+			return nil, nil, c.lost(ctx, ctx.Err())
 		case <-c.cc.Context().Done():
 			stop()
-			return nil, c.lost(ctx, c.cc.Context().Err())
+			return nil, nil, c.lost(ctx, c.cc.Context().Err())
 		}
 	}
 }
@@ -401,15 +438,19 @@ func (c *conn) message(ctx context.Context, req *coap.Request) (*pool.Message, e
 	m := c.cc.AcquireMessage(ctx)
 	m.SetCode(codes.Code(req.Code))
 	m.SetToken(token)
-	opts := make(message.Options, 0, len(req.Options))
-	for _, o := range req.Options {
-		opts = append(opts, message.Option{ID: message.OptionID(o.ID), Value: o.Value})
-	}
-	m.ResetOptionsTo(opts)
+	m.ResetOptionsTo(messageOptions(req.Options))
 	if len(req.Payload) > 0 {
 		m.SetBody(bytes.NewReader(req.Payload))
 	}
 	return m, nil
+}
+
+func messageOptions(in coap.Options) message.Options {
+	opts := make(message.Options, 0, len(in))
+	for _, o := range in {
+		opts = append(opts, message.Option{ID: message.OptionID(o.ID), Value: o.Value})
+	}
+	return opts
 }
 
 // response copies a go-coap message out of its pool. Blockwise transfer is
