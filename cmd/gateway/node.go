@@ -36,14 +36,14 @@ const (
 	nodeLeaveTime   = 5 * time.Second
 )
 
-// nodeJoinCmd plays one node: token, token transfer, DTLS, join, rekeys.
+// nodeJoinCmd plays one node: token, token transfer, DTLS or OSCORE, join, rekeys.
 type nodeJoinCmd struct {
 	Group string `default:"sensors" help:"Group to join."`
 	Roles string `default:"requester,responder" help:"Roles to ask for: requester, responder, or monitor alone."`
 	Name  string `default:"node-1" help:"Name of the node, put into its credential."`
 
 	Gateway   string `placeholder:"HOST" help:"Host of the gateway. Default: where the configuration or the credential says, else 127.0.0.1."`
-	CoAPPort  int    `name:"coap-port" placeholder:"PORT" help:"Port of plain CoAP, for the token transfer. Default: the configuration's, else 5683."`
+	CoAPPort  int    `name:"coap-port" placeholder:"PORT" help:"Port of plain CoAP, for the token transfer and OSCORE. Default: the configuration's, else 5683."`
 	CoAPSPort int    `name:"coaps-port" placeholder:"PORT" help:"Port of CoAP over DTLS. Default: the configuration's, else 5684."`
 	where
 	Client   string `type:"path" placeholder:"FILE" help:"Client credential (JSON). Default: node-client.json in the data folder."`
@@ -56,6 +56,7 @@ type nodeJoinCmd struct {
 	RootsFile   string `type:"path" placeholder:"FILE" help:"Roots for the certificates of the Group Manager and of other members (PEM). Without it only possession of their keys is verified."`
 
 	Interface   string        `default:"current" enum:"current,draft-03,hackathon-109" help:"Dialect to speak: current, or draft-03 or hackathon-109 where the group is served in that."`
+	OSCORE      bool          `name:"oscore" help:"Protect requests with OSCORE over plain CoAP (RFC 9203) instead of DTLS."`
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
 	Sleep       time.Duration `placeholder:"DURATION" help:"Sleep this long between short times awake, instead of listening all the time."`
@@ -77,6 +78,9 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	dialect, _ := groupcomm.InterfaceByName(c.Interface)
 	if dialect != groupcomm.Current && (c.MQTT || c.Sleep != 0) {
 		return errors.New("--mqtt and --sleep are for --interface current")
+	}
+	if dialect != groupcomm.Current && c.OSCORE {
+		return errors.New("--oscore is for --interface current")
 	}
 	at, client, err := c.locate()
 	if err != nil {
@@ -108,7 +112,7 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	}
 	story.waiting(c.Sleep, c.MQTT)
 	if err := c.stay(ctx, member); err != nil {
-		return nodeAdvice("follow the group at", at.coaps, err)
+		return nodeAdvice("follow the group at", c.over(at), err)
 	}
 	if c.LeaveOnExit {
 		return c.leave(ctx, member)
@@ -122,19 +126,10 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 func (c *nodeJoinCmd) enter(
 	ctx context.Context, at nodeAddrs, access *node.Access, roles groupcomm.Roles, story *nodeStory, hear func(node.Event), log *slog.Logger,
 ) (*node.Member, error) {
-	transfer, err := c.post(ctx, at, access)
+	t, transfer, dial, err := c.associate(ctx, at, access, story)
 	if err != nil {
-		return nil, nodeAdvice("post the access token to", at.coap, err)
+		return nil, err
 	}
-	story.posted(at.coap, transfer)
-
-	dial := c.dialer(at, access)
-	t, err := dial(ctx)
-	if err != nil {
-		return nil, nodeAdvice("open a DTLS association with", at.coaps, err)
-	}
-	story.associated(at.coaps, access)
-
 	cfg := node.Config{
 		Group: c.Group, Roles: roles, Transfer: transfer, Subject: c.Name,
 		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll, Redial: dial, OnEvent: hear, Log: log,
@@ -149,11 +144,53 @@ func (c *nodeJoinCmd) enter(
 	joinCtx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
 	defer cancel()
 	if err := member.Join(joinCtx); err != nil {
-		return nil, errors.Join(nodeAdvice("join over", at.coaps, err), member.Close())
+		return nil, errors.Join(nodeAdvice("join over", c.over(at), err), member.Close())
 	}
 	state, _ := member.State()
 	story.joined(state)
 	return member, nil
+}
+
+// over is where the requests of a member go.
+func (c *nodeJoinCmd) over(at nodeAddrs) string {
+	if c.OSCORE {
+		return at.coap
+	}
+	return at.coaps
+}
+
+// associate posts the token and opens an association with what it confirms.
+func (c *nodeJoinCmd) associate(ctx context.Context, at nodeAddrs, access *node.Access, story *nodeStory) (
+	node.Transport, *groupcomm.TokenTransferResponse, func(context.Context) (node.Transport, error), error,
+) {
+	if c.OSCORE {
+		first, cancel := context.WithTimeout(ctx, nodeDialTimeout)
+		defer cancel()
+		t, transfer, err := node.DialOSCORE(first, at.coap, access)
+		if err != nil {
+			return nil, nil, nil, nodeAdvice("post the access token to", at.coap, err)
+		}
+		story.posted(at.coap, transfer)
+		story.derived(at.coap, access, transfer)
+		return t, transfer, func(ctx context.Context) (node.Transport, error) {
+			ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
+			defer cancel()
+			t, _, err := node.DialOSCORE(ctx, at.coap, access)
+			return t, err
+		}, nil
+	}
+	transfer, err := c.post(ctx, at, access)
+	if err != nil {
+		return nil, nil, nil, nodeAdvice("post the access token to", at.coap, err)
+	}
+	story.posted(at.coap, transfer)
+	dial := c.dialer(at, access)
+	t, err := dial(ctx)
+	if err != nil {
+		return nil, nil, nil, nodeAdvice("open a DTLS association with", at.coaps, err)
+	}
+	story.associated(at.coaps, access)
+	return t, transfer, dial, nil
 }
 
 // dialer opens DTLS associations with the key of the token.
@@ -228,6 +265,7 @@ func (c *nodeJoinCmd) token(ctx context.Context, at nodeAddrs, client node.Clien
 		Scope:    groupcomm.Scope{{Group: c.Group, Roles: roles}},
 		// A token of draft-03 has its roles in text.
 		TextScope: c.Interface == groupcomm.Draft03.String(),
+		OSCORE:    c.OSCORE,
 	})
 	return access, errors.Join(err, t.Close())
 }

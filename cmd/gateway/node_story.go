@@ -75,9 +75,13 @@ func (s *nodeStory) token(addr, identity string, a *node.Access) {
 	if !a.ExpiresAt.IsZero() {
 		until = a.ExpiresAt.UTC().Format(time.RFC3339)
 	}
+	what, name := "the key", a.KID
+	if a.Material != nil {
+		what, name = "the OSCORE input material", a.Material.ID
+	}
 	s.tell(nodeStep{Event: "token", Addr: addr, Expires: until},
-		"1  The Authorization Server at coaps://%s knows the client %q and issued an access token (%d bytes, until %s) with the key %x [redacted].",
-		addr, identity, len(a.Token), orNever(until), a.KID)
+		"1  The Authorization Server at coaps://%s knows the client %q and issued an access token (%d bytes, until %s) with %s %x [redacted].",
+		addr, identity, len(a.Token), orNever(until), what, name)
 }
 
 func (s *nodeStory) posted(addr string, t *groupcomm.TokenTransferResponse) {
@@ -102,6 +106,11 @@ func (s *nodeStory) joinedLegacy(st node.State, d groupcomm.Interface) {
 func (s *nodeStory) associated(addr string, a *node.Access) {
 	s.tell(nodeStep{Event: "associated", Addr: addr},
 		"3  DTLS association with coaps://%s, by the key %x of the token.", addr, a.KID)
+}
+
+func (s *nodeStory) derived(addr string, a *node.Access, t *groupcomm.TokenTransferResponse) {
+	s.tell(nodeStep{Event: "associated", Addr: addr, Via: "oscore"},
+		"3  OSCORE Security Context with coap://%s, from the material %x of the token; our Sender ID is %x.", addr, a.Material.ID, t.ID2)
 }
 
 func (s *nodeStory) joined(st node.State) {
