@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/seed4911071e/groupgate/cose"
 )
@@ -56,11 +57,13 @@ type Context struct {
 	sender        cipher.AEAD
 	recipient     cipher.AEAD
 	commonIV      []byte
+	requestIV     []byte // Common IV of the context of requests, where another answers: Appendix B.2
 	senderID      []byte
 	recipientID   []byte
 	idContext     []byte // nil: none
 	kidContext    []byte // what requests carry; nil: nothing
 	kidContextStr string // the same
+	settled       *settled
 	aadHead       []byte // of the aad_array, up to the algorithms
 	max           int
 
@@ -147,6 +150,26 @@ func (c *Context) setKIDContext(b []byte) {
 	c.kidContext, c.kidContextStr = b, string(b)
 }
 
+// settled is for contexts of a [Renewal]: once both ends have agreed on one, its
+// requests carry the ID Context as it is, and not wrapped as in the protocol.
+type settled struct {
+	done      atomic.Bool
+	idContext string
+}
+
+// hint is the kid context of requests, also as a string.
+func (c *Context) hint() ([]byte, string) {
+	if c.settled != nil && c.settled.done.Load() {
+		return c.idContext, c.settled.idContext
+	}
+	return c.kidContext, c.kidContextStr
+}
+
+// named says whether a kid context that came is one for this context.
+func (c *Context) named(kidContext []byte) bool {
+	return c.idContext != nil && (bytes.Equal(kidContext, c.idContext) || c.kidContext != nil && bytes.Equal(kidContext, c.kidContext))
+}
+
 // SenderID is this endpoint's identifier: the kid of its requests.
 func (c *Context) SenderID() []byte { return bytes.Clone(c.senderID) }
 
@@ -198,6 +221,16 @@ func (c *Context) setAAD(b *Buffer, kid []byte, piv uint64) []byte {
 	aad = appendCBORBytes(aad, kid)
 	aad = appendCBORBytes(aad, p)
 	return append(aad, 0x40)
+}
+
+// setRequestNonce writes the nonce that the request of the endpoint id had.
+func (c *Context) setRequestNonce(b *Buffer, id []byte, piv uint64) []byte {
+	if c.requestIV == nil {
+		return c.setNonce(b, id, piv)
+	}
+	nonce := b.nonce[:len(c.requestIV)]
+	setNonce(nonce, c.requestIV, id, piv)
+	return nonce
 }
 
 // setNonce writes the nonce of a Partial IV that the endpoint id generated.

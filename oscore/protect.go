@@ -35,13 +35,14 @@ func (c *Context) ProtectRequest(ctx context.Context, buf *Buffer, m *coap.Messa
 	if err != nil {
 		return nil, Exchange{}, err
 	}
-	ex := newExchange(c.senderID, n, c.kidContextStr)
+	hint, hintStr := c.hint()
+	ex := newExchange(c.senderID, n, hintStr)
 	ex.client = true
 	if v, ok := out.Options.Uint(coap.ObserveOption); ok && v == 0 {
 		ex.observe = true
 	}
 	var room [maxPIV]byte
-	option := Option{PIV: appendPIV(room[:0], n), KIDContext: c.kidContext, KID: c.senderID}
+	option := Option{PIV: appendPIV(room[:0], n), KIDContext: hint, KID: c.senderID}
 	p, err := c.seal(buf, out, &option, c.setNonce(buf, c.senderID, n), c.setAAD(buf, c.senderID, n))
 	return p, ex, err
 }
@@ -60,7 +61,7 @@ type responseForm uint8
 const (
 	responseFirst   responseForm = iota // with the nonce of the request, if it is not used yet
 	responseOwnPIV                      // with a Partial IV of its own
-	responseRenewal                     // the same, and the kid context
+	responseRenewal                     // with the nonce of the request and the kid context: response #1 of Appendix B.2
 )
 
 // Challenge is the response to a request that was refused with [ErrNotFresh]: a
@@ -106,9 +107,14 @@ func (c *Context) protectResponse(ctx context.Context, buf *Buffer, ex Exchange,
 	var option Option
 	var room [maxPIV]byte
 	var nonce []byte
-	if form == responseFirst && c.window.Claim(ex.piv) {
-		nonce = c.setNonce(buf, c.recipientID, ex.piv)
-	} else {
+	switch {
+	case form == responseRenewal:
+		// This context is for this response alone, which is always the same.
+		option.KIDContext = c.kidContext
+		nonce = c.setRequestNonce(buf, c.recipientID, ex.piv)
+	case form == responseFirst && c.window.Claim(ex.piv):
+		nonce = c.setRequestNonce(buf, c.recipientID, ex.piv)
+	default:
 		n, err := c.seq.Next(ctx)
 		if err != nil {
 			return nil, err
@@ -116,15 +122,12 @@ func (c *Context) protectResponse(ctx context.Context, buf *Buffer, ex Exchange,
 		option.PIV = appendPIV(room[:0], n)
 		nonce = c.setNonce(buf, c.senderID, n)
 	}
-	if form == responseRenewal {
-		option.KIDContext = c.kidContext
-	}
 	return c.seal(buf, out, &option, nonce, c.setAAD(buf, c.recipientID, ex.piv))
 }
 
 // plaintext writes the plaintext to the buffer, with room for what follows it.
 func (c *Context) plaintext(buf *Buffer, m *coap.Message) error {
-	n := plaintextBound(m) + c.sender.Overhead() + 1 + maxPIV + 1 + len(c.kidContext) + len(c.senderID)
+	n := plaintextBound(m) + c.sender.Overhead() + 1 + maxPIV + 1 + max(len(c.kidContext), len(c.idContext)) + len(c.senderID)
 	if cap(buf.data) < n {
 		buf.data = make([]byte, 0, n)
 	}
@@ -213,16 +216,7 @@ func (c *Context) unprotectRequest(buf *Buffer, m *coap.Message, option *Option)
 // answersTo says whether a request with this option is for this context: its kid
 // is the Recipient ID and its kid context, where there is one, the ID Context.
 func (c *Context) answersTo(o *Option) bool {
-	return bytes.Equal(o.KID, c.recipientID) &&
-		(o.KIDContext == nil || c.idContext != nil && bytes.Equal(o.KIDContext, c.hint()))
-}
-
-// hint is the kid context that stands for the ID Context.
-func (c *Context) hint() []byte {
-	if c.kidContext != nil {
-		return c.kidContext
-	}
-	return c.idContext
+	return bytes.Equal(o.KID, c.recipientID) && (o.KIDContext == nil || c.named(o.KIDContext))
 }
 
 // kidContextOf is the string of a kid context, without a copy when it is ours.
@@ -261,7 +255,7 @@ func (c *Context) unprotectResponse(buf *Buffer, ex *Exchange, m *coap.Message, 
 	case option.Group:
 		return nil, ErrOption
 	case option.KID != nil && !bytes.Equal(option.KID, c.recipientID),
-		option.KIDContext != nil && !bytes.Equal(option.KIDContext, c.hint()):
+		option.KIDContext != nil && !c.named(option.KIDContext):
 		return nil, ErrContext
 	case ex.done:
 		return nil, ErrReplay
@@ -276,7 +270,7 @@ func (c *Context) unprotectResponse(buf *Buffer, ex *Exchange, m *coap.Message, 
 		if ex.next > 0 || ex.plain {
 			return nil, ErrReplay
 		}
-		nonce = c.setNonce(buf, c.senderID, ex.piv)
+		nonce = c.setRequestNonce(buf, c.senderID, ex.piv)
 	} else {
 		n = pivNumber(option.PIV)
 		if n < ex.next {

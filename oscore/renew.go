@@ -101,6 +101,7 @@ func (r *Renewal) derive(id, hint []byte) (*Context, error) {
 		return nil, err
 	}
 	c.setKIDContext(appendCBORBytes(nil, hint))
+	c.settled = &settled{idContext: string(id)}
 	return c, nil
 }
 
@@ -154,7 +155,7 @@ func (r *Renewal) UnprotectResponse(buf *Buffer, x *RenewalExchange, m *coap.Mes
 	if err != nil {
 		return nil, err
 	}
-	if option.KIDContext != nil && !bytes.Equal(option.KIDContext, x.c.kidContext) {
+	if option.KIDContext != nil && !x.c.named(option.KIDContext) {
 		return nil, r.renewed(buf, x, m, &option)
 	}
 	p, err := x.c.unprotectResponse(buf, &x.ex, m, &option)
@@ -170,6 +171,7 @@ func (r *Renewal) agreed(c *Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.pending == c {
+		c.settled.done.Store(true)
 		r.current, r.pending = c, nil
 	}
 }
@@ -181,7 +183,7 @@ func (r *Renewal) renewed(buf *Buffer, x *RenewalExchange, m *coap.Message, opti
 	if !ok || len(r2)+len(x.c.idContext) > maxRenewalID {
 		return ErrContext
 	}
-	second, err := r.derive(append(bytes.Clone(r2), x.c.idContext...), r2)
+	second, err := r.second(r2, x.c)
 	if err != nil {
 		return err
 	}
@@ -238,12 +240,8 @@ func (r *Renewal) unprotectRequest(buf *Buffer, m *coap.Message, option *Option)
 		p, ex, err := current.unprotectRequest(buf, m, option)
 		return current, p, ex, err
 	}
-	id, ok := unwrap(option.KIDContext)
-	if !ok {
-		return nil, nil, Exchange{}, ErrContext
-	}
 	for _, c := range []*Context{current, pending} {
-		if c != nil && bytes.Equal(c.idContext, id) {
+		if c != nil && c.named(option.KIDContext) {
 			p, ex, err := c.unprotectRequest(buf, m, option)
 			if err == nil {
 				r.agreed(c)
@@ -251,6 +249,23 @@ func (r *Renewal) unprotectRequest(buf *Buffer, m *coap.Message, option *Option)
 			return c, p, ex, err
 		}
 	}
+	// In the protocol the ID Context is wrapped; in requests of a context that was
+	// agreed on and got lost here it is not, and may look as if it were.
+	id, ok := unwrap(option.KIDContext)
+	if ok {
+		c, p, ex, err := r.step(buf, m, option, key, id)
+		if !errors.Is(err, ErrDecrypt) {
+			return c, p, ex, err
+		}
+	}
+	if len(option.KIDContext) > maxRenewalID {
+		return nil, nil, Exchange{}, ErrContext
+	}
+	return r.step(buf, m, option, key, option.KIDContext)
+}
+
+// step verifies a request with a context that is not known yet.
+func (r *Renewal) step(buf *Buffer, m *coap.Message, option *Option, key, id []byte) (*Context, *coap.Message, Exchange, error) {
 	c, err := r.derive(id, id)
 	if err != nil {
 		return nil, nil, Exchange{}, err
@@ -266,7 +281,7 @@ func (r *Renewal) unprotectRequest(buf *Buffer, m *coap.Message, option *Option)
 		// The run was completed by another request, or by this one, meanwhile.
 		return r.unprotectRequest(buf, m, option)
 	}
-	return r.challenge(id, ex)
+	return r.challenge(c, ex)
 }
 
 // complete puts the third context in its place, and ends the run: from now on no
@@ -277,13 +292,14 @@ func (r *Renewal) complete(key []byte, c *Context) bool {
 	if !bytes.Equal(r.key, key) {
 		return false
 	}
+	c.settled.done.Store(true)
 	r.current, r.pending, r.key = c, nil, nil
 	return true
 }
 
 // challenge makes the second context, which protects response #1 (step 2).
-func (r *Renewal) challenge(id1 []byte, ex Exchange) (*Context, *coap.Message, Exchange, error) {
-	if renewalR2+len(id1) > maxRenewalID {
+func (r *Renewal) challenge(first *Context, ex Exchange) (*Context, *coap.Message, Exchange, error) {
+	if renewalR2+len(first.idContext) > maxRenewalID {
 		return nil, nil, Exchange{}, ErrContext
 	}
 	r.mu.Lock()
@@ -295,11 +311,22 @@ func (r *Renewal) challenge(id1 []byte, ex Exchange) (*Context, *coap.Message, E
 	r.mu.Unlock()
 	s2 := randomNonce()
 	r2 := append(s2, renewalTag(key, s2)...)
-	second, err := r.derive(append(bytes.Clone(r2), id1...), r2)
+	second, err := r.second(r2, first)
 	if err != nil {
 		return nil, nil, Exchange{}, err
 	}
 	return second, nil, ex, ErrRenew
+}
+
+// second makes the second context, in which the response to a request of the first
+// has the nonce of that, as it was there, or a Partial IV of its own.
+func (r *Renewal) second(r2 []byte, first *Context) (*Context, error) {
+	c, err := r.derive(append(bytes.Clone(r2), first.idContext...), r2)
+	if err != nil {
+		return nil, err
+	}
+	c.requestIV = first.commonIV
+	return c, nil
 }
 
 // renewalTag is the HMAC over S2, truncated to eight bytes.

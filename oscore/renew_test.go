@@ -113,6 +113,9 @@ func TestRenewal(t *testing.T) {
 			if len(r1) != 8 || len(r2) != 16 || len(id3) != 24 || !bytes.HasPrefix(id3, r2) || optionOf(t, run.responses[1]).KIDContext != nil {
 				t.Errorf("R1 %x, R2 %x, ID3 %x", r1, r2, id3)
 			}
+			if hint, _ := client.Current().hint(); !bytes.Equal(hint, id3) {
+				t.Errorf("an agreed context is named %x", hint)
+			}
 			if !bytes.Equal(id3, client.Current().idContext) {
 				t.Errorf("agreed on %x", client.Current().idContext)
 			}
@@ -209,9 +212,10 @@ func TestRenewalRefused(t *testing.T) {
 	}{
 		{"another kid", with(p, func(o *Option) { o.KID = []byte{9} }), ErrContext},
 		{"no kid context", kidContext(p, nil), ErrContext},
-		{"not wrapped", kidContext(p, []byte{1, 2, 3}), ErrContext},
-		{"empty", kidContext(p, []byte{0x40}), ErrContext},
-		{"bytes behind", kidContext(p, []byte{0x41, 1, 1}), ErrContext},
+		{"not wrapped", kidContext(p, []byte{1, 2, 3}), ErrDecrypt},
+		{"nothing wrapped", kidContext(p, []byte{0x40}), ErrDecrypt},
+		{"empty", kidContext(p, []byte{}), ErrDecrypt},
+		{"bytes behind", kidContext(p, []byte{0x41, 1, 1}), ErrDecrypt},
 		{"long", kidContext(p, appendCBORBytes(nil, make([]byte, 65))), ErrContext},
 		{"another", kidContext(p, []byte{0x41, 1}), ErrDecrypt},
 		{"unprotected", get("a"), ErrUnprotected},
@@ -235,13 +239,22 @@ func TestRenewalRefused(t *testing.T) {
 		"R2 not wrapped":    kidContext(answer, make([]byte, 16)),
 		"long R2":           kidContext(answer, appendCBORBytes(nil, make([]byte, 60))),
 		"without":           kidContext(answer, nil),
-		"no Partial IV":     with(answer, func(o *Option) { o.PIV = nil }),
+		"a Partial IV":      with(answer, func(o *Option) { o.PIV = []byte{0} }),
 		"another recipient": with(answer, func(o *Option) { o.KID = []byte{9} }),
 	} {
 		before, pending := *x, client.pending
 		if _, err := client.UnprotectResponse(nil, x, m); err == nil || errors.Is(err, ErrRenewed) || *x != before || client.pending != pending {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	// Other servers answer with a Partial IV of their own.
+	own, err := c.protectResponse(t.Context(), nil, ex, &coap.Message{Code: coap.Unauthorized}, responseOwnPIV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own = with(own, func(o *Option) { o.KIDContext = c.kidContext })
+	if _, err := client.UnprotectResponse(nil, &RenewalExchange{c: x.c, ex: x.ex}, own); !errors.Is(err, ErrRenewed) {
+		t.Error(err)
 	}
 	if _, err := client.UnprotectResponse(nil, x, answer); !errors.Is(err, ErrRenewed) {
 		t.Error(err)

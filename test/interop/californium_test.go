@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +21,22 @@ import (
 // californiumJars is the folder that has the jars of californium/pom.xml.
 const californiumJars = "GROUPGATE_TEST_CALIFORNIUM"
 
+var compiled struct {
+	once sync.Once
+	err  error
+}
+
+// compileOnce compiles the peer: from its source it starts several times slower.
+func compileOnce(jars string) error {
+	compiled.once.Do(func() {
+		out, err := exec.Command("javac", "-cp", jars+"/*", "-d", jars+"/classes", "californium/Peer.java").CombinedOutput()
+		if err != nil {
+			compiled.err = fmt.Errorf("javac: %w\n%s", err, out)
+		}
+	})
+	return compiled.err
+}
+
 // californium is a command that runs the peer.
 func californium(ctx context.Context, t *testing.T, mode string, sender, recipient []byte, args ...string) *exec.Cmd {
 	t.Helper()
@@ -27,7 +44,10 @@ func californium(ctx context.Context, t *testing.T, mode string, sender, recipie
 	if jars == "" {
 		t.Skipf("%s names no folder with the peer's jars; .ci/run interop makes one", californiumJars)
 	}
-	all := append([]string{"-cp", jars + "/*", "californium/Peer.java", mode,
+	if err := compileOnce(jars); err != nil {
+		t.Fatal(err)
+	}
+	all := append([]string{"-XX:TieredStopAtLevel=1", "-cp", jars + "/*:" + jars + "/classes", "Peer", mode,
 		hex.EncodeToString(masterSecret), hex.EncodeToString(masterSalt), orDash(sender), orDash(recipient)}, args...)
 	return exec.CommandContext(ctx, "java", all...)
 }
@@ -59,28 +79,7 @@ func sumOf(b []byte) string {
 // Our client at Californium's server: whole messages, inner blocks both ways,
 // and an observation.
 func TestCaliforniumServer(t *testing.T) {
-	cmd := californium(t.Context(), t, "server", serverID, clientID)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = in.Close()
-		_ = cmd.Wait()
-	})
-	var port int
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if _, err2 := fmt.Sscanf(line, "ready %d", &port); err != nil || err2 != nil {
-		t.Fatalf("the peer says %q", line)
-	}
-	c := newClient(t, fmt.Sprintf("127.0.0.1:%d", port))
+	c := newClient(t, startCalifornium(t))
 
 	if r := c.ask(coap.GET, "hello", nil); r.Code != coap.Content || string(r.Payload) != "Hello World!" {
 		t.Errorf("GET: %v %q", r.Code, r.Payload)
@@ -116,6 +115,34 @@ func TestCaliforniumServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// startCalifornium runs the peer as a server until the test is over, and returns
+// its address.
+func startCalifornium(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := californium(context.WithoutCancel(t.Context()), t, "server", serverID, clientID, args...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Wait()
+	})
+	var port int
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if _, err2 := fmt.Sscanf(line, "ready %d", &port); err != nil || err2 != nil {
+		t.Fatalf("the peer says %q", line)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // Californium's client at our server. It does not observe here: of notifications

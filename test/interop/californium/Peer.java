@@ -16,6 +16,7 @@ import org.eclipse.californium.core.server.resources.CoapExchange;
 import org.eclipse.californium.cose.AlgorithmID;
 import org.eclipse.californium.elements.config.Configuration;
 import org.eclipse.californium.elements.config.UdpConfig;
+import org.eclipse.californium.oscore.ContextRederivation;
 import org.eclipse.californium.oscore.HashMapCtxDB;
 import org.eclipse.californium.oscore.OSCoreCoapStackFactory;
 import org.eclipse.californium.oscore.OSCoreCtx;
@@ -25,9 +26,12 @@ import org.eclipse.californium.oscore.OSCoreResource;
  * An OSCORE endpoint on Californium, for the tests of interoperation.
  *
  * <pre>
- * Peer server SECRET SALT SENDER-ID RECIPIENT-ID
+ * Peer server SECRET SALT SENDER-ID RECIPIENT-ID [renew]
  * Peer client SECRET SALT SENDER-ID RECIPIENT-ID URI OPERATION SEQUENCE
  * </pre>
+ *
+ * With "renew", also as an operation, contexts are derived again by RFC 8613,
+ * Appendix B.2; the client begins with it, then asks twice.
  *
  * Byte strings are hexadecimal, "-" is the empty one. The server prints
  * "ready PORT" and ends with its standard input. The client prints one line per
@@ -45,6 +49,7 @@ public class Peer {
 		Configuration.setStandard(Configuration.createStandardWithoutFile());
 		OSCoreCtx ctx = new OSCoreCtx(bytes(args[1]), args[0].equals("client"), AlgorithmID.AES_CCM_16_64_128,
 				bytes(args[3]), bytes(args[4]), AlgorithmID.HKDF_HMAC_SHA_256, 32, bytes(args[2]), null, 4096);
+		ctx.setContextRederivationEnabled(Arrays.asList(args).contains("renew"));
 		HashMapCtxDB contexts = new HashMapCtxDB();
 		OSCoreCoapStackFactory.useAsDefault(contexts);
 		if (args[0].equals("server")) {
@@ -52,6 +57,9 @@ public class Peer {
 			serve();
 		} else {
 			ctx.setSenderSeq(Integer.parseInt(args[7])); // the next one never used under this context
+			if (args[6].equals("renew")) {
+				ctx.setContextRederivationPhase(ContextRederivation.PHASE.CLIENT_INITIATE);
+			}
 			contexts.addContext(args[5], ctx);
 			ask(args[5], args[6]);
 		}
@@ -130,6 +138,10 @@ public class Peer {
 		case "get" -> print(client.advanced(request(Request.newGet())));
 		case "post" -> print(client.advanced(request(payload(Request.newPost(), "some text".getBytes()))));
 		case "post-large" -> print(client.advanced(request(payload(Request.newPost(), large()))));
+		case "renew" -> {
+			print(client.advanced(request(Request.newGet())));
+			print(client.advanced(request(Request.newGet())));
+		}
 		default -> throw new IllegalArgumentException(operation);
 		}
 		client.shutdown();
