@@ -41,7 +41,8 @@ type DeliveryMember struct {
 	NextWake  *time.Time        `json:"next_wake"` // announced
 	Attempts  int               `json:"attempts"`  // since it was last heard
 	LastError string            `json:"last_error,omitempty"`
-	Want      string            `json:"want,omitempty"` // channel that it asked for
+	Connected *bool             `json:"connected,omitempty"` // to the MQTT broker; left out: not known
+	Want      string            `json:"want,omitempty"`      // channel that it asked for
 	Channel   string            `json:"channel"`
 	Channels  []DeliveryChannel `json:"channels,omitempty"`
 }

@@ -40,6 +40,7 @@ type trace struct {
 	confirmed uint64    // if shown
 	owed      bool      // a request to its control_uri failed or was held back
 	saved     time.Time // newest sign of life that is on disk
+	online    bool      // connected is known
 	connected bool      // has a session at the broker
 }
 
@@ -210,6 +211,15 @@ func (a *activity) relayedAt(m member, channel string, at time.Time) {
 		t.attempts++
 		t.record(Attempt{Channel: channel, At: at, Result: resultRelayed})
 	})
+}
+
+// brokerLost notes that nobody knows any more who is connected.
+func (a *activity) brokerLost() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.traces {
+		t.online, t.connected = false, false
+	}
 }
 
 // wants says whether a member is to be told over a channel.

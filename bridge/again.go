@@ -61,19 +61,23 @@ type roster interface {
 // that begins is a sign of life; the broker hands over the retained newest rekey
 // by itself. It is a hint only: whoever can write to the topic can say so.
 func (b *Bridge) present(ctx context.Context, rid string, here bool) {
+	if m, ok := b.wasPresent(ctx, rid, here); ok && here {
+		b.activity.heard(m, channelMQTT, time.Now())
+	}
+}
+
+// wasPresent notes whether a member has a session at the broker.
+func (b *Bridge) wasPresent(ctx context.Context, rid string, here bool) (m member, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	var m member
 	err := b.store.View(ctx, func(tx *store.Tx) error {
 		return tx.QueryRow(`SELECT grp, node FROM bridge_registration WHERE rid = ?`, rid).Scan(&m.group, &m.node)
 	})
 	if err != nil {
-		return // ended meanwhile; or a store in trouble, which reports itself
+		return m, false // ended meanwhile; or a store in trouble, which reports itself
 	}
-	if here {
-		b.activity.heard(m, channelMQTT, time.Now())
-	}
-	b.activity.change(m, func(t *trace) { t.connected = here })
+	b.activity.change(m, func(t *trace) { t.online, t.connected = true, here })
+	return m, true
 }
 
 // lookups are peers that were heard and whose memberships this process does not

@@ -69,9 +69,10 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 			SetCleanSession(false).
 			SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) {
 				if rid, ok := parseMemberTopic(b.cfg.Prefix, m.Topic(), "presence"); ok {
-					// A retained one tells of the past.
-					if !m.Retained() {
-						b.present(session, rid, len(m.Payload()) == 1 && m.Payload()[0] == '1')
+					if here := string(m.Payload()) == "1"; m.Retained() {
+						b.wasPresent(session, rid, here) // no sign of life: it is of the past
+					} else {
+						b.present(session, rid, here)
 					}
 					m.Ack()
 					return

@@ -30,6 +30,7 @@ type LedgerEntry struct {
 	NextWake  time.Time // announced; zero: not known
 	Attempts  int       // since the member was last heard
 	LastError string
+	Online    *bool     // whether it has a session at the MQTT broker; nil: not known
 	Want      string    // channel that the member asked for; "": all that it has
 	Channels  []Attempt // newest outcome of each channel since the gateway started
 }
@@ -77,6 +78,9 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 			LastError: a.lastError,
 			Want:      a.want,
 			Channels:  a.tried,
+		}
+		if a.online && enrolled[m.Node] {
+			e.Online = &a.connected
 		}
 		switch {
 		case enrolled[m.Node]:

@@ -106,6 +106,7 @@ func (p *publisher) run(ctx context.Context) error {
 		began := time.Now()
 		err := p.session(ctx)
 		p.b.met.connected.Set(0)
+		p.b.activity.brokerLost()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -238,7 +239,7 @@ func (p *publisher) pending(ctx context.Context, group, after string) (out []mes
 
 // deleteRevoked clears what the broker retains for registrations that ended:
 // an empty retained message deletes the one before (MQTT 3.1.1, Section
-// 3.3.1.3). A row goes when the broker confirmed both.
+// 3.3.1.3). A row goes when the broker confirmed all.
 func (p *publisher) deleteRevoked(ctx context.Context, c *client, relayed map[string]uint64) error {
 	for {
 		rids, err := p.revokedPage(ctx)
@@ -269,7 +270,7 @@ func (p *publisher) deleteRevoked(ctx context.Context, c *client, relayed map[st
 func (p *publisher) deleteRetained(ctx context.Context, c *client, rids []string, relayed map[string]uint64) error {
 	var w inFlight
 	for _, rid := range rids {
-		for _, topic := range []string{rekeyTopic(p.b.cfg.Prefix, rid), ackTopic(p.b.cfg.Prefix, rid)} {
+		for _, topic := range []string{rekeyTopic(p.b.cfg.Prefix, rid), ackTopic(p.b.cfg.Prefix, rid), presenceTopic(p.b.cfg.Prefix, rid)} {
 			if err := w.add(ctx, c, c.publish(topic, nil), func(error) {}); err != nil {
 				return err
 			}

@@ -57,6 +57,32 @@ func readMgt(b []byte) (*groupcomm.MgtKeyMaterial, error) {
 	return nil, fmt.Errorf("%w: %s: broker %q", ErrUnsupported, op, printable(g.Broker))
 }
 
+// presenceTopic is where the node, and its last will, tell whether it is
+// connected: the acknowledgement topic with another last level. "": nowhere.
+func presenceTopic(g *groupcomm.MgtKeyMaterial) string {
+	base, ok := strings.CutSuffix(g.AckTopic, "/ack")
+	if !ok {
+		return ""
+	}
+	return base + "/presence"
+}
+
+// clientID names the node's session at the broker. The user does not: members
+// may share one, and a broker ends the session of another with the same name.
+func clientID(g *groupcomm.MgtKeyMaterial) string {
+	base, ok := strings.CutSuffix(g.AckTopic, "/ack")
+	if !ok {
+		return g.User
+	}
+	return base[strings.LastIndexByte(base, '/')+1:]
+}
+
+// Payloads of the presence topic.
+const (
+	presentHere = "1"
+	presentGone = "0"
+)
+
 // courier reads the key that countersigns rekeys in a group that uses the
 // pairwise mode only, where the Group Manager's credential cannot sign
 // (protocol.md, Section 5). It came over the node's own association, and its
@@ -213,7 +239,7 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 	}
 	o := mqtt.NewClientOptions().
 		AddBroker(mgt.Broker).
-		SetClientID(mgt.User).
+		SetClientID(clientID(mgt)).
 		SetUsername(mgt.User).
 		SetPassword(mgt.Password).
 		SetProtocolVersion(4). // MQTT 3.1.1
@@ -247,9 +273,15 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 					log.Warn("subscription refused", "err", err)
 				} else if ctx.Err() == nil {
 					s.set(true)
+					if topic := presenceTopic(mgt); topic != "" {
+						c.Publish(topic, 1, true, presentHere) // a hint: not waited for
+					}
 				}
 			}
 		})
+	if topic := presenceTopic(mgt); topic != "" {
+		o.SetWill(topic, presentGone, 1, true)
+	}
 	s.mgt, s.cancel = mgt, cancel
 	s.client = mqtt.NewClient(o)
 	s.client.Connect() // goes on by itself until Disconnect
@@ -276,6 +308,10 @@ func (s *subscription) stop() {
 		return
 	}
 	s.cancel()
+	if topic := presenceTopic(s.mgt); topic != "" && s.client.IsConnectionOpen() {
+		// An orderly end has no will.
+		s.client.Publish(topic, 1, true, presentGone).WaitTimeout(mqttDisconnect * time.Millisecond)
+	}
 	s.client.Disconnect(mqttDisconnect)
 	s.wg.Wait()
 	s.set(false)

@@ -33,7 +33,7 @@ func (o *operator) Delivery(ctx context.Context, group string, members bool) (*a
 func deliveryMember(e bridge.LedgerEntry) admin.DeliveryMember {
 	m := admin.DeliveryMember{
 		Node: e.Node, State: e.State, Since: admin.TimeOrNil(e.Since), LastHeard: admin.TimeOrNil(e.LastHeard),
-		NextWake: admin.TimeOrNil(e.NextWake), Attempts: e.Attempts, LastError: e.LastError, Want: e.Want, Channel: e.Channel,
+		NextWake: admin.TimeOrNil(e.NextWake), Attempts: e.Attempts, LastError: e.LastError, Connected: e.Online, Want: e.Want, Channel: e.Channel,
 	}
 	if e.Shown {
 		m.Version = &e.Confirmed

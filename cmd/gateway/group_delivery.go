@@ -101,6 +101,9 @@ func channels(m *admin.DeliveryMember) string {
 	if list == nil {
 		list = append(list, m.Channel)
 	}
+	if m.Connected != nil && !*m.Connected {
+		list = append(list, "not at the broker")
+	}
 	if m.Want != "" {
 		list = append(list, "wants "+m.Want)
 	}
