@@ -149,3 +149,39 @@ func BenchmarkUnprotect(b *testing.B) {
 		})
 	}
 }
+
+// TestGroupAllocations bounds what a message in pairwise mode costs the garbage
+// collector: the message, its bytes, and what remembers it.
+func TestGroupAllocations(t *testing.T) {
+	s := newSite(t, bothModes)
+	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
+	req, resp := get("/a"), content("b")
+	var p *coap.Message
+	var x *GroupExchange
+	var sx *GroupRequest
+	var err error
+	for _, step := range []struct {
+		name string
+		max  float64
+		run  func()
+	}{
+		{"protect a request", 3, func() { p, x, err = client.ProtectRequestTo(t.Context(), []byte("b"), req) }},
+		{"read it", 3, func() {
+			if w := server.Window([]byte("a")); w != nil {
+				w.Reset() // it is the same request again and again
+			}
+			_, sx, err = server.UnprotectRequest(p)
+		}},
+		{"protect a response", 2, func() { p, err = sx.Protect(t.Context(), resp) }},
+		{"read it", 10, func() { x.over, x.responders = false, nil; _, _, err = x.Unprotect(p) }},
+	} {
+		n := testing.AllocsPerRun(200, func() {
+			if step.run(); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if n > step.max {
+			t.Errorf("%s: %v allocations, want %v", step.name, n, step.max)
+		}
+	}
+}

@@ -318,12 +318,12 @@ func (g *Group) oldLocked() *groupContext {
 }
 
 // contextsLocked are the contexts that may read a message with a Gid, the newest
-// first. A nil gid means all.
-func (g *Group) contextsLocked(gid []byte) []*groupContext {
-	var out []*groupContext
-	for _, c := range []*groupContext{g.now, g.oldLocked()} {
-		if c != nil && (gid == nil || bytes.Equal(c.gid, gid)) {
-			out = append(out, c)
+// first; nil stands for those that may not. A nil gid means all.
+func (g *Group) contextsLocked(gid []byte) [2]*groupContext {
+	out := [2]*groupContext{g.now, g.oldLocked()}
+	for i, c := range out {
+		if c != nil && gid != nil && !bytes.Equal(c.gid, gid) {
+			out[i] = nil
 		}
 	}
 	return out
@@ -421,8 +421,8 @@ func (c *groupContext) newSender(in *GroupSender) (*groupSender, error) {
 	return s, nil
 }
 
-// nextPIV takes the next Sender Sequence Number, as a Partial IV.
-func (s *groupSender) nextPIV(ctx context.Context) ([]byte, error) {
+// nextPIV takes the next Sender Sequence Number, and writes it to b as a Partial IV.
+func (s *groupSender) nextPIV(ctx context.Context, b []byte) ([]byte, error) {
 	n, err := s.seq.Next(ctx)
 	if errors.Is(err, ErrExhausted) {
 		// draft-ietf-core-oscore-groupcomm-28, Section 2.6.2.
@@ -431,7 +431,7 @@ func (s *groupSender) nextPIV(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return appendPIV(nil, n), nil
+	return appendPIV(b, n), nil
 }
 
 // openSequence opens the sequence numbers of a Sender Context that was never used.

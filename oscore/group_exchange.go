@@ -20,7 +20,8 @@ type GroupExchange struct {
 	life       uint64        // membership that began it
 	request    *groupContext // that the request was protected with
 	kid, piv   []byte        // of the request
-	target     []byte        // Sender ID of the one server; nil: a group request
+	pivRoom    [maxPIV]byte
+	target     []byte // Sender ID of the one server; nil: a group request
 	targetCred []byte
 	long       bool // more than one response may come
 	observe    bool
@@ -88,13 +89,14 @@ func (x *GroupExchange) Unprotect(resp *coap.Message) (*coap.Message, *GroupResp
 	g.mu.Lock()
 	contexts := g.contextsLocked(opt.KIDContext)
 	if x.life != g.life {
-		contexts = nil
+		contexts = [2]*groupContext{}
 	}
 	g.mu.Unlock()
 	last := ErrContext
 	for _, c := range contexts {
-		if opt.PIV == nil && c != x.request {
-			continue // Section 7.3: then it has a Partial IV
+		// Section 7.3: under other material it has a Partial IV.
+		if c == nil || opt.PIV == nil && c != x.request {
+			continue
 		}
 		inner, who, err := x.unprotect(resp, c, opt, value)
 		if err == nil {
@@ -119,7 +121,7 @@ func (x *GroupExchange) unprotect(resp *coap.Message, c *groupContext, opt Optio
 	if bytes.Equal(s.id, opt.KID) {
 		return nil, nil, ErrOwnMessage
 	}
-	m := &groupMessage{
+	m := groupMessage{
 		aad: groupAAD{requestKID: x.kid, requestPIV: x.piv, requestGid: x.request.gid, option: value, gmCred: c.gmCred},
 		gid: c.gid, pivID: x.kid, piv: x.piv,
 	}
@@ -139,7 +141,7 @@ func (x *GroupExchange) unprotect(resp *coap.Message, c *groupContext, opt Optio
 	if x.target != nil && !bytes.Equal(r.cred, x.targetCred) {
 		return nil, nil, ErrWrongServer
 	}
-	inner, err := new(Buffer).unprotected(resp, plain, false)
+	inner, err := readMessage(resp, plain, false)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -199,6 +201,9 @@ func (x *GroupExchange) acceptLocked(c *groupContext, who *GroupResponder) error
 			return ErrReplay
 		}
 		r.numbered, r.highest = true, max(r.highest, who.Number)
+	}
+	if x.responders == nil {
+		x.responders = map[string]*groupResponder{}
 	}
 	x.responders[string(who.Credential)] = r
 	if !x.long {

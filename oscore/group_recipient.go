@@ -107,25 +107,28 @@ func (c *groupContext) recipientLocked(kid []byte) *groupRecipient {
 	return nil
 }
 
-// candidates calls try with each Recipient Context that may be that of kid, until
-// one fits: the one at hand, then one for what the source of credentials knows. An
-// error of a recipient that the source brought is as good as one of the first.
-// What is new is not installed: keepLocked does that, once a message verified.
+// candidates calls try with each Recipient Context that may be that of kid beside
+// failed, the one at hand, until one fits: one for the credential that was known
+// before a rekey, then one for what the source of credentials knows. What is new is
+// not installed: keepLocked does that, once a message verified.
 //
 // Without any credential the error is [ErrUnknownPeer].
-func (g *Group) candidates(c *groupContext, kid []byte, try func(*groupRecipient) error) (*groupRecipient, error) {
-	g.mu.Lock()
-	r := c.recipientLocked(kid)
-	known := c.known[string(kid)]
-	g.mu.Unlock()
+func (g *Group) candidates(c *groupContext, kid []byte, failed *groupRecipient, try func(*groupRecipient) error) (*groupRecipient, error) {
 	var last error
-	if r == nil && known != nil {
-		r, _ = c.newRecipient(kid, known)
-	}
-	if r != nil {
-		if last = try(r); last == nil {
-			return r, nil
+	if failed == nil {
+		g.mu.Lock()
+		known := c.known[string(kid)]
+		g.mu.Unlock()
+		if known != nil {
+			if r, err := c.newRecipient(kid, known); err == nil {
+				if last = try(r); last == nil {
+					return r, nil
+				}
+				failed = r
+			}
 		}
+	} else {
+		last = ErrDecrypt
 	}
 	cred, ok := g.cfg.Creds.Credential(bytes.Clone(c.gid), bytes.Clone(kid))
 	if !ok || len(cred) > maxGroupCred {
@@ -134,8 +137,8 @@ func (g *Group) candidates(c *groupContext, kid []byte, try func(*groupRecipient
 		}
 		return nil, last
 	}
-	if r != nil {
-		if own, err := endEntity(c.credFormat, cred); err != nil || bytes.Equal(own, r.cred) {
+	if failed != nil {
+		if own, err := endEntity(c.credFormat, cred); err != nil || bytes.Equal(own, failed.cred) {
 			return nil, last // nothing new
 		}
 	}
@@ -185,6 +188,20 @@ func (c *groupContext) deleteLocked(e *list.Element) {
 	c.recency.Remove(e)
 	delete(c.recipients, string(e.Value.(*groupRecipient).id))
 	c.purged = true
+}
+
+// Window is the Replay Window for the requests of a member, under the newest
+// material; nil when it has no Recipient Context.
+func (g *Group) Window(kid []byte) *Window {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.now == nil {
+		return nil
+	}
+	if r := g.now.recipientLocked(kid); r != nil {
+		return r.state.window
+	}
+	return nil
 }
 
 // Forget deletes the Recipient Context of a member, in all material at hand. When

@@ -58,13 +58,20 @@ func (g *Group) ProtectRequestTo(ctx context.Context, kid []byte, req *coap.Mess
 	if bytes.Equal(kid, s.id) {
 		return nil, nil, errOwnPeer
 	}
-	r, err := g.candidates(c, kid, func(*groupRecipient) error { return nil })
-	if err != nil {
-		return nil, nil, err
-	}
 	g.mu.Lock()
-	g.keepLocked(c, r)
+	r := c.recipientLocked(kid)
+	if r != nil {
+		g.keepLocked(c, r)
+	}
 	g.mu.Unlock()
+	if r == nil {
+		if r, err = g.candidates(c, kid, nil, func(*groupRecipient) error { return nil }); err != nil {
+			return nil, nil, err
+		}
+		g.mu.Lock()
+		g.keepLocked(c, r)
+		g.mu.Unlock()
+	}
 	return g.protectRequest(ctx, req, c, s, r)
 }
 
@@ -90,34 +97,36 @@ func (g *Group) protectRequest(ctx context.Context, req *coap.Message, c *groupC
 	if w.plain, err = appendPlaintext(w.plain[:0], req); err != nil {
 		return nil, nil, err
 	}
-	piv, err := s.nextPIV(ctx)
+	piv, err := s.nextPIV(ctx, w.piv[:0])
 	if err != nil {
 		return nil, nil, err
 	}
+	// The option's value and behind it the payload.
 	opt := Option{Group: r == nil, PIV: piv, KID: s.id, KIDContext: c.gid}
-	value, err := opt.Append(nil)
+	value, err := opt.Append(make([]byte, 0, 2+len(piv)+len(s.id)+len(c.gid)+len(w.plain)+by.tag+c.suite.sigLen))
 	if err != nil {
 		return nil, nil, err
 	}
-	m := &groupMessage{
+	w.message = groupMessage{
 		aad: groupAAD{
 			requestKID: s.id, requestPIV: piv, requestGid: c.gid,
 			option: value, senderCred: s.cred, gmCred: c.gmCred,
 		},
 		gid: c.gid, pivID: s.id, piv: piv, request: true,
 	}
-	payload, err := c.seal(w, make([]byte, 0, len(w.plain)+by.tag+c.suite.sigLen), by, sign, m, w.plain)
+	sealed, err := c.seal(w, value, by, sign, &w.message, w.plain)
 	if err != nil {
 		return nil, nil, err
 	}
-	x := &GroupExchange{g: g, life: c.life, request: c, kid: s.id, piv: piv, long: r == nil, responders: map[string]*groupResponder{}}
+	x := &GroupExchange{g: g, life: c.life, request: c, kid: s.id, pivRoom: w.piv, long: r == nil}
+	x.piv = x.pivRoom[:len(piv)]
 	if r != nil {
 		x.target, x.targetCred = r.id, r.cred
 	}
 	if v, ok := req.Options.Uint(coap.ObserveOption); ok && v == 0 {
 		x.observe, x.long = true, true
 	}
-	return new(Buffer).protected(req, value, payload), x, nil
+	return protectedMessage(req, value[:len(value):len(value)], sealed[len(value):]), x, nil
 }
 
 // GroupRequest is a request that was read, and protects the responses to it. Its
@@ -130,6 +139,7 @@ type GroupRequest struct {
 	kid, piv  []byte
 	recipient *groupRecipient
 	state     *recipientState
+	pivRoom   [maxPIV]byte
 
 	mu       sync.Mutex
 	answered bool // guarded by mu: a response was protected
@@ -172,6 +182,9 @@ func (g *Group) UnprotectRequest(req *coap.Message) (*coap.Message, *GroupReques
 	g.mu.Unlock()
 	last := ErrContext
 	for _, c := range contexts {
+		if c == nil {
+			continue
+		}
 		plain, x, err := g.unprotectRequest(req, c, opt, value)
 		if err == nil || x != nil {
 			return plain, x, err
@@ -201,19 +214,19 @@ func (g *Group) unprotectRequest(req *coap.Message, c *groupContext, opt Option,
 	case replayed:
 		return nil, nil, ErrReplay
 	}
-	m := &groupMessage{
+	plain, r, err := g.openFrom(c, s, opt, groupMessage{
 		aad: groupAAD{requestKID: opt.KID, requestPIV: opt.PIV, requestGid: c.gid, option: value, gmCred: c.gmCred},
 		gid: c.gid, pivID: opt.KID, piv: opt.PIV, request: true,
-	}
-	plain, r, err := g.openFrom(c, s, opt, m, req.Payload)
+	}, req.Payload)
 	if err != nil {
 		return nil, nil, err
 	}
-	inner, err := new(Buffer).unprotected(req, plain, true)
+	inner, err := readMessage(req, plain, true)
 	if err != nil {
 		return nil, nil, err
 	}
-	x := &GroupRequest{g: g, context: c, sender: s, kid: bytes.Clone(opt.KID), piv: bytes.Clone(opt.PIV), recipient: r}
+	x := &GroupRequest{g: g, context: c, sender: s, kid: r.id, recipient: r}
+	x.piv = append(x.pivRoom[:0], opt.PIV...)
 	if !opt.Group {
 		x.mode = PairwiseMode
 	}
@@ -224,7 +237,7 @@ func (g *Group) unprotectRequest(req *coap.Message, c *groupContext, opt Option,
 
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.contextsLocked(c.gid)) == 0 {
+	if c != g.now && c != g.oldLocked() {
 		return nil, nil, ErrContext // left or rekeyed meanwhile
 	}
 	x.state = g.keepLocked(c, r)
@@ -243,26 +256,41 @@ func (g *Group) unprotectRequest(req *coap.Message, c *groupContext, opt Option,
 
 // openFrom verifies and decrypts a message of the member opt.KID with what is
 // known of it, and gives the Recipient Context that did.
-func (g *Group) openFrom(c *groupContext, s *groupSender, opt Option, m *groupMessage, payload []byte) ([]byte, *groupRecipient, error) {
+func (g *Group) openFrom(c *groupContext, s *groupSender, opt Option, m groupMessage, payload []byte) ([]byte, *groupRecipient, error) {
 	w := groupScratches.Get().(*groupScratch)
 	defer w.release()
+	w.message = m
+	g.mu.Lock()
+	r := c.recipientLocked(opt.KID)
+	g.mu.Unlock()
+	if r != nil {
+		plain, err := g.openBy(w, c, s, r, opt.Group, payload)
+		if err == nil {
+			return plain, r, nil
+		}
+	}
 	var plain []byte
-	r, err := g.candidates(c, opt.KID, func(r *groupRecipient) error {
-		m.aad.senderCred = r.cred
-		by, verify := r.cipher, r.verify
-		if !opt.Group {
-			pair, err := g.pairOf(c, s, r)
-			if err != nil {
-				return err
-			}
-			by, verify = pair.receive, nil
-		}
-		var err error
-		plain, err = c.open(w, make([]byte, 0, len(payload)), by, verify, m, payload)
-		if err != nil {
-			return ErrDecrypt
-		}
-		return nil
+	r, err := g.candidates(c, opt.KID, r, func(r *groupRecipient) (err error) {
+		plain, err = g.openBy(w, c, s, r, opt.Group, payload)
+		return err
 	})
 	return plain, r, err
+}
+
+// openBy verifies and decrypts the message w.message with a Recipient Context.
+func (g *Group) openBy(w *groupScratch, c *groupContext, s *groupSender, r *groupRecipient, group bool, payload []byte) ([]byte, error) {
+	by, verify := r.cipher, r.verify
+	if !group {
+		pair, err := g.pairOf(c, s, r)
+		if err != nil {
+			return nil, ErrDecrypt
+		}
+		by, verify = pair.receive, nil
+	}
+	w.message.aad.senderCred = r.cred
+	plain, err := c.open(w, make([]byte, 0, len(payload)), by, verify, &w.message, payload)
+	if err != nil {
+		return nil, ErrDecrypt
+	}
+	return plain, nil
 }

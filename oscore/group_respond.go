@@ -103,12 +103,13 @@ func (x *GroupRequest) protect(ctx context.Context, mode Mode, resp *coap.Messag
 	x.answered = true
 	x.mu.Unlock()
 	opt := Option{Group: mode == GroupMode}
-	m := &groupMessage{
+	m := &w.message
+	*m = groupMessage{
 		aad: groupAAD{requestKID: x.kid, requestPIV: x.piv, requestGid: x.context.gid, senderCred: s.cred, gmCred: c.gmCred},
 		gid: c.gid, pivID: x.kid, piv: x.piv,
 	}
 	if own {
-		if opt.PIV, err = s.nextPIV(ctx); err != nil {
+		if opt.PIV, err = s.nextPIV(ctx, w.piv[:0]); err != nil {
 			return nil, err
 		}
 		m.pivID, m.piv = s.id, opt.PIV
@@ -119,16 +120,17 @@ func (x *GroupRequest) protect(ctx context.Context, mode Mode, resp *coap.Messag
 	if x.mode == GroupMode || x.tell(s) {
 		opt.KID = s.id
 	}
-	value, err := opt.Append(nil)
+	// The option's value and behind it the payload.
+	value, err := opt.Append(make([]byte, 0, 2+maxPIV+len(s.id)+len(c.gid)+len(w.plain)+by.tag+c.suite.sigLen))
 	if err != nil {
 		return nil, err
 	}
 	m.aad.option = value
-	payload, err := c.seal(w, make([]byte, 0, len(w.plain)+by.tag+c.suite.sigLen), by, sign, m, w.plain)
+	sealed, err := c.seal(w, value, by, sign, m, w.plain)
 	if err != nil {
 		return nil, err
 	}
-	return new(Buffer).protected(resp, value, payload), nil
+	return protectedMessage(resp, value[:len(value):len(value)], sealed[len(value):]), nil
 }
 
 // tell says whether the client has to be told the own Sender ID, because it

@@ -3,6 +3,8 @@ package oscore
 import (
 	"errors"
 	"sync"
+
+	"github.com/seed4911071e/groupgate/coap"
 )
 
 // maxPlaintext is what fits a datagram, and what AES-CCM with a nonce of 13 bytes
@@ -31,10 +33,12 @@ type groupMessage struct {
 
 // groupScratch is memory that protection needs and nobody sees.
 type groupScratch struct {
-	frame aadFrame
-	nonce [maxNonce]byte
-	sig   []byte
-	plain []byte // an inner message, to be overwritten
+	frame   aadFrame
+	message groupMessage
+	nonce   [maxNonce]byte
+	piv     [maxPIV]byte
+	sig     []byte
+	plain   []byte // an inner message, to be overwritten
 }
 
 var groupScratches = sync.Pool{New: func() any { return new(groupScratch) }}
@@ -42,8 +46,35 @@ var groupScratches = sync.Pool{New: func() any { return new(groupScratch) }}
 // release wipes what is secret and gives the memory back.
 func (w *groupScratch) release() {
 	clear(w.plain)
-	w.plain = w.plain[:0]
+	w.plain, w.message = w.plain[:0], groupMessage{}
 	groupScratches.Put(w)
+}
+
+// groupOutput is a protected message in one piece of memory, where its outer options
+// are few.
+type groupOutput struct {
+	Buffer
+	room [3]coap.Option
+}
+
+// protectedMessage makes the protected form of m.
+func protectedMessage(m *coap.Message, option, payload []byte) *coap.Message {
+	o := &groupOutput{}
+	o.opts = o.room[:0]
+	return o.protected(m, option, payload)
+}
+
+// groupInput is a message that was read, likewise.
+type groupInput struct {
+	Buffer
+	room [8]coap.Option
+}
+
+// readMessage makes of m and its plaintext what the peer sent.
+func readMessage(m *coap.Message, plaintext []byte, request bool) (*coap.Message, error) {
+	in := &groupInput{}
+	in.opts = in.room[:0]
+	return in.unprotected(m, plaintext, request)
 }
 
 // seal appends the payload of a message to dst: the ciphertext and, when sign is
