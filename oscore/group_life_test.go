@@ -541,12 +541,12 @@ func TestGroupRestart(t *testing.T) {
 		g := must(NewGroup(GroupConfig{Creds: s.creds, Sequences: l}))
 		return g, g.Install(s.material, s.sender(id), nil, false)
 	}
-	g, err := start("a")
-	if err != nil {
+	if _, err := start("a"); err != nil {
 		t.Fatal(err)
 	}
 	// Nothing left yet, so nothing is lost.
-	if g, err = start("a"); err != nil {
+	g, err := start("a")
+	if err != nil {
 		t.Fatal(err)
 	}
 	l.fail = errors.New("disk full")
