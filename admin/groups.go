@@ -27,8 +27,23 @@ type GroupAsk struct {
 	MaxStaleSets  int    `json:"max_stale_sets,omitempty"`
 	GidPrefix     string `json:"gid_prefix,omitempty"` // hex; left out: one is chosen
 	GidEpochBytes int    `json:"gid_epoch_bytes,omitempty"`
+	GidReuse      bool   `json:"gid_reuse,omitempty"`
 	Unlisted      bool   `json:"unlisted,omitempty"` // not in /.well-known/core
+
+	Interface       string   `json:"interface,omitempty"`  // current, draft-03, hackathon-109, both
+	OnRenewal       string   `json:"on_renewal,omitempty"` // new-id or rekey
+	ExpiryGrace     string   `json:"expiry_grace,omitempty"`
+	ExpiryBatch     string   `json:"expiry_batch,omitempty"`
+	KeyCheck        *uint64  `json:"key_check,omitempty"`        // seconds
+	ExpirationDelta *uint64  `json:"expiration_delta,omitempty"` // seconds
+	AppGroups       []string `json:"app_groups,omitempty"`
 }
+
+// What answers a member that asks for a new Sender ID in a legacy dialect.
+const (
+	renewNewID = "new-id"
+	renewRekey = "rekey"
+)
 
 // AskFor is the request that creates a group of that configuration.
 func AskFor(c groupcomm.GroupConfig) GroupAsk {
@@ -36,7 +51,12 @@ func AskFor(c groupcomm.GroupConfig) GroupAsk {
 		Name: c.Name, SignAlg: groupcomm.AlgName(c.SignAlg), GpEncAlg: groupcomm.AlgName(c.GpEncAlg), Alg: groupcomm.AlgName(c.Alg),
 		ECDHAlg: groupcomm.AlgName(c.ECDHAlg), HKDF: groupcomm.AlgName(c.HKDF), CredFmt: groupcomm.CredFmtName(c.CredFmt),
 		KeyLifetime: c.KeyLifetime.String(), BatchWindow: c.BatchWindow.String(), RekeyOnJoin: c.RekeyOnJoin,
-		MaxStaleSets: c.MaxStaleSets, GidPrefix: hex.EncodeToString(c.GidPrefix), GidEpochBytes: c.GidEpochBytes, Unlisted: !c.List,
+		MaxStaleSets: c.MaxStaleSets, GidPrefix: hex.EncodeToString(c.GidPrefix), GidEpochBytes: c.GidEpochBytes, GidReuse: c.GidReuse,
+		Unlisted: !c.List, Interface: c.Interface.String(), OnRenewal: renewNewID, ExpiryGrace: c.ExpiryGrace.String(),
+		ExpiryBatch: c.ExpiryBatch.String(), KeyCheck: &c.KeyCheck, ExpirationDelta: &c.ExpirationDelta, AppGroups: c.AppGroups,
+	}
+	if c.RekeyOnRenewal {
+		ask.OnRenewal = renewRekey
 	}
 	if c.ECDHCrv != 0 {
 		ask.ECDHCurve = groupcomm.CurveName(c.ECDHCrv)
@@ -82,6 +102,27 @@ func (a GroupAsk) config() (groupcomm.GroupConfig, error) {
 	}
 	duration("key_lifetime", a.KeyLifetime, &c.KeyLifetime)
 	duration("batch_window", a.BatchWindow, &c.BatchWindow)
+	duration("expiry_grace", a.ExpiryGrace, &c.ExpiryGrace)
+	duration("expiry_batch", a.ExpiryBatch, &c.ExpiryBatch)
+	if a.Interface != "" {
+		var ok bool
+		if c.Interface, ok = groupcomm.InterfaceByName(a.Interface); !ok {
+			errs = append(errs, badRequest("interface: %q is not known", a.Interface))
+		}
+	}
+	switch a.OnRenewal {
+	case "", renewNewID:
+	case renewRekey:
+		c.RekeyOnRenewal = true
+	default:
+		errs = append(errs, badRequest("on_renewal: %q is neither new-id nor rekey", a.OnRenewal))
+	}
+	if a.KeyCheck != nil {
+		c.KeyCheck = *a.KeyCheck
+	}
+	if a.ExpirationDelta != nil {
+		c.ExpirationDelta = *a.ExpirationDelta
+	}
 	if a.GidPrefix != "" {
 		prefix, err := hex.DecodeString(a.GidPrefix)
 		if err != nil {
@@ -95,7 +136,7 @@ func (a GroupAsk) config() (groupcomm.GroupConfig, error) {
 	if a.GidEpochBytes != 0 {
 		c.GidEpochBytes = a.GidEpochBytes
 	}
-	c.RekeyOnJoin, c.List = a.RekeyOnJoin, !a.Unlisted
+	c.RekeyOnJoin, c.List, c.GidReuse, c.AppGroups = a.RekeyOnJoin, !a.Unlisted, a.GidReuse, a.AppGroups
 	if err := errors.Join(errs...); err != nil {
 		return c, badRequest("%s", err)
 	}

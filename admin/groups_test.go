@@ -18,6 +18,9 @@ func TestGroupLife(t *testing.T) {
 	want.SignAlg, want.ECDHCrv, want.HKDF, want.ECDHAlg = -7, 1, 7, -28
 	want.KeyLifetime, want.BatchWindow, want.RekeyOnJoin, want.List = time.Hour, 0, true, false
 	want.GidPrefix, want.GidEpochBytes, want.MaxStaleSets = []byte{0xc3}, 5, 4
+	want.GidReuse, want.Interface, want.RekeyOnRenewal, want.CredFmt = true, groupcomm.Both, true, 13
+	want.ExpiryGrace, want.ExpiryBatch, want.KeyCheck, want.ExpirationDelta = time.Minute, time.Second, 0, 7
+	want.AppGroups = []string{"lights", "fans"}
 	g, err := c.CreateGroup(ctx, AskFor(want))
 	if err != nil || g.Name != "pumps" || !g.Active {
 		t.Fatalf("%+v %v", g, err)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // A member may give a control_uri (RFC 9594, Section 4.3.1): a resource of its
@@ -169,20 +170,42 @@ func (b *Bridge) evictedMember(group, node string) {
 	if !ask {
 		return
 	}
-	b.calls.add(func(ctx context.Context) { b.callDelete(ctx, m, c) })
+	b.calls.add(func(ctx context.Context) { b.callNotice(ctx, m, c, "delete", coap.DELETE, nil) })
 }
 
-func (b *Bridge) callDelete(ctx context.Context, m member, c control) {
-	req, err := controlRequest(coap.DELETE, m.group, c.uri)
+// callNotice tells a member that its membership is over.
+func (b *Bridge) callNotice(ctx context.Context, m member, c control, kind string, code coap.Code, body []byte) {
+	req, err := controlRequest(code, m.group, c.uri)
 	if err == nil {
+		if body != nil {
+			req.Options.SetContentFormat(coap.ACEGroupcomm)
+			req.Payload = body
+		}
 		err = b.call(ctx, c, req)
 	}
 	outcome := "acknowledged"
 	if err != nil {
 		outcome = "failed"
-		b.log.InfoContext(ctx, "the notice of an eviction reached nobody", "group", m.group, "node", m.node, "err", err)
+		b.log.InfoContext(ctx, "the notice of the end of a membership reached nobody", "kind", kind, "group", m.group, "node", m.node, "err", err)
 	}
-	b.met.control.WithLabelValues("delete", outcome).Inc()
+	b.met.control.WithLabelValues(kind, outcome).Inc()
+}
+
+// callDeleted tells the members of a group that was deleted, if they gave a
+// control_uri and do not observe: observers get 4.04 with error 6.
+func (b *Bridge) callDeleted(group string) {
+	for node, c := range b.controls.of(group) {
+		if b.watched(groupTopic(group), c.peer.Link) || b.watched(nodeTopic(group, node), "") {
+			continue
+		}
+		m := member{group, node}
+		b.calls.add(func(ctx context.Context) {
+			if p, ok := b.hub.(pacer); ok && p.Pace(ctx, groupTopic(group), c.peer) != nil {
+				return
+			}
+			b.callNotice(ctx, m, c, "deleted", coap.POST, groupcomm.EncodeDeletionNotice())
+		})
+	}
 }
 
 // callRekeys hands the rekey of a group to the members that gave a control_uri

@@ -141,6 +141,44 @@ func TestEvictionByControlURI(t *testing.T) {
 	})
 }
 
+// A group that is deleted tells those at their control_uri who do not observe.
+func TestDeletionByControlURI(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		_, asked := h.control("asked", "coap://n/rek", coap.Changed)
+		_, refuses := h.control("refuses", "coap://n/rek", coap.NotFound)
+		group, both := h.control("both", "coap://n/rek", coap.Changed)
+		w := h.observe(group, "/ace-group/sensors")
+		own, node := h.control("node", "coap://n/rek", coap.Changed)
+		n := h.observe(own, "/ace-group/sensors/nodes/node")
+		h.m.mu.Lock()
+		h.m.deleted = true
+		h.m.mu.Unlock()
+		if err := h.s.Update(t.Context(), func(tx *store.Tx) error {
+			return tx.Emit(groupcomm.EventDeleted, testGroup, groupcomm.Event{Group: testGroup}.Encode())
+		}); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		for what, c := range map[string]*controlled{"asked": asked, "refuses": refuses} {
+			got := c.requests()
+			if len(got) != 1 || got[0].Code != coap.POST || strings.Join(got[0].Path(), "/") != "rek" || !groupcomm.IsDeletionNotice(got[0].Payload) {
+				t.Errorf("%s: %d requests", what, len(got))
+			}
+		}
+		for what, c := range map[string]*controlled{"both": both, "node": node} {
+			if len(c.requests()) != 0 {
+				t.Errorf("%s is told twice", what)
+			}
+		}
+		for _, o := range []*watcher{w, n} {
+			if p, err := coap.DecodeProblem(o.last().Payload); o.last().Code != coap.NotFound || err != nil || p.ID != 6 {
+				t.Errorf("observer: %v %x", o.last().Code, o.last().Payload)
+			}
+		}
+	})
+}
+
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 9.9; RFC 9594, Section 4.7.1:
 // active and num tell of changes, to members with a token only.
 func TestSmallObservations(t *testing.T) {

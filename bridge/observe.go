@@ -219,6 +219,7 @@ func (b *Bridge) deleted(ctx context.Context, group string) {
 	if _, _, err := b.source.RekeyMessage(ctx, group); !gone(err) {
 		return // observers that are no members are ended by the next notification
 	}
+	b.callDeleted(group)
 	last := coap.ErrorResponse(groupcomm.ErrGroupDeleted)
 	topics := groupTopics(group)
 	for _, f := range groupcomm.LegacyFormats { // nobody can say any more whether it had a dialect

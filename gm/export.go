@@ -42,18 +42,20 @@ func (m *Manager) Export(ctx context.Context, name string, move bool, phrase []b
 	var changes uint64
 	read := func(tx *store.Tx) error {
 		e = &exported{Backup: !move, ID: id, Config: config}
-		var st state
+		var st, from state
 		var gid []byte
-		if err := tx.QueryRow(`SELECT g.state, g.state_changes, g.num, g.gid, g.gid_epoch, g.gid_wraps, g.stale_from, c.kdc_key, c.kdc_cred
+		if err := tx.QueryRow(`SELECT g.state, g.moved_from, g.state_changes, g.num, g.gid, g.gid_epoch, g.gid_wraps, g.stale_from, c.kdc_key, c.kdc_cred
 			FROM gm_groups g JOIN gm_configs c ON c.group_id = g.id WHERE g.id = ?`, g.id).
-			Scan(&st, &changes, &e.Num, &gid, &e.Epoch, &e.Wraps, &e.StaleFrom, &sealedKey, &e.KDCCred); err != nil {
+			Scan(&st, &from, &changes, &e.Num, &gid, &e.Epoch, &e.Wraps, &e.StaleFrom, &sealedKey, &e.KDCCred); err != nil {
 			return err
 		}
 		if st == stateMoved && !move {
 			return ErrMoved
 		}
-		before = st
-		e.Active = st != stateInactive
+		if before = st; st != stateMoved {
+			from = st
+		}
+		e.Active = from != stateInactive
 		if move {
 			sum := sha256.Sum256(cose.MustMarshal([]any{"group export", name, gid, e.Num}))
 			e.ID = sum[:16]
@@ -73,8 +75,8 @@ func (m *Manager) Export(ctx context.Context, name string, move bool, phrase []b
 				return nil
 			}
 			changes++
-			if _, err := tx.Exec(`UPDATE gm_groups SET state = ?, state_changes = ?, due_at = 0, due_reasons = 0,
-				changes = changes + 1 WHERE id = ?`, stateMoved, changes, g.id); err != nil {
+			if _, err := tx.Exec(`UPDATE gm_groups SET state = ?, moved_from = ?, state_changes = ?, due_at = 0, due_reasons = 0,
+				changes = changes + 1 WHERE id = ?`, stateMoved, before, changes, g.id); err != nil {
 				return err
 			}
 			return emit(tx, groupcomm.EventState, groupcomm.Event{Group: name, Version: changes, Reason: stateMoved.String()})

@@ -365,3 +365,41 @@ func FuzzGroupFixture(f *testing.F) {
 		}
 	})
 }
+
+// Whoever observes whether the group is active is told of a move, and the new
+// gateway, its delivery and its audit log that a group came.
+func TestMoveIsTold(t *testing.T) {
+	for _, active := range []bool{true, false} {
+		f := newFixture(t, groupConfig("g1"))
+		f.member("n", "g1")
+		if !active {
+			if err := f.m.SetActive(t.Context(), "g1", false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var file []byte
+		for range 3 { // the file may be lost, also by who has it from the second move
+			var err error
+			if file, _, err = f.m.Export(t.Context(), "g1", true, phrase); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := "group.state  1 moved"
+		if !active {
+			want = "group.state  2 moved"
+		}
+		if all := f.events(); all[len(all)-1] != want || all[len(all)-2] == want {
+			t.Errorf("active %v: events %q", active, all)
+		}
+		o := f.elsewhere()
+		if _, _, err := o.m.Import(t.Context(), file, phrase); err != nil {
+			t.Fatal(err)
+		}
+		if s := o.status(); s.Active != active {
+			t.Errorf("moved with active %v, and came with %v", active, s.Active)
+		}
+		if all := o.events(); len(all) != 2 || all[0] != "group.created  1 import" || all[1] != "group.rekeyed  1 import" {
+			t.Errorf("events of the import: %q", all)
+		}
+	}
+}

@@ -134,6 +134,10 @@ func (m *Manager) plant(ctx context.Context, p *planted) error {
 	if err != nil {
 		return fmt.Errorf("gm: import %q: %w", name, err)
 	}
+	from := "import"
+	if p.file == nil {
+		from = "fixture"
+	}
 	held := map[int64]bool{}
 	next := int64(0)
 	for _, mb := range p.members {
@@ -172,6 +176,9 @@ func (m *Manager) plant(ctx context.Context, p *planted) error {
 		}
 		if _, err := tx.Exec(`INSERT INTO gm_material (group_id, num, master_secret, salt, message) VALUES (?, ?, ?, ?, ?)`,
 			id, p.num, sealed.secret, sealed.salt, sealed.message); err != nil {
+			return err
+		}
+		if err := emit(tx, groupcomm.EventCreated, groupcomm.Event{Group: name, Version: p.num, Gid: p.mat.gid, Reason: from}); err != nil {
 			return err
 		}
 		return p.writeRows(tx, id, held, next)

@@ -9,7 +9,7 @@ import "github.com/seed4911071e/groupgate/store"
 // Times: exp is in seconds since 1970 as on the wire; due_at and expires are
 // in milliseconds, 0 meaning never.
 func Migrations() store.Migrations {
-	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4}}
+	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5}}
 }
 
 const schema1 = `
@@ -111,4 +111,10 @@ CREATE TABLE gm_retired (
 	epoch_bytes INTEGER NOT NULL,
 	gid_epoch   INTEGER NOT NULL               -- the last that was in use
 );
+`
+
+// schema5: the state that a group had when it moved away. For groups that moved
+// before it was noted it is that of most: active.
+const schema5 = `
+ALTER TABLE gm_groups ADD COLUMN moved_from INTEGER NOT NULL DEFAULT 1;
 `

@@ -429,3 +429,18 @@ func FuzzPending(f *testing.F)               { fuzzCodec(f, "Pending") }
 func FuzzNum(f *testing.F)                   { fuzzCodec(f, "Num") }
 func FuzzActive(f *testing.F)                { fuzzCodec(f, "Active") }
 func FuzzEvent(f *testing.F)                 { fuzzCodec(f, "Event") }
+
+func TestDeletionNotice(t *testing.T) {
+	n := EncodeDeletionNotice()
+	if !bytes.Equal(n, []byte{0xa3, 7, 1, 8, 0xa0, 10, 1}) || !IsDeletionNotice(n) {
+		t.Errorf("%x", n)
+	}
+	for _, b := range [][]byte{
+		nil, {0xa0}, {0xa2, 7, 1, 10, 1}, {0xa2, 7, 1, 8, 0xa0}, {0xa3, 7, 2, 8, 0xa0, 10, 1}, {0xa3, 7, 1, 8, 0xa1, 2, 0x41, 1, 10, 1},
+		{0xa4, 7, 1, 8, 0xa0, 9, 1, 10, 1}, (&RekeyMessage{MasterSecret: []byte{1}, ContextID: Gid{2}, Num: 3}).Encode(), n[:6], append(n, 0),
+	} {
+		if IsDeletionNotice(b) {
+			t.Errorf("%x is taken for one", b)
+		}
+	}
+}

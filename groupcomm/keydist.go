@@ -206,6 +206,25 @@ func (r *RekeyMessage) Encode() []byte {
 	return cose.MustMarshal(m)
 }
 
+// EncodeDeletionNotice gives the message that tells a member at its control_uri
+// that the group was deleted: {7: 1, 8: {}, 10: 1}, a rekey message without keying
+// material (draft-ietf-ace-oscore-gm-admin, on deleting a group).
+func EncodeDeletionNotice() []byte {
+	return cose.MustMarshal(map[int64]any{labelGkty: GktyOSCORE, labelKey: map[int64]any{}, labelProfile: ProfileApp})
+}
+
+// IsDeletionNotice says whether a message is that of [EncodeDeletionNotice].
+func IsDeletionNotice(b []byte) bool {
+	f := decodeFields("deletion notice", b)
+	f.fixed(labelGkty, GktyOSCORE)
+	f.fixed(labelProfile, ProfileApp)
+	if f.err != nil || f.m.Has(labelNum) {
+		return false
+	}
+	key, err := cose.DecodeMap(f.m[labelKey])
+	return err == nil && len(key) == 0
+}
+
 // DecodeRekeyMessage reads the map. stale_node_ids must be there, even when
 // empty: without it a member would keep contexts that it must drop.
 func DecodeRekeyMessage(b []byte) (*RekeyMessage, error) {

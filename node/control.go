@@ -57,6 +57,10 @@ func (m *Member) onControl(req *coap.Request) *coap.Response {
 	}
 	switch req.Code {
 	case coap.POST:
+		if groupcomm.IsDeletionNotice(req.Payload) {
+			m.endNoticed(groupcomm.ErrGroupDeleted)
+			return &coap.Response{Code: coap.Changed}
+		}
 		o, err := offerRekey(req.Payload, ViaControl)
 		if err != nil {
 			m.emit(Event{Kind: Refused, Via: ViaControl, Err: err})
@@ -65,9 +69,12 @@ func (m *Member) onControl(req *coap.Request) *coap.Response {
 		m.take(o)
 		return &coap.Response{Code: coap.Changed}
 	case coap.DELETE:
-		p := groupcomm.ErrTerminated
-		m.end(&Error{Op: "notice at the control_uri", Code: p.Code, ID: p.ID})
+		m.endNoticed(groupcomm.ErrTerminated)
 		return &coap.Response{Code: coap.Deleted}
 	}
 	return &coap.Response{Code: coap.MethodNotAllowed}
+}
+
+func (m *Member) endNoticed(p *coap.Problem) {
+	m.end(&Error{Op: "notice at the control_uri", Code: p.Code, ID: p.ID})
 }

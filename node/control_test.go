@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // takingGM is a fakeGM over which requests can come.
@@ -75,5 +76,23 @@ func TestControlURI(t *testing.T) {
 	}
 	if _, err := New(Config{Group: "g1", Roles: 6, ControlURI: "://"}, g); err == nil {
 		t.Error("a control_uri that is none")
+	}
+}
+
+// A group that was deleted ends the membership with error 6.
+func TestDeletionAtControlURI(t *testing.T) {
+	g := &takingGM{fakeGM: newFakeGM(t)}
+	m, err := New(Config{Group: "g1", Roles: 6, Transfer: g.transfer(), ControlURI: "coap://n/rek"}, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Join(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.ask(coap.POST, groupcomm.EncodeDeletionNotice(), "rek"); got != coap.Changed {
+		t.Errorf("the notice: %v", got)
+	}
+	if _, err := m.Num(t.Context()); !errors.Is(err, ErrGroupDeleted) {
+		t.Errorf("after it: %v", err)
 	}
 }

@@ -20,6 +20,17 @@ type groupCreateCmd struct {
 	BatchWindow time.Duration `default:"2s" help:"How long a rekey waits for more causes."`
 	OnJoin      bool          `help:"Rekey at each join, so that newcomers read nothing older."`
 	GidPrefix   string        `default:"auto" placeholder:"HEX" help:"Prefix of the Gids; auto: one that no group had."`
+	GidEpoch    int           `name:"gid-epoch-bytes" default:"4" help:"Bytes of a Gid that count rekeys, 1 to 8."`
+	GidReuse    bool          `help:"Begin anew with the first Gid when all are used up."`
+	CredFmt     string        `default:"ccs" help:"Format of credentials: ccs or cwt. Groups with x5chain are declared in the configuration, where their roots and keys are."`
+	Interface   string        `default:"current" help:"Dialects: current, draft-03, hackathon-109, both."`
+	OnRenewal   string        `placeholder:"HOW" help:"What answers a wish for a new Sender ID in an older dialect: new-id (default) or rekey."`
+	StaleSets   int           `name:"max-stale-sets" default:"3" help:"Versions whose stale Sender IDs are remembered."`
+	Grace       time.Duration `name:"expiry-grace" default:"24h" help:"How long a member may be without a token; 0s: not at all."`
+	Batch       time.Duration `name:"expiry-batch" default:"1h" help:"Expired tokens cause one rekey in that time."`
+	KeyCheck    uint64        `default:"3600" help:"Key Update Check Interval that members are told, in seconds."`
+	Delta       uint64        `name:"expiration-delta" default:"0" help:"Seconds after the expiry of keying material in which members may still decrypt."`
+	AppGroup    []string      `help:"Application group that uses the group; may be given several times."`
 	Unlisted    bool          `help:"Leave the group out of /.well-known/core."`
 	JSON        bool          `help:"Print JSON."`
 }
@@ -29,7 +40,10 @@ func (c *groupCreateCmd) group() config.Group {
 	g := config.DefaultGroup()
 	g.Name, g.SignAlg, g.GpEncAlg, g.Alg, g.ECDHCurve, g.HKDF = c.Name, c.SignAlg, c.GpEncAlg, c.Alg, c.ECDHCurve, c.HKDF
 	g.KeyLifetime, g.Rekey.BatchWindow, g.Rekey.OnJoin = c.KeyLifetime, c.BatchWindow, c.OnJoin
-	g.Gid.Prefix, g.List = c.GidPrefix, !c.Unlisted
+	g.Rekey.OnExpiry = config.OnExpiry{Grace: c.Grace, Batch: c.Batch}
+	g.Gid, g.List = config.Gid{Prefix: c.GidPrefix, EpochBytes: c.GidEpoch, Reuse: c.GidReuse}, !c.Unlisted
+	g.CredFmt, g.Interface, g.OnRenewal, g.MaxStaleSets, g.AppGroups = c.CredFmt, c.Interface, c.OnRenewal, c.StaleSets, c.AppGroup
+	g.GroupPolicies = config.GroupPolicies{KeyCheck: c.KeyCheck, ExpirationDelta: c.Delta}
 	return g
 }
 
