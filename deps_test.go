@@ -23,6 +23,7 @@ var arrows = map[string][]string{
 	"cose":                   {},
 	"groupcomm":              {"coap", "cose"},
 	"oscore":                 {"coap", "cose"},
+	"record":                 {},
 	"store":                  {},
 	"store/storetest":        {"store", "store/storetest/pgtest"},
 	"store/storetest/pgtest": {},
