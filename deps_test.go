@@ -34,14 +34,15 @@ var arrows = map[string][]string{
 	"ace":       {"ace/cwt", "coap", "coap/secure", "cose", "groupcomm", "oscore", "store"},
 	"bridge":    {"coap", "cose", "groupcomm", "store"},
 	"node":      {"coap", "coap/serve", "cose", "groupcomm", "oscore"},
+	"endpoint":  {"coap", "record"},
 	"admin":     {"coap", "cose", "groupcomm"},
 	"audit":     {"coap", "groupcomm", "store"},
 	"rd":        {"coap"},
 	"rd/rdtest": {"coap"},
 
 	"config":      {"coap", "cose", "groupcomm", "node", "store"},
-	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "gm", "groupcomm", "node", "rd", "store"},
-	"plugin/host": {"admin", "coap", "config", "plugin"},
+	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "endpoint", "gm", "groupcomm", "node", "rd", "store"},
+	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
 	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "coap", "config", "cose", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
 
@@ -55,7 +56,7 @@ var doors = []struct {
 	who    []string
 }{
 	{"github.com/plgd-dev/go-coap/", []string{"plugin", "plugin/host", "node", "examples/host"}},
-	{"github.com/pion/dtls/", []string{"plugin", "plugin/host", "node", "examples/host"}},
+	{"github.com/pion/dtls/", []string{"endpoint", "plugin", "plugin/host", "node", "examples/host"}},
 	{"github.com/eclipse/paho.mqtt.golang", []string{"bridge", "node"}},
 	{"github.com/mochi-mqtt/", []string{"bridge"}},
 	{"modernc.org/", []string{"store", "store/storetest"}},

@@ -25,6 +25,7 @@ type Config struct {
 	PSK                 []PSK               `yaml:"psk"`
 	AuthorizationServer AuthorizationServer `yaml:"authorization_server"`
 	Seal                Seal                `yaml:"seal"`
+	Endpoint            Endpoint            `yaml:"endpoint"`
 	Limits              Limits              `yaml:"limits"`
 	Groups              []Group             `yaml:"groups"`
 	MQTT                MQTT                `yaml:"mqtt"`
@@ -135,6 +136,17 @@ type Seal struct {
 	KeyFile string `yaml:"key_file"` // hex, 32 bytes; created when absent
 
 	Key Secret `yaml:"-"` // filled by Bootstrap
+}
+
+// The kinds of servers under listen.coaps and listen.coap.
+const (
+	EndpointOwn   = "own"   // the gateway's own, for very many sleeping nodes
+	EndpointStock = "stock" // those of go-coap and pion
+)
+
+// Endpoint says which servers nodes talk to.
+type Endpoint struct {
+	Kind string `yaml:"kind"` // EndpointOwn or EndpointStock
 }
 
 // Limits bounds what peers can make the gateway hold or do.

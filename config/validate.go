@@ -43,6 +43,7 @@ func (c *Config) validate(f *faults) {
 	if c.Seal.KeyFile == "" {
 		f.add("seal.key_file", "must name a file, even when %s is used", SealKeyEnv)
 	}
+	oneOf(f, "endpoint.kind", c.Endpoint.Kind, EndpointOwn, EndpointStock)
 	inRange(f, "limits.sessions", c.Limits.Sessions, 1, 10_000_000)
 	inRange(f, "limits.handshakes", c.Limits.Handshakes, 1, 65536)
 	inRange(f, "limits.per_peer_rps", c.Limits.PerPeerRPS, 0.01, 1e6)

@@ -13,30 +13,43 @@ import (
 // associations of all.
 const maxAssociations = 8
 
+// association is a link of either kind as the crowd counts it.
+type association interface {
+	Peer() coap.Peer
+	owner() coap.Subject
+	end() // closes it
+}
+
 // crowd knows the associations of each key of proof. The zero value is ready.
 type crowd struct {
 	mu sync.Mutex
-	of map[coap.Subject][]*hostLink // oldest first; guarded by mu
+	of map[coap.Subject][]association // oldest first; guarded by mu
+}
+
+// counted says whether the associations of a subject are counted. Those of
+// configured keys are not: an operator may give one to many clients.
+func counted(s coap.Subject) bool {
+	return s.Kind == coap.SubjectPoP || s.Kind == coap.SubjectKeyHash
 }
 
 // enter adds l and returns the association that is to be closed for it, if
-// there are too many. Configured keys are not counted: an operator may give one
-// to many clients.
-func (c *crowd) enter(l *hostLink) (oldest *hostLink) {
-	if l.subject.Kind != coap.SubjectPoP && l.subject.Kind != coap.SubjectKeyHash {
+// there are too many.
+func (c *crowd) enter(l association) (oldest association) {
+	subject := l.owner()
+	if !counted(subject) {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.of == nil {
-		c.of = map[coap.Subject][]*hostLink{}
+		c.of = map[coap.Subject][]association{}
 	}
-	all := append(c.of[l.subject], l)
+	all := append(c.of[subject], l)
 	if len(all) > maxAssociations {
 		oldest = all[0]
 		all = slices.Delete(all, 0, 1)
 	}
-	c.of[l.subject] = all
+	c.of[subject] = all
 	return oldest
 }
 
@@ -52,16 +65,17 @@ func (c *crowd) peers(s coap.Subject) []coap.Peer {
 }
 
 // leave removes l; it may have been removed before.
-func (c *crowd) leave(l *hostLink) {
+func (c *crowd) leave(l association) {
+	subject := l.owner()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := c.of[l.subject]
+	all := c.of[subject]
 	i := slices.Index(all, l)
 	switch {
 	case i < 0:
 	case len(all) == 1:
-		delete(c.of, l.subject)
+		delete(c.of, subject)
 	default:
-		c.of[l.subject] = slices.Delete(all, i, i+1)
+		c.of[subject] = slices.Delete(all, i, i+1)
 	}
 }

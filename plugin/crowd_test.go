@@ -21,7 +21,7 @@ func TestCrowd(t *testing.T) {
 	for i := range maxAssociations + 3 {
 		l := &hostLink{subject: pop}
 		links = append(links, l)
-		want := (*hostLink)(nil)
+		var want association
 		if i >= maxAssociations {
 			want = links[i-maxAssociations]
 		}

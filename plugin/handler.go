@@ -58,9 +58,14 @@ const optionOSCORE = message.OptionID(coap.OSCOREOption)
 // host that ends connections over plain UDP when they are idle asks it: notifications
 // could not reach the peer any more.
 func (g *Gateway) Carries(conn *udpclient.Conn) bool {
-	r := g.rooms.Load()
 	l, known := g.known(conn)
-	return known && r != nil && r.secure.Uses(l.id)
+	return known && g.carries(l.id)
+}
+
+// carries says whether the peer of a link is reached there with OSCORE.
+func (g *Gateway) carries(id coap.LinkID) bool {
+	r := g.rooms.Load()
+	return r != nil && r.secure.Uses(id)
 }
 
 // Monitor is a go-coap request monitor (options.WithRequestMonitor). With it
@@ -189,34 +194,38 @@ func (g *Gateway) link(ctx context.Context, conn mux.Conn) (*hostLink, error) {
 func (g *Gateway) newLink(ctx context.Context, conn mux.Conn) (*hostLink, error) {
 	l := newHostLink(conn, !g.ownBlockwise, g.server.Cancel, &g.awaited)
 	err := l.secure(func(identity []byte, exporter func(string, []byte, int) ([]byte, error)) (coap.Subject, error) {
-		r := g.rooms.Load()
-		if r == nil {
-			return coap.Subject{}, errStarting
-		}
-		subject, conveyed := r.access.Subject(identity)
-		if !conveyed {
-			return subject, nil
-		}
-		// The first application record shows that the client's Finished was
-		// verified: only now is the token committed (RFC 9202, Section 3.3.2).
-		subject, err := r.access.Conveyed(ctx, identity, exporter)
-		if err != nil && coap.Deliberate(err) && coap.ErrorResponse(err).Code < coap.InternalServerError {
-			// No token, or none that is accepted: the handshake was with the
-			// host's own key. Such a peer has no rights here, and is told where
-			// to get some.
-			return coap.Subject{}, nil
-		}
-		return subject, err
+		return g.subject(ctx, identity, exporter)
 	})
 	if err != nil {
 		return nil, err
 	}
 	conn.AddOnClose(func() { g.forget(conn, l) })
 	if old := g.crowd.enter(l); old != nil {
-		g.log.DebugContext(ctx, "oldest association of a key closed for a newer", "peer", old.conn.RemoteAddr())
-		_ = old.conn.Close() // gone already is as good
+		g.log.DebugContext(ctx, "oldest association of a key closed for a newer", "peer", conn.RemoteAddr())
+		old.end()
 	}
 	return l, nil
+}
+
+// subject says who finished a handshake with a pre-shared key.
+func (g *Gateway) subject(ctx context.Context, identity []byte, exporter func(string, []byte, int) ([]byte, error)) (coap.Subject, error) {
+	r := g.rooms.Load()
+	if r == nil {
+		return coap.Subject{}, errStarting
+	}
+	subject, conveyed := r.access.Subject(identity)
+	if !conveyed {
+		return subject, nil
+	}
+	// The client's Finished was verified: only now is the token committed (RFC
+	// 9202, Section 3.3.2).
+	subject, err := r.access.Conveyed(ctx, identity, exporter)
+	if err != nil && coap.Deliberate(err) && coap.ErrorResponse(err).Code < coap.InternalServerError {
+		// No token, or none that is accepted: the handshake was with the host's
+		// own key. Such a peer has no rights here, and is told where to get some.
+		return coap.Subject{}, nil
+	}
+	return subject, err
 }
 
 // forget ends what there is of a connection that was closed.

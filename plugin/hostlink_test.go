@@ -20,6 +20,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
 	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/endpoint"
 	"github.com/seed4911071e/groupgate/node"
 )
 
@@ -44,23 +45,26 @@ func eventually(t testing.TB, what string, look func() bool) {
 	}
 }
 
-// hosted is a go-coap server that mounts a gateway whose rooms are one handler:
-// what is tested is the way between the two.
+// hosted is a go-coap server that mounts a gateway whose rooms are one handler,
+// or the gateway's own endpoint: what is tested is the way between the two.
 type hosted struct {
 	g     *Gateway
 	addr  string
-	conns chan *udpclient.Conn
+	conns chan *udpclient.Conn // of go-coap
+	stop  func()               // ends the endpoint
 }
 
 // kinds are the hosts there can be.
 var kinds = map[string]struct {
 	opts    []Option
 	monitor bool
+	own     bool
 }{
 	"defaults":                  {},
 	"defaults, monitor":         {monitor: true},
 	"own blockwise":             {opts: []Option{WithoutHostBlockwise()}},
 	"own blockwise and monitor": {opts: []Option{WithoutHostBlockwise()}, monitor: true},
+	"own endpoint":              {own: true},
 }
 
 func host(t *testing.T, kind string) *hosted {
@@ -71,12 +75,16 @@ func host(t *testing.T, kind string) *hosted {
 	}
 	g.server = serve.New(coap.HandlerFunc(answer), serve.Config{PerPeerRPS: 1e6, PerPeerBurst: 1e6, MaxPeerRequests: 64})
 	h := &hosted{g: g, conns: make(chan *udpclient.Conn, 64)}
+	ctx, cancel := context.WithCancel(context.Background())
+	if kinds[kind].own {
+		h.endpoint(t, ctx, cancel)
+		return h
+	}
 	l, err := coapnet.NewListenUDP("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.addr = l.LocalAddr().String()
-	ctx, cancel := context.WithCancel(context.Background())
 	opts := []udpserver.Option{
 		options.WithPeriodicRunner(periodic.New(ctx.Done(), 50*time.Millisecond)),
 		options.WithMux(g.Handler(nil)), options.WithErrors(func(error) {}),
@@ -99,6 +107,31 @@ func host(t *testing.T, kind string) *hosted {
 		over.Wait()
 	})
 	return h
+}
+
+// endpoint serves by the gateway's own endpoint.
+func (h *hosted) endpoint(t *testing.T, ctx context.Context, cancel func()) {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.addr = conn.LocalAddr().String()
+	e := h.g.CoAP(endpoint.UDP(conn))
+	var over, core sync.WaitGroup
+	served, stop := context.WithCancel(ctx)
+	over.Go(func() {
+		if err := e.Run(served); err != nil {
+			t.Error(err)
+		}
+	})
+	core.Go(func() { _ = h.g.server.Run(ctx) })
+	h.stop = func() { stop(); over.Wait() }
+	t.Cleanup(func() {
+		h.stop()
+		cancel()
+		core.Wait()
+	})
 }
 
 // bodySize is more than four blocks.
@@ -288,19 +321,22 @@ func TestGone(t *testing.T) {
 			h := host(t, kind)
 			r := h.raw(t)
 			r.observe("tok1", 0)
-			conn := <-h.conns
 			done := h.outcome(2, true)
 			r.receive()
-			if err := conn.Close(); err != nil {
-				t.Fatal(err)
+			known := func() bool { return false }
+			if h.stop != nil {
+				h.stop()
+			} else {
+				conn := <-h.conns
+				if err := conn.Close(); err != nil {
+					t.Fatal(err)
+				}
+				known = func() bool { _, known := h.g.known(conn); return known }
 			}
 			if err := get(t, done); err == nil {
 				t.Error("nobody acknowledged, but it counts as confirmed")
 			}
-			eventually(t, "the link is forgotten", func() bool {
-				_, known := h.g.known(conn)
-				return !known && h.observers() == 0
-			})
+			eventually(t, "the link is forgotten", func() bool { return !known() && h.observers() == 0 })
 		})
 	}
 }
@@ -347,8 +383,15 @@ func TestBlockwise(t *testing.T) {
 // answers. go-coap's blockwise transfer mixes them up (it finds a transfer by
 // everything but the payload), so this holds for the gateway's own alone.
 func TestConcurrentFetch(t *testing.T) {
-	t.Parallel()
-	h := host(t, "own blockwise and monitor")
+	for _, kind := range []string{"own blockwise and monitor", "own endpoint"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			concurrentFetch(t, host(t, kind))
+		})
+	}
+}
+
+func concurrentFetch(t *testing.T, h *hosted) {
 	var wg sync.WaitGroup
 	for i := range 4 {
 		tr := h.dial(t)

@@ -115,13 +115,9 @@ func (l *hostLink) secure(pskSubject func(identity []byte, exporter func(string,
 		return node.ExportEmptyContext(st, label, n)
 	}
 	if len(st.PeerCertificates) > 0 {
-		cert, err := x509.ParseCertificate(st.PeerCertificates[0])
-		if err != nil {
-			return fmt.Errorf("plugin: peer certificate: %w", err)
-		}
-		sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-		l.via, l.subject = coap.DTLSCert, coap.Subject{Kind: coap.SubjectKeyHash, ID: string(sum[:])}
-		return nil
+		subject, err := certificateSubject(st.PeerCertificates[0])
+		l.via, l.subject = coap.DTLSCert, subject
+		return err
 	}
 	l.via = coap.DTLSPSK
 	subject, err := pskSubject(st.IdentityHint, l.exporter)
@@ -132,11 +128,24 @@ func (l *hostLink) secure(pskSubject func(identity []byte, exporter func(string,
 	return nil
 }
 
+// certificateSubject is who a certificate is of: its key.
+func certificateSubject(der []byte) (coap.Subject, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return coap.Subject{}, fmt.Errorf("plugin: peer certificate: %w", err)
+	}
+	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	return coap.Subject{Kind: coap.SubjectKeyHash, ID: string(sum[:])}, nil
+}
+
 // Peer describes the other end. The address is read anew: a connection ID lets
 // it change.
 func (l *hostLink) Peer() coap.Peer {
 	return coap.Peer{Link: l.id, Addr: addrPort(l.conn.RemoteAddr()), Via: l.via, Subject: l.subject, Exporter: l.exporter}
 }
+
+func (l *hostLink) owner() coap.Subject { return l.subject }
+func (l *hostLink) end()                { _ = l.conn.Close() } // gone already is as good
 
 // OwnsBlockwise says whether the host slices and assembles bodies itself.
 func (l *hostLink) OwnsBlockwise() bool { return l.blockwise }

@@ -50,6 +50,7 @@ type Gateway struct {
 	rooms atomic.Pointer[rooms] // nil until the rooms are up
 	ready chan struct{}         // closed when they are
 	links sync.Map              // connKey → *linkEntry
+	own   sync.Map              // coap.LinkID → *ownLink
 	crowd crowd
 
 	refusals refusals

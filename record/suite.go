@@ -91,3 +91,19 @@ func expand(out, secret, seed []byte) {
 		a = mac.Sum(a[:0])
 	}
 }
+
+// Export computes n bytes of keying material (RFC 5705, Section 4). A nil
+// context is absent; one of length zero is present, and gives another result.
+func Export(master []byte, client, server [32]byte, label string, context []byte, n int) []byte {
+	seed := make([]byte, 0, len(label)+64+2+len(context))
+	seed = append(seed, label...)
+	seed = append(seed, client[:]...)
+	seed = append(seed, server[:]...)
+	if context != nil {
+		seed = append(seed, byte(len(context)>>8), byte(len(context)))
+		seed = append(seed, context...)
+	}
+	out := make([]byte, n)
+	expand(out, master, seed)
+	return out
+}

@@ -1,7 +1,7 @@
-// Package host runs a [plugin.Gateway] on sockets of its own: go-coap's servers
-// over plain UDP and over DTLS by pion, as cmd/gateway, the demo and the
-// benchmarks use it. It is also the worked example of everything that a host
-// can tune; examples/host is the smallest one.
+// Package host runs a [plugin.Gateway] on sockets of its own, as cmd/gateway, the
+// demo and the benchmarks use it: by the gateway's own endpoint, or by go-coap's
+// servers over plain UDP and over DTLS by pion. The latter is also the worked
+// example of everything that a host can tune; examples/host is the smallest one.
 package host
 
 import (
@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/endpoint"
 	"github.com/seed4911071e/groupgate/plugin"
 )
 
@@ -58,6 +59,8 @@ type Sockets struct {
 	coap  *coapnet.UDPConn
 	http  net.Listener
 	mqtt  net.Listener
+
+	own []*endpoint.Endpoint // in the place of coaps and coap
 }
 
 // Serve binds every listener of cfg, runs a gateway behind them and calls ready
@@ -69,7 +72,8 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 	opts := slices.Clone(more)
 	var addrs Addrs
 	var err error
-	if cfg.Listen.CoAP != "" {
+	stock := cfg.Endpoint.Kind == config.EndpointStock
+	if cfg.Listen.CoAP != "" && stock {
 		if s.coap, err = coapnet.NewListenUDP("udp", cfg.Listen.CoAP); err != nil {
 			return busy("listen.coap", cfg.Listen.CoAP, err)
 		}
@@ -95,8 +99,13 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 	if err != nil {
 		return err
 	}
+	if !stock {
+		if err := s.listenOwn(cfg, gg, &addrs); err != nil {
+			return err
+		}
+	}
 	var admission *admission
-	if cfg.Listen.CoAPS != "" {
+	if cfg.Listen.CoAPS != "" && stock {
 		admission = newAdmission(cfg.Limits.Handshakes, cfg.Limits.Sessions)
 		if s.coaps, err = listenDTLS(cfg.Listen.CoAPS, gg, admission, log); err != nil {
 			return busy("listen.coaps", cfg.Listen.CoAPS, err)
@@ -123,6 +132,10 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 		}
 		return nil
 	})
+	for _, e := range s.own {
+		g.Go(func() error { return e.Run(ctx) })
+	}
+	s.own = nil // Run closes them
 	handler := gg.Handler(nil)
 	errorsOf := func(what string) func(error) {
 		return func(err error) { log.DebugContext(ctx, what, "err", err) }
@@ -190,6 +203,9 @@ func (p *plainPeers) connected(cc *udpclient.Conn) {
 func closeIdle(cc *udpclient.Conn) { _ = cc.Close() }
 
 func (s *Sockets) close() {
+	for _, e := range s.own {
+		_ = e.Close()
+	}
 	for _, c := range []interface{ Close() error }{s.http, s.mqtt, s.coaps} {
 		if c != nil && !isNil(c) {
 			_ = c.Close()

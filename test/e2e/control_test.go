@@ -4,14 +4,16 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/node"
 )
 
 // TestControlURI: a node that observes nothing gets rekeys by POST and the
 // notice of its eviction by DELETE, over the association that it opened.
-func TestControlURI(t *testing.T) {
-	t.Parallel()
-	g := serve(t)
+func TestControlURI(t *testing.T) { onEach(t, controlURI) }
+
+func controlURI(t *testing.T, kind func(*config.Config)) {
+	g := serve(t, kind)
 	m := g.join(func(c *node.Config) { c.ControlURI = "coap://node.example/grp-rek" })
 	for range 2 {
 		version := g.rekey()

@@ -86,9 +86,20 @@ func hello() []byte {
 
 // TestRubbish: whatever comes to either port, the state is untouched and the
 // next node is served.
-func TestRubbish(t *testing.T) {
-	t.Parallel()
-	g := serve(t)
+func TestRubbish(t *testing.T) { onEach(t, rubbishComes) }
+
+// onEach runs a test on each kind of servers.
+func onEach(t *testing.T, test func(t *testing.T, kind func(*config.Config))) {
+	for _, name := range []string{config.EndpointOwn, config.EndpointStock} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, func(c *config.Config) { c.Endpoint.Kind = name })
+		})
+	}
+}
+
+func rubbishComes(t *testing.T, kind func(*config.Config)) {
+	g := serve(t, kind)
 	owner := g.join()
 	if _, err := owner.Num(soon(t)); err != nil {
 		t.Fatal(err)
@@ -146,9 +157,10 @@ func TestRubbish(t *testing.T) {
 
 // TestStrangers: an identity that nobody knows fails at once, a wrong key by
 // silence, and neither leaves anything.
-func TestStrangers(t *testing.T) {
-	t.Parallel()
-	g := serve(t)
+func TestStrangers(t *testing.T) { onEach(t, strangersCome) }
+
+func strangersCome(t *testing.T, kind func(*config.Config)) {
+	g := serve(t, kind)
 	before := g.picture()
 	dial := func(patience time.Duration, identity, key []byte) error {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -194,9 +206,10 @@ func TestStrangers(t *testing.T) {
 
 // TestHalfOpen: handshakes that nobody finishes are bounded, and a node that
 // tries on gets in.
-func TestHalfOpen(t *testing.T) {
-	t.Parallel()
-	g := serve(t, func(c *config.Config) { c.Limits.Handshakes = 4 })
+func TestHalfOpen(t *testing.T) { onEach(t, halfOpen) }
+
+func halfOpen(t *testing.T, kind func(*config.Config)) {
+	g := serve(t, kind, func(c *config.Config) { c.Limits.Handshakes = 4 })
 	for range 300 {
 		if _, err := udp(t, g.coaps).Write(hello()); err != nil {
 			t.Fatal(err)

@@ -190,9 +190,10 @@ func TestReposted(t *testing.T) {
 
 // TestTokenInIdentity: the token goes in psk_identity, and N_S comes from the
 // exporter (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1.1).
-func TestTokenInIdentity(t *testing.T) {
-	t.Parallel()
-	g := serve(t)
+func TestTokenInIdentity(t *testing.T) { onEach(t, tokenInIdentity) }
+
+func tokenInIdentity(t *testing.T, kind func(*config.Config)) {
+	g := serve(t, kind)
 	a := g.token()
 	m := g.enter(a, g.config(a), g.dial(a.Token, a.Key.Bytes()))
 	// The token is stored now: the next session names its key.

@@ -1,0 +1,368 @@
+// Package endpoint serves CoAP over DTLS 1.2 and over UDP to very many peers
+// that mostly sleep.
+//
+// It is a second kind of [coap.Link] under the server core, beside that over a
+// host's go-coap server. A handshake is pion's business, over a packet
+// connection in memory. At the first application record of the peer the session
+// is taken over: what stays is a plain struct with the keys, and from then on
+// the record layer of package record and the message layer in here serve it. An
+// idle session has no goroutine, no buffer and no expanded key.
+//
+// What is where:
+//
+//	endpoint.go   what an Endpoint needs, and its life
+//	receive.go    from a datagram to a session or a handshake
+//	handshake.go  handshakes, and the taking over
+//	session.go    one peer: keys, counters, address
+//	message.go    the message layer of RFC 7252, incoming
+//	send.go       the message layer, outgoing: the link as the server core has it
+//	wheel.go      everything that is due at a time
+//
+// One mutex guards the state of all sessions; it is held for a record at a
+// time, never while a handler or the server core works. Start at [New].
+package endpoint
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/record"
+)
+
+// Server is who answers: the server core of the gateway.
+type Server interface {
+	// Handle answers one request; nil: nothing is to be sent. It may wait.
+	Handle(ctx context.Context, link coap.Link, m *coap.Message) *coap.Message
+	// Closed tells that a link is gone.
+	Closed(id coap.LinkID)
+	// Cancel ends the observation of a peer that rejected a notification.
+	Cancel(id coap.LinkID, token []byte)
+}
+
+// Proof is what a finished handshake shows about the peer.
+type Proof struct {
+	// Identity is the psk_identity; nil with a certificate.
+	Identity []byte
+	// Certificates are those of the peer, DER, its own first; nil with a
+	// pre-shared key.
+	Certificates [][]byte
+	// Exporter is the keying material exporter of RFC 5705. A nil context is
+	// absent, an empty one is present and empty.
+	Exporter func(label string, context []byte, n int) ([]byte, error)
+}
+
+// Keys knows the peers.
+type Keys interface {
+	// PSK returns the pre-shared key of a psk_identity. An error that wraps
+	// [ErrUnknown] is told to the peer as illegal_parameter (RFC 9202, Section
+	// 3.3.2), any other as internal_error.
+	PSK(ctx context.Context, identity []byte) ([]byte, error)
+	// Admit says who the peer of a finished handshake is: the client's Finished
+	// was verified. An error answers each request until Admit, asked again,
+	// succeeds.
+	Admit(ctx context.Context, p Proof) (coap.Subject, error)
+}
+
+// ErrUnknown is the error of a psk_identity for which there is no key.
+var ErrUnknown = errors.New("endpoint: unknown psk_identity")
+
+// Config is what an [Endpoint] is made of.
+type Config struct {
+	Server Server
+	// Keys is nil for plain UDP: then there is no DTLS.
+	Keys Keys
+	// Options are given to pion for each handshake, after our own: further
+	// cipher suites and certificates.
+	Options []dtls.ServerOption
+	// Opened is told of each peer that Admit let in, before its first request;
+	// nil: nobody is.
+	Opened func(Peer)
+	// Keep is asked about peers on plain UDP that were silent for long: true keeps
+	// one that is reached by other means than its own requests, with OSCORE. nil
+	// keeps nobody.
+	Keep func(id coap.LinkID) bool
+	// MaxSessions bounds the associations. 0 means 200,000. Beyond it the peer
+	// that was silent for longest goes, one that holds no token before one that
+	// does.
+	MaxSessions int
+	// MaxHandshakes bounds the handshakes under way. 0 means 256.
+	MaxHandshakes int
+	// Idle ends an association that nobody used for that long. 0 means a week.
+	Idle time.Duration
+	// Log gets what matters to an operator; nil discards it.
+	Log *slog.Logger
+	// Registerer gets the metrics groupgate_endpoint_…. nil means a private one.
+	Registerer prometheus.Registerer
+}
+
+// Peer is an association as its owner sees it.
+type Peer interface {
+	coap.Link
+	coap.Requester
+	// Close ends the association and tells the peer so.
+	Close()
+}
+
+// Endpoint serves one socket.
+type Endpoint struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	sock    Socket
+	out     *outbox
+	crew    *crew
+	ctx     context.Context // of handlers and handshakes; ends with Run
+	stop    context.CancelFunc
+	seed    uint64 // keys hashes of addresses
+
+	mu         sync.Mutex // guards everything below, and all sessions
+	closed     bool
+	sessions   map[coap.LinkID]*session
+	byAddr     map[netip.AddrPort]*session
+	byCID      map[uint64]*session
+	handshakes map[netip.AddrPort]*handshake
+	halfByCID  map[uint64]*handshake
+	seen       [greySlots]sighting
+	working    int // requests in handlers
+	wheel      *wheel
+	ciphers    [cipherSlots]ciphers
+	plain      []byte // the record being read
+	receipts   receiptList
+}
+
+// New makes an endpoint on a socket, which it takes over. Run serves it.
+func New(sock Socket, cfg Config) *Endpoint {
+	if cfg.MaxSessions <= 0 {
+		cfg.MaxSessions = defaultSessions
+	}
+	if cfg.MaxHandshakes <= 0 {
+		cfg.MaxHandshakes = defaultHandshakes
+	}
+	if cfg.Idle <= 0 {
+		cfg.Idle = defaultIdle
+	}
+	if cfg.Keys == nil {
+		cfg.MaxSessions = min(cfg.MaxSessions, maxPlain)
+		cfg.Idle = min(cfg.Idle, plainIdle)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Registerer == nil {
+		cfg.Registerer = prometheus.NewRegistry()
+	}
+	e := &Endpoint{
+		cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), sock: sock,
+		out: newOutbox(), crew: newCrew(), wheel: newWheel(),
+		sessions:   make(map[coap.LinkID]*session),
+		byAddr:     make(map[netip.AddrPort]*session),
+		byCID:      make(map[uint64]*session),
+		handshakes: make(map[netip.AddrPort]*handshake),
+		halfByCID:  make(map[uint64]*handshake),
+		seed:       randomUint64(),
+	}
+	e.ctx, e.stop = context.WithCancel(context.Background())
+	return e
+}
+
+// LocalAddr is the address of the socket.
+func (e *Endpoint) LocalAddr() net.Addr { return e.sock.LocalAddr() }
+
+// Run serves until ctx ends, tells the peers goodbye and closes the socket. It
+// returns when all is over.
+func (e *Endpoint) Run(ctx context.Context) error {
+	var writer, work sync.WaitGroup
+	writer.Go(func() { e.out.run(e.sock, e.metrics.unsent.Inc) })
+	background, quiet := context.WithCancel(ctx)
+	work.Go(func() { e.runWheel(background) })
+	work.Go(func() { e.runSweep(background) })
+	var failed error
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		failed = e.read()
+	}()
+	select {
+	case <-ctx.Done():
+	case <-read:
+	}
+	// Requests end with the gateway, and what they answer is still sent. What
+	// comes meanwhile is not looked at any more.
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	quiet()
+	work.Wait()
+	e.stop()
+	e.endHandshakes()
+	e.crew.end()
+	e.goodbye()
+	e.out.close()
+	writer.Wait()
+	err := e.sock.Close()
+	<-read
+	if ctx.Err() != nil {
+		return nil
+	}
+	return errors.Join(failed, err)
+}
+
+// Close gives up an endpoint that is not run.
+func (e *Endpoint) Close() error { return e.sock.Close() }
+
+// read takes datagrams until the socket is closed.
+func (e *Endpoint) read() error {
+	ds := make([]Datagram, batch)
+	buffers := make([][]byte, batch)
+	for i := range buffers {
+		buffers[i] = make([]byte, maxDatagram+1)
+	}
+	for {
+		for i := range ds {
+			ds[i] = Datagram{B: buffers[i]}
+		}
+		n, err := e.sock.Read(ds)
+		if errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		if err != nil {
+			// What a datagram of ours met comes back as an error of the socket.
+			e.mu.Lock()
+			closed := e.closed
+			e.mu.Unlock()
+			if closed {
+				return err
+			}
+			e.metrics.dropped.WithLabelValues("socket").Inc()
+			continue
+		}
+		for _, d := range ds[:n] {
+			e.datagram(d)
+		}
+	}
+}
+
+// goodbye ends every association.
+func (e *Endpoint) goodbye() {
+	e.mu.Lock()
+	all := make([]*session, 0, len(e.sessions))
+	for _, s := range e.sessions {
+		all = append(all, s)
+	}
+	e.mu.Unlock()
+	for _, s := range all {
+		e.out.throttle()
+		e.mu.Lock()
+		done := s.closeLocked(true)
+		e.mu.Unlock()
+		for _, f := range done {
+			f()
+		}
+	}
+}
+
+// runSweep looks for what is old until ctx ends.
+func (e *Endpoint) runSweep(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			e.sweep(now)
+		}
+	}
+}
+
+func (e *Endpoint) sweep(now time.Time) {
+	e.askWhomToKeep()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.receipts.expire(now.Add(-exchangeLifetime))
+	for i := range e.ciphers {
+		if c := &e.ciphers[i]; c.of != nil && now.Sub(c.used) > cipherIdle {
+			*c = ciphers{}
+		}
+	}
+	for _, s := range e.sessions {
+		if now.Sub(s.heard) > e.cfg.Idle && s.idle() && !s.kept {
+			e.end(s, e.cfg.Keys != nil)
+		}
+	}
+}
+
+// askWhomToKeep marks the peers on plain UDP that are to stay. The answer is
+// asked for without the lock.
+func (e *Endpoint) askWhomToKeep() {
+	if e.cfg.Keep == nil || e.cfg.Keys != nil {
+		return
+	}
+	e.mu.Lock()
+	all := make([]*session, 0, len(e.sessions))
+	for _, s := range e.sessions {
+		all = append(all, s)
+	}
+	e.mu.Unlock()
+	kept := make([]bool, len(all))
+	for i, s := range all {
+		kept[i] = e.cfg.Keep(s.id)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i, s := range all {
+		s.kept = kept[i]
+	}
+}
+
+// end closes a session; who waited for something is told soon.
+func (e *Endpoint) end(s *session, tell bool) {
+	for _, f := range s.closeLocked(tell) {
+		e.crew.do(f)
+	}
+}
+
+// randomUint64 is from the system's source.
+func randomUint64() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	var v uint64
+	for _, x := range b {
+		v = v<<8 | uint64(x)
+	}
+	return v
+}
+
+// hash of an address and some bytes, keyed so that nobody can aim at a place.
+func (e *Endpoint) hash(a netip.AddrPort, b []byte) uint64 {
+	const prime = 0x100000001b3
+	h := e.seed
+	ip := a.Addr().As16()
+	for _, part := range [][]byte{ip[:], {byte(a.Port() >> 8), byte(a.Port())}, b} {
+		for _, x := range part {
+			h = (h ^ uint64(x)) * prime
+			h ^= h >> 29
+		}
+	}
+	return h
+}
+
+// suiteOf is the cipher suite when record can protect with it.
+func suiteOf(id uint16) (record.Suite, error) {
+	s := record.Suite(id)
+	if !s.Supported() {
+		return 0, fmt.Errorf("%w: %#04x", record.ErrSuite, id)
+	}
+	return s, nil
+}

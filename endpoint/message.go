@@ -1,0 +1,280 @@
+package endpoint
+
+import (
+	"bytes"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// exchange is one request of the peer that is worked on.
+type exchange struct {
+	s       *session
+	con     bool
+	id      uint16
+	token   []byte
+	observe bool // it may register an observation
+	receipt *receipt
+	over    bool
+	held    []held
+}
+
+// held is a message of ours that must not overtake the answer to the request
+// with its token: the first response to a registration comes first.
+type held struct {
+	m    *coap.Message
+	done func(error)
+}
+
+// message reads one message of the peer. b is valid during the call.
+func (s *session) message(b []byte, from netip.AddrPort, now time.Time) {
+	m, err := coap.DecodeMessage(b)
+	if err != nil {
+		s.e.metrics.dropped.WithLabelValues("message").Inc()
+		if rst, ok := rejection(b, nil, err); ok {
+			s.emit(rst[:])
+		}
+		return
+	}
+	switch {
+	case m.Type == coap.Acknowledgement:
+		s.acknowledged(m)
+	case m.Type == coap.Reset:
+		s.rejected(m, from)
+	case m.Code.IsRequest():
+		s.request(m, now)
+	case m.Code.IsResponse():
+		s.response(m, now)
+	case m.Type == coap.Confirmable: // RFC 7252, Section 4.3: a ping
+		s.empty(coap.Reset, m.ID)
+	}
+}
+
+// empty sends an empty message.
+func (s *session) empty(t coap.Type, id uint16) {
+	b := [4]byte{1<<6 | byte(t)<<4, 0, byte(id >> 8), byte(id)}
+	s.emit(b[:])
+}
+
+// request has a request served, or answers a copy of one as before (RFC 7252,
+// Section 4.5).
+func (s *session) request(m *coap.Message, now time.Time) {
+	e := s.e
+	if r := s.receipt(m.ID, m.Token, now); r != nil {
+		e.metrics.duplicates.Inc()
+		switch {
+		case m.Type != coap.Confirmable:
+		case r.reply != nil:
+			r.withheld = !s.emit(r.reply)
+		case r.acked:
+			s.empty(coap.Acknowledgement, m.ID)
+		}
+		return
+	}
+	if e.working >= maxWorking {
+		e.metrics.dropped.WithLabelValues("busy").Inc()
+		return
+	}
+	m = m.Clone()
+	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
+	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present}
+	x.receipt = s.remember(m.ID, m.Token, now)
+	a := s.activity()
+	a.work = append(a.work, x)
+	e.working++
+	if x.con {
+		e.wheel.add(x, processingDelay)
+	}
+	e.crew.do(func() { x.serve(m) })
+}
+
+// due sends the acknowledgement ahead of a response that takes long (RFC 7252,
+// Section 5.2.2).
+func (x *exchange) due(*Endpoint) {
+	if x.over || x.s.gone {
+		return
+	}
+	x.receipt.acked = true
+	x.s.empty(coap.Acknowledgement, x.id)
+}
+
+// serve asks the server core, which may take its time.
+func (x *exchange) serve(m *coap.Message) {
+	s := x.s
+	e := s.e
+	var reply *coap.Message
+	if err := s.admitted(); err != nil {
+		r := coap.ErrorResponse(err)
+		reply = &coap.Message{Code: r.Code, Token: m.Token, Options: r.Options, Payload: r.Payload}
+	} else {
+		reply = e.cfg.Server.Handle(e.ctx, s, m)
+	}
+	e.mu.Lock()
+	after := x.finish(reply)
+	gone := s.gone
+	e.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
+	if gone {
+		e.cfg.Server.Closed(s.id) // it was told before; the request came after that
+	}
+}
+
+// admitted asks again who the peer is, when that could not be told at the end
+// of the handshake.
+func (s *session) admitted() error {
+	e := s.e
+	e.mu.Lock()
+	p := s.pending
+	e.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	subject, err := e.cfg.Keys.Admit(e.ctx, *p)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	first := s.pending == p
+	if first {
+		s.pending, s.subject = nil, subject
+	}
+	e.mu.Unlock()
+	if first {
+		s.opened()
+	}
+	return nil
+}
+
+// finish sends what the server core answered: with the acknowledgement, or,
+// where that has gone ahead, in a message of its own.
+func (x *exchange) finish(reply *coap.Message) (after []func()) {
+	s := x.s
+	e := s.e
+	x.over = true
+	e.working--
+	if s.gone {
+		return nil
+	}
+	a := s.activity()
+	if i := slices.Index(a.work, x); i >= 0 {
+		a.work = slices.Delete(a.work, i, i+1)
+	}
+	switch {
+	case x.con && !x.receipt.acked:
+		b := s.encode(coap.Acknowledgement, x.id, x.token, reply)
+		e.receipts.answer(x.receipt, b)
+		x.receipt.withheld = !s.emit(b)
+	case reply == nil:
+	case x.con:
+		id := s.newID()
+		s.confirmable(id, s.encode(coap.Confirmable, id, x.token, reply))
+	default:
+		id := s.newID()
+		s.rememberNON(id, x.token)
+		s.emit(s.encode(coap.NonConfirmable, id, x.token, reply))
+	}
+	for _, h := range x.held {
+		if f := s.send(h.m, h.done); f != nil {
+			after = append(after, f)
+		}
+	}
+	x.held = nil
+	s.settle()
+	return after
+}
+
+// encode writes a reply; nil is an empty message.
+func (s *session) encode(t coap.Type, id uint16, token []byte, reply *coap.Message) []byte {
+	m := coap.Message{Type: t, ID: id}
+	if reply != nil {
+		m.Code, m.Token, m.Options, m.Payload = reply.Code, token, reply.Options, reply.Payload
+	}
+	b, err := m.MarshalBinary()
+	if err != nil {
+		s.e.log.Error("a response cannot be sent", "err", err)
+		m.Code, m.Token, m.Options, m.Payload = coap.InternalServerError, token, nil, nil
+		b, _ = m.MarshalBinary() // a token that was received can be sent
+	}
+	return b
+}
+
+// acknowledged ends a transmission of ours; the response to a request of ours
+// may come with it (RFC 7252, Section 5.2.1).
+func (s *session) acknowledged(m *coap.Message) {
+	t := s.transmission(m.ID)
+	if t == nil || m.Code.IsRequest() {
+		return
+	}
+	w := t.waiter
+	if m.Code.IsResponse() && (w == nil || !bytes.Equal(w.token, m.Token)) {
+		return // RFC 7252, Section 5.3.2: it answers nothing of ours
+	}
+	if f := t.end(nil); f != nil {
+		s.e.crew.do(f)
+	}
+	if m.Code.IsResponse() {
+		w.deliver(m.Clone())
+	}
+}
+
+// rejected reads a Reset.
+func (s *session) rejected(m *coap.Message, from netip.AddrPort) {
+	if m.Code != coap.Empty {
+		return // RFC 7252, Section 4.2: a Reset is empty
+	}
+	if s.unproven && !s.asked.IsZero() && m.ID == s.ping && from == s.addr {
+		s.proven()
+		return
+	}
+	e := s.e
+	if t := s.transmission(m.ID); t != nil {
+		if f := t.end(coap.ErrReset); f != nil {
+			e.crew.do(f)
+		}
+		return
+	}
+	if token, ok := s.nonToken(m.ID); ok {
+		id := s.id
+		e.crew.do(func() { e.cfg.Server.Cancel(id, token) })
+	}
+}
+
+// response is a response in a message of its own.
+func (s *session) response(m *coap.Message, now time.Time) {
+	con := m.Type == coap.Confirmable
+	if r := s.receipt(m.ID, m.Token, now); r != nil {
+		if con && r.reply != nil {
+			s.emit(r.reply)
+		}
+		return
+	}
+	i := -1
+	if s.act != nil {
+		i = slices.IndexFunc(s.act.waiters, func(w *waiter) bool { return bytes.Equal(w.token, m.Token) })
+	}
+	if i < 0 {
+		if con {
+			s.empty(coap.Reset, m.ID) // RFC 7252, Section 4.2
+		}
+		return
+	}
+	w := s.act.waiters[i]
+	if con {
+		r := s.remember(m.ID, m.Token, now)
+		s.e.receipts.answer(r, s.encode(coap.Acknowledgement, m.ID, nil, nil))
+		s.empty(coap.Acknowledgement, m.ID)
+	}
+	// RFC 7252, Section 5.2.2: it acknowledges the request as well.
+	for _, t := range slices.Clone(s.act.sent) {
+		if t.waiter == w {
+			if f := t.end(nil); f != nil {
+				s.e.crew.do(f)
+			}
+		}
+	}
+	w.deliver(m.Clone())
+}

@@ -1,0 +1,59 @@
+package endpoint
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	sessions, halfOpen       prometheus.Gauge
+	handshakes               *prometheus.CounterVec
+	refused, handovers       prometheus.Counter
+	evicted, moves, withheld prometheus.Counter
+	dropped                  *prometheus.CounterVec
+	duplicates               prometheus.Counter
+	retransmissions          prometheus.Counter
+	timeouts, unsent         prometheus.Counter
+}
+
+// newMetrics registers with r; endpoints that share r share the metrics.
+func newMetrics(r prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return register(r, prometheus.NewCounter(prometheus.CounterOpts{Name: "groupgate_endpoint_" + name, Help: help}))
+	}
+	vec := func(name, help, label string) *prometheus.CounterVec {
+		return register(r, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "groupgate_endpoint_" + name, Help: help}, []string{label}))
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return register(r, prometheus.NewGauge(prometheus.GaugeOpts{Name: "groupgate_endpoint_" + name, Help: help}))
+	}
+	return &metrics{
+		sessions:        gauge("sessions", "Peers known now: DTLS associations and addresses on plain UDP."),
+		halfOpen:        gauge("handshakes", "DTLS handshakes under way."),
+		handshakes:      vec("handshakes_total", "DTLS handshakes by result: done, failed, timeout, given-up.", "result"),
+		refused:         counter("handshakes_refused_total", "ClientHellos that began no handshake, because too many were under way."),
+		handovers:       counter("handovers_total", "Sessions taken over at the first application record."),
+		evicted:         counter("evicted_total", "Peers forgotten because there were too many."),
+		moves:           counter("address_changes_total", "Sessions that came from a new address."),
+		withheld:        counter("withheld_total", "Messages held back from an address that has not shown that it receives."),
+		dropped:         vec("dropped_total", "Datagrams, records and messages that were not taken, by reason.", "reason"),
+		duplicates:      counter("duplicates_total", "Requests that came again and were answered as before."),
+		retransmissions: counter("retransmissions_total", "Confirmable messages sent again."),
+		timeouts:        counter("timeouts_total", "Confirmable messages that nobody acknowledged."),
+		unsent:          counter("unsent_total", "Datagrams that the system did not take."),
+	}
+}
+
+func register[C prometheus.Collector](r prometheus.Registerer, c C) C {
+	err := r.Register(c)
+	if have, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
+		if c, ok := have.ExistingCollector.(C); ok {
+			return c
+		}
+	}
+	if err != nil {
+		panic("endpoint: internal error: " + err.Error()) // another metric has the name
+	}
+	return c
+}

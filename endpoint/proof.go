@@ -1,0 +1,64 @@
+package endpoint
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// A peer with a connection ID may send from a new address (RFC 9146, Section
+// 6). The record that does so is authentic and newer than all before it; but
+// somebody on the way may have taken it and sent it on from elsewhere. Until
+// the new address has answered a ping of ours, at most three times as much is
+// sent there as came from it.
+
+// moved notes that an authentic record, newer than all before it, came from
+// another address than the last.
+func (s *session) moved(to netip.AddrPort, size int) {
+	e := s.e
+	if e.byAddr[s.addr] == s {
+		delete(e.byAddr, s.addr)
+	}
+	s.addr = to
+	if e.byAddr[to] == nil {
+		e.byAddr[to] = s
+	}
+	s.unproven, s.budget, s.asked = true, proofFactor*size, time.Time{}
+	e.metrics.moves.Inc()
+}
+
+// afford says whether n bytes may be sent to the peer's address now. If not,
+// the address is asked to show that it receives.
+func (s *session) afford(n int) bool {
+	if !s.unproven {
+		return true
+	}
+	if n <= s.budget {
+		s.budget -= n
+		return true
+	}
+	s.e.metrics.withheld.Inc()
+	if now := time.Now(); now.Sub(s.asked) >= proofEvery {
+		s.asked = now
+		s.ping = s.newID()
+		b, _ := (&coap.Message{Type: coap.Confirmable, ID: s.ping}).MarshalBinary() // cannot fail: it is empty
+		s.transmit(b)
+	}
+	return false
+}
+
+// proven notes that the peer answered the ping from the address that it went
+// to; what was held back goes out.
+func (s *session) proven() {
+	s.unproven = false
+	if s.act == nil {
+		return
+	}
+	for _, r := range s.act.receipts {
+		if r.withheld {
+			r.withheld = false
+			s.emit(r.reply)
+		}
+	}
+}

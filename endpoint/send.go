@@ -1,0 +1,250 @@
+package endpoint
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	mrand "math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/record"
+)
+
+var (
+	_ coap.Link      = (*session)(nil)
+	_ coap.Requester = (*session)(nil)
+)
+
+// transmission is a confirmable message of ours that nobody acknowledged yet.
+type transmission struct {
+	s      *session
+	id     uint16
+	b      []byte
+	tries  int
+	wait   time.Duration
+	over   bool
+	done   func(error) // nil: nobody asks
+	waiter *waiter     // of a request; nil for other messages
+}
+
+// waiter waits for the response to a request of ours.
+type waiter struct {
+	token []byte
+	ch    chan outcome // has room for one
+}
+
+type outcome struct {
+	m   *coap.Message
+	err error
+}
+
+func (w *waiter) deliver(m *coap.Message) { w.put(outcome{m: m}) }
+func (w *waiter) fail(err error)          { w.put(outcome{err: err}) }
+
+func (w *waiter) put(o outcome) {
+	select {
+	case w.ch <- o:
+	default: // there is an outcome already
+	}
+}
+
+// Peer describes the other end. Its exporter was used up by Admit.
+func (s *session) Peer() coap.Peer {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	return coap.Peer{Link: s.id, Addr: s.addr, Via: s.via, Subject: s.subject}
+}
+
+// OwnsBlockwise: bodies are cut and put together by the server core.
+func (s *session) OwnsBlockwise() bool { return false }
+
+// Send transmits m. It may wait until the socket has taken what was sent before.
+func (s *session) Send(m *coap.Message, done func(error)) {
+	s.e.out.throttle()
+	s.e.mu.Lock()
+	after := s.send(m, done)
+	s.e.mu.Unlock()
+	if after != nil {
+		after()
+	}
+}
+
+// send is Send with the lock held; what it returns is to be called without.
+func (s *session) send(m *coap.Message, done func(error)) (after func()) {
+	if s.gone {
+		return func() { done(coap.ErrGone) }
+	}
+	if s.act != nil {
+		for _, x := range s.act.work {
+			if x.observe && bytes.Equal(x.token, m.Token) {
+				x.held = append(x.held, held{m, done})
+				return nil
+			}
+		}
+	}
+	c := *m
+	c.ID = s.newID()
+	b, err := c.MarshalBinary()
+	if err != nil {
+		return func() { done(fmt.Errorf("endpoint: %w", err)) }
+	}
+	if m.Type == coap.Confirmable {
+		s.confirmable(c.ID, b).done = done
+		return nil
+	}
+	if !s.emit(b) {
+		// The address has not shown that it receives. The server core sends it
+		// again at the next sign of life.
+		return func() { done(coap.ErrTimeout) }
+	}
+	s.rememberNON(c.ID, c.Token)
+	return func() { done(nil) }
+}
+
+// Do sends a request to the peer and waits for its response.
+func (s *session) Do(ctx context.Context, m *coap.Message) (*coap.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, maxTransmitWait)
+	defer cancel()
+	c := *m
+	c.Type = coap.Confirmable
+	if len(c.Token) == 0 {
+		c.Token = make([]byte, 8)
+		_, _ = rand.Read(c.Token) // never fails (crypto/rand)
+	}
+	w := &waiter{token: c.Token, ch: make(chan outcome, 1)}
+	e := s.e
+	e.mu.Lock()
+	if s.gone {
+		e.mu.Unlock()
+		return nil, coap.ErrGone
+	}
+	c.ID = s.newID()
+	b, err := c.MarshalBinary()
+	if err != nil {
+		e.mu.Unlock()
+		return nil, fmt.Errorf("endpoint: request: %w", err)
+	}
+	a := s.activity()
+	a.waiters = append(a.waiters, w)
+	t := s.confirmable(c.ID, b)
+	t.waiter = w
+	e.mu.Unlock()
+
+	var o outcome
+	select {
+	case o = <-w.ch:
+	case <-ctx.Done():
+		o.err = ctx.Err()
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !t.over {
+		t.end(nil) // nobody asks for it
+	}
+	if a := s.act; a != nil {
+		if i := slices.Index(a.waiters, w); i >= 0 {
+			a.waiters = slices.Delete(a.waiters, i, i+1)
+		}
+		s.settle()
+	}
+	if o.err != nil {
+		return nil, fmt.Errorf("endpoint: request to the peer: %w", o.err)
+	}
+	return o.m, nil
+}
+
+// confirmable sends a message until it is acknowledged (RFC 7252, Section 4.2).
+func (s *session) confirmable(id uint16, b []byte) *transmission {
+	t := &transmission{s: s, id: id, b: b}
+	t.wait = time.Duration(float64(ackTimeout) * (1 + mrand.Float64()*(ackRandomFactor-1)))
+	a := s.activity()
+	a.sent = append(a.sent, t)
+	s.e.wheel.add(t, t.wait)
+	s.emit(b)
+	return t
+}
+
+// due sends it again, or gives up.
+func (t *transmission) due(e *Endpoint) {
+	if t.over {
+		return
+	}
+	if t.tries == maxRetransmit {
+		e.metrics.timeouts.Inc()
+		if f := t.end(coap.ErrTimeout); f != nil {
+			e.crew.do(f)
+		}
+		return
+	}
+	t.tries++
+	t.wait *= 2
+	e.wheel.add(t, t.wait)
+	e.metrics.retransmissions.Inc()
+	t.s.emit(t.b)
+}
+
+// end is the end of a transmission; what it returns tells who asked, and is to
+// be called without the lock.
+func (t *transmission) end(err error) func() {
+	t.over, t.b = true, nil
+	s := t.s
+	if a := s.act; a != nil {
+		if i := slices.Index(a.sent, t); i >= 0 {
+			a.sent = slices.Delete(a.sent, i, i+1)
+		}
+		s.settle()
+	}
+	if t.waiter != nil && err != nil {
+		t.waiter.fail(err)
+	}
+	done := t.done
+	if done == nil {
+		return nil
+	}
+	t.done = nil
+	return func() { done(err) }
+}
+
+// transmission finds the message of ours with this identifier.
+func (s *session) transmission(id uint16) *transmission {
+	if s.act == nil {
+		return nil
+	}
+	for _, t := range s.act.sent {
+		if t.id == id {
+			return t
+		}
+	}
+	return nil
+}
+
+// newID is an identifier that none of our messages under way has.
+func (s *session) newID() uint16 {
+	for {
+		s.nextID++
+		if s.transmission(s.nextID) == nil {
+			return s.nextID
+		}
+	}
+}
+
+// emit sends one message, unless the peer's address must not get so much yet.
+func (s *session) emit(b []byte) bool {
+	if s.gone || !s.afford(len(b)) {
+		return false
+	}
+	s.transmit(b)
+	return true
+}
+
+// transmit sends one message.
+func (s *session) transmit(b []byte) {
+	if s.via == coap.Plain {
+		s.e.out.push(s.addr, append(s.e.out.buffer(), b...))
+		return
+	}
+	s.seal(record.ApplicationData, b)
+}

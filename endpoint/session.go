@@ -1,0 +1,315 @@
+package endpoint
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"net/netip"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/record"
+)
+
+// session is one peer: what there is of it while it sleeps. All fields but the
+// first three are guarded by Endpoint.mu.
+type session struct {
+	e   *Endpoint
+	id  coap.LinkID
+	via coap.Security
+
+	subject coap.Subject
+	addr    netip.AddrPort
+	heard   time.Time
+	gone    bool
+	kept    bool // see Config.Keep
+
+	// The record layer; unused over plain UDP.
+	suite       record.Suite
+	read, write record.Keys
+	window      record.Window
+	seq         uint64 // the next to be sent
+	cid         uint64 // ours, by which the peer is known wherever it is; 0: none
+	peerCID     string // what it wants to see in our records; "": nothing
+	slot        uint16 // where its expanded keys are, if they are
+
+	// An address that has not shown that it receives; see proof.go.
+	unproven bool
+	ping     uint16 // the message identifier of the question
+	asked    time.Time
+	budget   int // bytes that may be sent there
+
+	nextID  uint16
+	nons    [2]sentNON // the last notifications that were not confirmable
+	lastNON uint8
+
+	pending *Proof    // Admit has not succeeded yet
+	act     *activity // nil while nothing is under way or remembered
+}
+
+// sentNON remembers which observation a message was of: a Reset ends it.
+type sentNON struct {
+	id    uint16
+	size  uint8 // of the token, and one: 0 means none
+	token [8]byte
+}
+
+// activity is what a session has only while something is under way.
+type activity struct {
+	receipts []*receipt // oldest first
+	work     []*exchange
+	sent     []*transmission
+	waiters  []*waiter
+}
+
+// activity makes one when there is none.
+func (s *session) activity() *activity {
+	if s.act == nil {
+		s.act = &activity{}
+	}
+	return s.act
+}
+
+// settle forgets an activity that is empty.
+func (s *session) settle() {
+	if a := s.act; a != nil && len(a.receipts) == 0 && len(a.work) == 0 && len(a.sent) == 0 && len(a.waiters) == 0 {
+		s.act = nil
+	}
+}
+
+// idle says that nobody would miss the session now.
+func (s *session) idle() bool {
+	return s.act == nil || len(s.act.work) == 0 && len(s.act.sent) == 0 && len(s.act.waiters) == 0
+}
+
+// newSession makes a session; register makes it known.
+func (e *Endpoint) newSession(via coap.Security, addr netip.AddrPort) *session {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return &session{
+		e: e, id: coap.LinkID(hex.EncodeToString(b[:8])), via: via, addr: addr, heard: time.Now(),
+		nextID: uint16(b[8])<<8 | uint16(b[9]),
+		slot:   (uint16(b[10])<<8 | uint16(b[11])) % cipherSlots,
+	}
+}
+
+// register makes a session known, in the place of what was at its address.
+func (e *Endpoint) register(s *session) {
+	if old := e.byAddr[s.addr]; old != nil {
+		// RFC 6347, Section 4.2.8: the new association is proven, so the old is
+		// over. A peer with a connection ID may have moved on, and another has
+		// its address; the same peer has begun anew.
+		if old.cid == 0 || old.subject == s.subject {
+			e.end(old, false)
+		}
+	}
+	e.makeRoom()
+	e.sessions[s.id] = s
+	e.byAddr[s.addr] = s
+	if s.cid != 0 {
+		e.byCID[s.cid] = s
+	}
+	e.metrics.sessions.Inc()
+}
+
+// makeRoom closes the session that is missed least when there are too many.
+func (e *Endpoint) makeRoom() {
+	for len(e.sessions) >= e.cfg.MaxSessions {
+		var victim *session
+		n := 0
+		for _, s := range e.sessions {
+			if victim == nil || s.before(victim) {
+				victim = s
+			}
+			// Anybody can invent addresses on plain UDP: a few of them, taken at
+			// random, are looked at, not all.
+			if n++; n == maxLook && e.cfg.Keys == nil {
+				break
+			}
+		}
+		e.metrics.evicted.Inc()
+		e.end(victim, e.cfg.Keys != nil)
+	}
+}
+
+// before says that s has to go before o: a peer without a token before one with
+// it, then one that is idle, then the one that was silent for longer.
+func (s *session) before(o *session) bool {
+	if a, b := s.member(), o.member(); a != b {
+		return b
+	}
+	if a, b := s.idle(), o.idle(); a != b {
+		return a
+	}
+	return s.heard.Before(o.heard)
+}
+
+// member says that the peer holds a token.
+func (s *session) member() bool {
+	return s.kept || s.subject.Kind == coap.SubjectPoP || s.subject.Kind == coap.SubjectKeyHash
+}
+
+// closeLocked ends the session, with a close_notify when tell says so. What it
+// returns is to be called without the lock.
+func (s *session) closeLocked(tell bool) []func() {
+	if s.gone {
+		return nil
+	}
+	e := s.e
+	if tell && s.via != coap.Plain {
+		s.alert(alertWarning, alertCloseNotify)
+	}
+	s.gone = true
+	delete(e.sessions, s.id)
+	if e.byAddr[s.addr] == s {
+		delete(e.byAddr, s.addr)
+	}
+	if s.cid != 0 {
+		delete(e.byCID, s.cid)
+	}
+	if c := &e.ciphers[s.slot]; c.of == s {
+		*c = ciphers{}
+	}
+	e.metrics.sessions.Dec()
+	var after []func()
+	a := s.act
+	s.act = nil
+	if a != nil {
+		for _, t := range a.sent {
+			if f := t.end(coap.ErrGone); f != nil {
+				after = append(after, f)
+			}
+		}
+		for _, w := range a.waiters {
+			w.fail(coap.ErrGone)
+		}
+		for _, x := range a.work {
+			for _, h := range x.held {
+				after = append(after, func() { h.done(coap.ErrGone) })
+			}
+			x.held = nil
+		}
+		for _, r := range a.receipts {
+			e.receipts.forget(r)
+		}
+	}
+	s.read, s.write, s.pending = record.Keys{}, record.Keys{}, nil
+	id := s.id
+	return append(after, func() { e.cfg.Server.Closed(id) })
+}
+
+// opened tells that the peer was let in. It may be gone again by then.
+func (s *session) opened() {
+	e := s.e
+	if e.cfg.Opened == nil {
+		return
+	}
+	e.cfg.Opened(s)
+	e.mu.Lock()
+	gone := s.gone
+	e.mu.Unlock()
+	if gone {
+		e.cfg.Server.Closed(s.id)
+	}
+}
+
+// Close ends the association and tells the peer so.
+func (s *session) Close() {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	s.e.end(s, true)
+}
+
+// ciphers are the expanded keys of a session that is not idle.
+type ciphers struct {
+	of          *session
+	used        time.Time
+	read, write *record.Cipher
+}
+
+// ciphers expands the keys of s, unless they are still there.
+func (s *session) ciphers() *ciphers {
+	c := &s.e.ciphers[s.slot]
+	if c.of != s {
+		*c = ciphers{of: s}
+	}
+	c.used = time.Now()
+	return c
+}
+
+func (s *session) reader() *record.Cipher {
+	c := s.ciphers()
+	if c.read == nil {
+		c.read = mustCipher(s.suite, &s.read)
+	}
+	return c.read
+}
+
+func (s *session) writer() *record.Cipher {
+	c := s.ciphers()
+	if c.write == nil {
+		c.write = mustCipher(s.suite, &s.write)
+	}
+	return c.write
+}
+
+// mustCipher expands keys of a suite that the handshake was held to.
+func mustCipher(suite record.Suite, k *record.Keys) *record.Cipher {
+	c, err := record.NewCipher(suite, k)
+	if err != nil {
+		panic("endpoint: internal error: " + err.Error())
+	}
+	return c
+}
+
+// Alerts that we send (RFC 5246, Section 7.2).
+const (
+	alertWarning          = 1
+	alertFatal            = 2
+	alertCloseNotify      = 0
+	alertIllegalParameter = 47
+	alertInternalError    = 80
+	alertNoRenegotiation  = 100
+)
+
+// alert sends an alert in the session.
+func (s *session) alert(level, description byte) {
+	s.seal(record.Alert, []byte{level, description})
+}
+
+// seal sends one record to the session's address.
+func (s *session) seal(kind uint8, b []byte) {
+	if s.seq > record.MaxSeq {
+		return // RFC 6347, Section 4.1: never again
+	}
+	seq := s.seq
+	s.seq++
+	s.e.out.push(s.addr, s.writer().Seal(s.e.out.buffer(), kind, epoch, seq, s.remoteCID(), b))
+}
+
+func (s *session) remoteCID() []byte {
+	if s.peerCID == "" {
+		return nil
+	}
+	return []byte(s.peerCID)
+}
+
+// token is the token of a NON that was sent with this identifier.
+func (s *session) nonToken(id uint16) ([]byte, bool) {
+	for i := range s.nons {
+		n := &s.nons[i]
+		if n.size > 0 && n.id == id {
+			t := bytes.Clone(n.token[:n.size-1])
+			n.size = 0
+			return t, true
+		}
+	}
+	return nil, false
+}
+
+func (s *session) rememberNON(id uint16, token []byte) {
+	s.lastNON = (s.lastNON + 1) % uint8(len(s.nons))
+	n := &s.nons[s.lastNON]
+	n.id, n.size = id, uint8(len(token))+1
+	copy(n.token[:], token)
+}

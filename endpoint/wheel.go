@@ -1,0 +1,96 @@
+package endpoint
+
+import (
+	"context"
+	"time"
+)
+
+// The one clock of everything that is due: retransmissions, acknowledgements
+// that cannot wait for the handler, sessions to be taken over.
+const (
+	wheelTick    = 50 * time.Millisecond
+	wheelBuckets = 1024 // more than the longest time-out of a retransmission
+)
+
+// timed is something that is due at a time. due is called with Endpoint.mu held.
+type timed interface{ due(e *Endpoint) }
+
+type wheelEntry struct {
+	tick uint64
+	what timed
+}
+
+// wheel holds what is due, in buckets of one tick; guarded by Endpoint.mu.
+// Nothing is removed before its time: what is over by then does nothing.
+type wheel struct {
+	buckets [wheelBuckets][]wheelEntry
+	start   time.Time
+	now     uint64 // the last tick that was worked on
+	n       int
+	wake    chan struct{}
+}
+
+func newWheel() *wheel { return &wheel{start: time.Now(), wake: make(chan struct{}, 1)} }
+
+func (w *wheel) tickAt(t time.Time) uint64 { return uint64(t.Sub(w.start) / wheelTick) }
+
+// add has what told d from now, at most a tick late.
+func (w *wheel) add(what timed, d time.Duration) {
+	now := w.tickAt(time.Now())
+	if w.n == 0 {
+		w.now = now
+	}
+	t := max(now+uint64((d+wheelTick-1)/wheelTick), w.now) + 1
+	b := &w.buckets[t%wheelBuckets]
+	*b = append(*b, wheelEntry{t, what})
+	if w.n++; w.n == 1 {
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// turn tells everything that is due.
+func (w *wheel) turn(e *Endpoint) {
+	for now := w.tickAt(time.Now()); w.now < now && w.n > 0; {
+		w.now++
+		b := &w.buckets[w.now%wheelBuckets]
+		all := *b
+		*b = nil
+		for i, en := range all {
+			if en.tick > w.now {
+				*b = append(*b, en)
+				continue
+			}
+			w.n--
+			all[i].what = nil
+			en.what.due(e)
+		}
+	}
+}
+
+// runWheel works until ctx ends. It sleeps while nothing is due.
+func (e *Endpoint) runWheel(ctx context.Context) {
+	t := time.NewTimer(wheelTick)
+	defer t.Stop()
+	for {
+		e.mu.Lock()
+		e.wheel.turn(e)
+		idle := e.wheel.n == 0
+		e.mu.Unlock()
+		if idle {
+			select {
+			case <-e.wheel.wake:
+			case <-ctx.Done():
+				return
+			}
+		}
+		t.Reset(wheelTick)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

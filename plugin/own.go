@@ -1,0 +1,118 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/seed4911071e/groupgate/ace"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/endpoint"
+)
+
+// The gateway's own endpoint asks for all that a host's servers get by
+// [Gateway.Handler], [Gateway.PSK], [Gateway.Monitor] and [Gateway.Connected].
+var (
+	_ endpoint.Server = front{}
+	_ endpoint.Keys   = front{}
+)
+
+// CoAPS makes an endpoint of the gateway's own for CoAP over DTLS on a socket,
+// which it takes over. Its Run serves.
+func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
+	return endpoint.New(sock, endpoint.Config{
+		Server: front{g}, Keys: front{g}, Opened: front{g}.opened,
+		MaxSessions: g.cfg.Limits.Sessions, MaxHandshakes: g.cfg.Limits.Handshakes,
+		Log: g.log.With("part", "coaps"), Registerer: g.registerer("coaps"),
+	})
+}
+
+// CoAP makes one for plain UDP.
+func (g *Gateway) CoAP(sock endpoint.Socket) *endpoint.Endpoint {
+	return endpoint.New(sock, endpoint.Config{
+		Server: front{g}, Keep: g.carries, Log: g.log.With("part", "coap"), Registerer: g.registerer("coap"),
+	})
+}
+
+// registerer tells the metrics of the two endpoints apart.
+func (g *Gateway) registerer(listener string) prometheus.Registerer {
+	return prometheus.WrapRegistererWith(prometheus.Labels{"listener": listener}, g.registry)
+}
+
+// front is the gateway as its endpoints see it.
+type front struct{ g *Gateway }
+
+// Handle answers one request.
+func (f front) Handle(ctx context.Context, link coap.Link, m *coap.Message) *coap.Message {
+	release, ok := f.g.gate.enter()
+	if !ok {
+		return &coap.Message{Code: coap.ServiceUnavailable, Token: m.Token}
+	}
+	defer release()
+	ctx, cancel := f.g.requestContext(ctx)
+	defer cancel()
+	return f.g.server.Handle(ctx, link, m)
+}
+
+// Cancel ends the observation of a peer that rejected a notification.
+func (f front) Cancel(id coap.LinkID, token []byte) { f.g.server.Cancel(id, token) }
+
+// Closed forgets a link.
+func (f front) Closed(id coap.LinkID) {
+	if l, ok := f.g.own.LoadAndDelete(id); ok {
+		f.g.crowd.leave(l.(*ownLink))
+	}
+	f.g.server.Closed(id)
+}
+
+// PSK finds the key of an identity.
+func (f front) PSK(_ context.Context, identity []byte) ([]byte, error) {
+	key, err := f.g.psk(identity)
+	if errors.Is(err, ace.ErrIdentity) {
+		return nil, fmt.Errorf("%w: %w", endpoint.ErrUnknown, err)
+	}
+	return key, err
+}
+
+// Admit says who finished a handshake, and commits a token that came with it.
+func (f front) Admit(ctx context.Context, p endpoint.Proof) (coap.Subject, error) {
+	g := f.g
+	release, ok := g.gate.enter()
+	if !ok {
+		return coap.Subject{}, errStarting
+	}
+	defer release()
+	ctx, cancel := g.requestContext(ctx)
+	defer cancel()
+	if len(p.Certificates) > 0 {
+		return certificateSubject(p.Certificates[0])
+	}
+	subject, err := g.subject(ctx, p.Identity, p.Exporter)
+	return subject, g.diskFull(ctx, err)
+}
+
+// ownLink is an association of the gateway's own endpoint in the crowd.
+type ownLink struct {
+	peer    endpoint.Peer
+	subject coap.Subject
+}
+
+func (l *ownLink) owner() coap.Subject { return l.subject }
+func (l *ownLink) Peer() coap.Peer     { return l.peer.Peer() }
+func (l *ownLink) end()                { l.peer.Close() }
+
+// opened counts an association.
+func (f front) opened(p endpoint.Peer) {
+	who := p.Peer()
+	if !counted(who.Subject) {
+		return
+	}
+	l := &ownLink{p, who.Subject}
+	f.g.own.Store(who.Link, l)
+	if old := f.g.crowd.enter(l); old != nil {
+		f.g.log.Debug("oldest association of a key closed for a newer", "peer", who.Addr)
+		old.end()
+	}
+}
