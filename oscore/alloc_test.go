@@ -153,6 +153,10 @@ func BenchmarkUnprotect(b *testing.B) {
 // TestGroupAllocations bounds what a message in pairwise mode costs the garbage
 // collector: the message, its bytes, and what remembers it.
 func TestGroupAllocations(t *testing.T) {
+	if raceDetector {
+		t.Log("not counted under the race detector")
+		return
+	}
 	s := newSite(t, bothModes)
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
 	req, resp := get("/a"), content("b")
