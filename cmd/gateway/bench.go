@@ -13,6 +13,20 @@ type benchCmd struct {
 	GM     benchGMCmd     `cmd:"" name:"gm" help:"The Group Manager on a store: joins, FETCH of all credentials, rekeys of large groups."`
 	OSCORE benchOSCORECmd `cmd:"" name:"oscore" help:"Protecting and unprotecting messages with OSCORE; beside the bare cryptography."`
 	Join   benchJoinCmd   `cmd:"" help:"Joins over DTLS, durable, 64 at once; beside the floor of one verification and one signature on one core."`
+
+	Rekey benchRekeyCmd `cmd:"" help:"A rekey until every member of a group has confirmed it, observing and on MQTT; and joins meanwhile."`
+}
+
+type benchRekeyCmd struct {
+	N    int  `default:"1000" help:"Members of each group."`
+	JSON bool `help:"Print JSON."`
+}
+
+// Run measures rekeys in a gateway of its own, in a temporary folder.
+func (c *benchRekeyCmd) Run(e *env) error {
+	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
+		return bench.Rekey(e.ctx, dir, c.N, progress)
+	})
 }
 
 type benchOSCORECmd struct {
