@@ -11,12 +11,15 @@ import (
 const (
 	maxNesting  = 16
 	maxElements = 16384
+	maxLong     = 1 << 18 // elements, see UnmarshalLong
 	maxPairs    = 1024
 )
 
 var (
 	encMode = mustEncMode()
-	decMode = mustDecMode()
+	decMode = mustDecMode(maxElements)
+	// longMode is for files that this program wrote.
+	longMode = mustDecMode(maxLong)
 )
 
 func mustEncMode() cbor.EncMode {
@@ -32,13 +35,13 @@ func mustEncMode() cbor.EncMode {
 	return m
 }
 
-func mustDecMode() cbor.DecMode {
+func mustDecMode(elements int) cbor.DecMode {
 	m, err := cbor.DecOptions{
 		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
 		IndefLength:      cbor.IndefLengthForbidden,
 		IntDec:           cbor.IntDecConvertSignedOrFail,
 		MaxNestedLevels:  maxNesting,
-		MaxArrayElements: maxElements,
+		MaxArrayElements: elements,
 		MaxMapPairs:      maxPairs,
 		UTF8:             cbor.UTF8RejectInvalid,
 	}.DecMode()
@@ -70,6 +73,10 @@ func MustMarshal(v any) []byte {
 // the network use [DecodeMap], [DecodeArray] and the As functions, which check
 // the type as well.
 func Unmarshal(b []byte, v any) error { return decMode.Unmarshal(b, v) }
+
+// UnmarshalLong is [Unmarshal] for arrays of up to 262,144 elements: for files
+// whose origin was verified before, never for input from the network.
+func UnmarshalLong(b []byte, v any) error { return longMode.Unmarshal(b, v) }
 
 // Check reports whether b is exactly one data item within the limits. It does
 // not look for duplicate keys.

@@ -39,6 +39,26 @@ func TestStrict(t *testing.T) {
 	}
 }
 
+// Long arrays are for files only, and bounded there too.
+func TestUnmarshalLong(t *testing.T) {
+	var out []int64
+	for _, tc := range []struct {
+		n           int
+		short, long bool
+	}{{maxElements, true, true}, {maxElements + 1, false, true}, {maxLong, false, true}, {maxLong + 1, false, false}} {
+		b := MustMarshal(make([]int64, tc.n))
+		if err := Unmarshal(b, &out); (err == nil) != tc.short {
+			t.Errorf("%d elements: %v", tc.n, err)
+		}
+		if err := UnmarshalLong(b, &out); (err == nil) != tc.long {
+			t.Errorf("%d elements of a file: %v", tc.n, err)
+		}
+	}
+	if err := UnmarshalLong([]byte{0x9f, 1, 0xff}, &out); err == nil {
+		t.Error("an array of indefinite length")
+	}
+}
+
 func TestItems(t *testing.T) {
 	m, err := DecodeMap(unhex(t, "ab"+
 		"01"+"1bffffffffffffffff"+

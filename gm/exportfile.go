@@ -12,8 +12,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -100,25 +98,13 @@ type exportedMember struct {
 	LapsedNum   uint64
 }
 
-// exportModes decode what the shared modes of cose do not: long arrays.
-var exportModes = func() cbor.DecMode {
-	m, err := cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden,
-		MaxNestedLevels: 4, MaxArrayElements: maxExported, MaxMapPairs: 16, UTF8: cbor.UTF8RejectInvalid,
-	}.DecMode()
-	if err != nil {
-		panic("gm: internal error: " + err.Error())
-	}
-	return m
-}()
-
 func (e *exported) encode() []byte { return cose.MustMarshal(e) }
 
 // decodeExported reads exactly what encode writes, and checks all of it: what it
 // returns can be served.
 func decodeExported(b []byte) (*exported, *groupcomm.GroupConfig, error) {
 	e := &exported{}
-	if err := exportModes.Unmarshal(b, e); err != nil {
+	if err := cose.UnmarshalLong(b, e); err != nil {
 		return nil, nil, errNoExport
 	}
 	if !bytes.Equal(e.encode(), b) {
