@@ -77,7 +77,7 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	}
 	dialect, _ := groupcomm.InterfaceByName(c.Interface)
 	if dialect != groupcomm.Current && (c.MQTT || c.Sleep != 0) {
-		return errors.New("--mqtt and --sleep are for --interface current")
+		return errors.New("--mqtt and --sleep are for --interface current: the older drafts have no parameter that asks for MQTT, and their nodes observe the group or ask for news every --poll")
 	}
 	if dialect != groupcomm.Current && c.OSCORE {
 		return errors.New("--oscore is for --interface current")
