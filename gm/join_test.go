@@ -146,6 +146,7 @@ func TestJoinLayout(t *testing.T) {
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 6.2, row by row. A refused
 // join changes nothing.
 func TestJoinDecisions(t *testing.T) {
+	t.Parallel()
 	type env struct {
 		*fixture
 		newcomer *gmtest.Joiner // token for requester, responder, monitor
@@ -291,6 +292,7 @@ func TestJoinDecisions(t *testing.T) {
 	} {
 		// A refusal is the same whether or not membership was guessed before it.
 		decide := func(t *testing.T, forget bool) {
+			t.Parallel()
 			f := newFixture(t, groupConfig("g1"))
 			e := &env{fixture: f}
 			e.newcomer = f.joiner("newcomer", "g1", both|groupcomm.Monitor)

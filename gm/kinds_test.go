@@ -117,6 +117,7 @@ func kindName(c groupcomm.GroupConfig) string {
 // the parameters, make keys, join, know each other, replace a key, join
 // again, ask for credentials, follow a rekey and leave.
 func TestKinds(t *testing.T) {
+	t.Parallel()
 	list := kinds()
 	f := newFixture(t, list...)
 	for _, c := range list {

@@ -18,6 +18,7 @@ import (
 // 4.01, where a member that is a monitor has no Sender ID to renew 4.00, and 4.05
 // where nobody may.
 func TestLegacyPermittedMethods(t *testing.T) {
+	t.Parallel()
 	type row struct {
 		path    []string
 		allowed [4]string // member, monitor, verifier, other
@@ -40,6 +41,7 @@ func TestLegacyPermittedMethods(t *testing.T) {
 		},
 	} {
 		t.Run(d.String(), func(t *testing.T) {
+			t.Parallel()
 			letters := map[coap.Code]string{coap.GET: "G", coap.POST: "P", coap.FETCH: "F", coap.DELETE: "D", coap.PUT: "U"}
 			for _, r := range rows {
 				for _, method := range []coap.Code{coap.GET, coap.POST, coap.PUT, coap.DELETE, coap.FETCH, coap.PATCH, coap.IPATCH} {

@@ -72,6 +72,7 @@ func TestDraft03Join(t *testing.T) {
 // A Joining Request that fails is answered with what the next one needs; one that
 // is not authorized with 4.01.
 func TestDraft03JoinRefused(t *testing.T) {
+	t.Parallel()
 	es, err := cose.GenerateKey(cose.AlgES256)
 	if err != nil {
 		t.Fatal(err)

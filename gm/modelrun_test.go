@@ -20,8 +20,10 @@ import (
 // sequence and compares all that can be seen. The seed is in the name of the
 // subtest.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(modelSeeds) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) { runModel(t, seed, modelSteps) })
 		})
 	}

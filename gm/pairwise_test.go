@@ -161,6 +161,7 @@ func TestPairwiseDecisions(t *testing.T) {
 // A membership with MACs: join, the Group Manager's proof on request, another
 // join by each way, and all of it after a restart.
 func TestPairwiseMembership(t *testing.T) {
+	t.Parallel()
 	for _, crv := range []int64{cose.CrvX25519, cose.CrvP256, cose.CrvP384, cose.CrvP521} {
 		t.Run(groupcomm.CurveName(crv), func(t *testing.T) {
 			f := newFixture(t, pairwiseConfig(crv))

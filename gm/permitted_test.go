@@ -172,6 +172,7 @@ func (f *fixture) matrixRequest(j, somebody *gmtest.Joiner, c clientType, res re
 // type of client, and holds code, Content-Format and error identifier against
 // the table.
 func TestMatrix(t *testing.T) {
+	t.Parallel()
 	cfg := groupConfig("g1")
 	f := newFixture(t, cfg)
 	f.rekey("g1")
@@ -229,6 +230,7 @@ func TestMatrix(t *testing.T) {
 // 5.03 error 9, whoever asks, and everything else is as in an active group
 // (draft-ietf-ace-key-groupcomm-oscore-21, Sections 6.2, 9.2 and 9.4).
 func TestMatrixInactive(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, groupConfig("g1"))
 	f.rekey("g1")
 	somebody := f.member("somebody", "g1")

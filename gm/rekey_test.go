@@ -153,6 +153,7 @@ func TestJoinAfterLeave(t *testing.T) {
 
 // Gids are not used again; when they are used up, the group stops.
 func TestGidExhausted(t *testing.T) {
+	t.Parallel()
 	c := groupConfig("g1")
 	c.GidEpochBytes = 1
 	f := newFixture(t, c)

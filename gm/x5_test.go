@@ -92,6 +92,7 @@ func x5Fixture(a *authority, c groupcomm.GroupConfig, usage x509.KeyUsage) *fixt
 
 // TestX5Chain: certificates as credentials, in groups of both kinds of proof.
 func TestX5Chain(t *testing.T) {
+	t.Parallel()
 	const sign, agree = x509.KeyUsageDigitalSignature, x509.KeyUsageKeyAgreement
 	soon, past := time.Now().Add(time.Hour), time.Now().Add(-time.Minute)
 	for name, tc := range map[string]struct {
@@ -165,6 +166,7 @@ func TestX5Chain(t *testing.T) {
 }
 
 func TestX5Refused(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	key, chain := a.issue(0, time.Now().Add(time.Hour))
 	other, _ := a.issue(0, time.Now().Add(time.Hour))

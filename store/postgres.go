@@ -48,10 +48,11 @@ type postgresDB struct {
 
 	gateway string // our name among those that share the database
 
-	pool *sql.DB
-	name string // of the schema
-	lock int64  // key of the write lock
-	ch   string // channel of the wakeups
+	pool  *sql.DB
+	spare atomic.Pointer[conn] // a reader that nobody has yet
+	name  string               // of the schema
+	lock  int64                // key of the write lock
+	ch    string               // channel of the wakeups
 
 	writerPID atomic.Uint32 // whose notifications are our own
 	stop      context.CancelFunc
@@ -119,7 +120,7 @@ func (d *postgresDB) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.close()
+	defer d.spare.Store(c) // the first reader
 	var version int
 	var schema, encoding sql.NullString
 	if err := c.c.QueryRowContext(background, `SELECT current_setting('server_version_num')::int, current_schema(),
@@ -160,6 +161,11 @@ func (d *postgresDB) created() error {
 func (d *postgresDB) connect(ctx context.Context, write bool) (*conn, error) {
 	// As with SQLite: a context that ends in the middle would cost the connection.
 	ctx = context.WithoutCancel(ctx)
+	if !write {
+		if c := d.spare.Swap(nil); c != nil {
+			return c, nil
+		}
+	}
 	sc, err := d.pool.Conn(ctx)
 	if err != nil {
 		// The error names host, user and database, and never the password.
@@ -236,7 +242,11 @@ func (d *postgresDB) close() error {
 	if d.pool == nil {
 		return nil
 	}
-	return d.pool.Close()
+	var err error
+	if c := d.spare.Swap(nil); c != nil {
+		err = c.close()
+	}
+	return errors.Join(err, d.pool.Close())
 }
 
 // begin: a writer takes the schema's lock before its first snapshot. At READ

@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -25,7 +26,28 @@ func Key() []byte { return bytes.Repeat([]byte{0x5e}, store.KeySize) }
 // Open opens a new store for t.TempDir and closes it when the test ends.
 func Open(t testing.TB, migrations ...store.Migrations) *store.Store {
 	t.Helper()
-	return OpenDir(t, t.TempDir(), migrations...)
+	return OpenDir(t, newDir(t, migrations), migrations...)
+}
+
+// newDir makes a directory whose database, where that is on a server, is one
+// that an earlier test is done with.
+func newDir(t testing.TB, migrations []store.Migrations) string {
+	t.Helper()
+	dir := t.TempDir()
+	tables := ""
+	for _, m := range migrations {
+		tables += fmt.Sprintf("%s %d ", m.Room, len(m.Steps))
+	}
+	giveBack, err := pgtest.Lend(dir, tables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := giveBack(); err != nil {
+			t.Errorf("give a schema back: %v", err)
+		}
+	})
+	return dir
 }
 
 // OpenDir opens the store of a directory and closes it when the test ends.
@@ -67,7 +89,7 @@ func DSN(dir string) (string, error) {
 // was acknowledged before the call is in it.
 func Crash(t testing.TB, s *store.Store, migrations ...store.Migrations) *store.Store {
 	t.Helper()
-	dir := t.TempDir()
+	dir := newDir(t, migrations)
 	dsn, err := pgtest.DSN(dir)
 	switch {
 	case err != nil:

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,12 +19,17 @@ import (
 // the server should be one to throw away.
 const Env = "GROUPGATE_TEST_POSTGRES"
 
-// schema is the name of a folder's schema.
+// schema is the name of a folder's schema: the one that it was lent, or one for
+// good that every process finds.
 func schema(dir string) string {
-	if abs, err := filepath.Abs(dir); err == nil {
-		dir = abs
+	if name := lentTo(dir); name != "" {
+		return name
 	}
-	return fmt.Sprintf("t_%x", sha256.Sum256([]byte(dir)))[:24]
+	return ownSchema(dir)
+}
+
+func ownSchema(dir string) string {
+	return fmt.Sprintf("t_%x", sha256.Sum256([]byte(absolute(dir))))[:24]
 }
 
 // create makes a schema, with the one function of SQLite that tests look at
@@ -44,9 +48,12 @@ func DSN(dir string) (string, error) {
 	if base == "" {
 		return "", nil
 	}
-	name := schema(dir)
-	if err := exec(fmt.Sprintf(create, name)); err != nil {
-		return "", err
+	name := lentTo(dir)
+	if name == "" {
+		name = ownSchema(dir)
+		if err := exec(fmt.Sprintf(create, name)); err != nil {
+			return "", err
+		}
 	}
 	u, err := url.Parse(base)
 	if err != nil {
@@ -78,7 +85,8 @@ func Copy(from, to string) error {
 			return err
 		}
 		for _, t := range tables {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE %[2]s.%[3]s (LIKE %[1]s.%[3]s INCLUDING ALL);
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE IF NOT EXISTS %[2]s.%[3]s (LIKE %[1]s.%[3]s INCLUDING ALL);
+				DELETE FROM %[2]s.%[3]s;
 				INSERT INTO %[2]s.%[3]s OVERRIDING SYSTEM VALUE SELECT * FROM %[1]s.%[3]s`, a, b, t)); err != nil {
 				return err
 			}
@@ -89,6 +97,8 @@ func Copy(from, to string) error {
 	})
 }
 
+// exec runs a statement on a connection of its own: one that is kept would
+// outlive the synctest bubble that it was opened in.
 func exec(sql string) error {
 	ctx := context.Background()
 	p, err := connect(ctx)
