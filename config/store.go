@@ -88,3 +88,17 @@ func (c *Config) validatePostgres(f *faults) {
 		}
 	}
 }
+
+// WithStore is the configuration with another store, checked like the key store.
+// A password in a URL does not come to be printed.
+func (c *Config) WithStore(store string) (*Config, error) {
+	out := *c
+	out.Store, out.StorePassword = store, Secret{}
+	out.hideStorePassword()
+	f := newFaults("", nil)
+	out.validateStore(f)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}

@@ -622,3 +622,129 @@ func TestPairLease(t *testing.T) {
 		}
 	}
 }
+
+// The whole state of a gateway on SQLite goes to PostgreSQL: its members go on
+// there, and a second gateway with them; then back again.
+func TestPairAfterMove(t *testing.T) {
+	p := newPair(t, shared(t, &rdtest.Directory{}))
+	ctx := t.Context()
+	onSQLite := func(c *config.Config) { c.Store = "sqlite:groupgate.db" }
+	one, stop := p.start(0, onSQLite)
+	door, _ := serveGateway(t, "127.0.0.1:0", one)
+	meter, lamp := enroll(t, one, "meter", "g1"), enroll(t, one, "lamp", "g1")
+	access, member, _ := meter.join(t, door, door, "g1")
+	revoked, _, _ := lamp.join(t, door, door, "g1")
+	if err := accessOf(one).Revoke(ctx, cwt.Hash(revoked.Token)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := managerOf(one).Rekey(ctx, "g1", "test"); err != nil {
+		t.Fatal(err)
+	}
+	if err := managerOf(one).CreateGroup(ctx, groupcomm.DefaultGroupConfig("gone")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(managerOf(one).SetActive(ctx, "gone", false), managerOf(one).DeleteGroup(ctx, "gone")); err != nil {
+		t.Fatal(err)
+	}
+	state := func(g *Gateway) string {
+		t.Helper()
+		groups, err := managerOf(g).Groups(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		members, err := managerOf(g).Members(ctx, "g1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, message, err := managerOf(g).RekeyMessage(ctx, "g1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%+v %+v %x", groups, members, message)
+	}
+	eventually(t, "the revoked node is out", func() bool {
+		groups, err := managerOf(one).Groups(ctx)
+		return err == nil && groups[0].Members == 1 && !groups[0].Due
+	})
+	before, was := state(one), managerOf(one)
+	_, body, _ := was.RekeyMessage(ctx, "g1")
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	move := func(from func(*config.Config), to string) (*store.Moved, error) {
+		c := p.make()
+		c.DataDir, c.Store = p.dirs[0], p.dsn
+		if from != nil {
+			from(c)
+		}
+		return MoveStore(ctx, c, to, nil)
+	}
+	if m, err := move(onSQLite, p.dsn); err != nil || m.Rows == 0 {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if _, _, err := p.try(0, onSQLite); !errors.Is(err, store.ErrMoved) {
+		t.Errorf("the database of before: %v", err)
+	}
+	one, stopOne := p.start(0, nil)
+	p.share()
+	two, stopTwo := p.start(1, nil)
+	for _, g := range []*Gateway{one, two} {
+		if after := state(g); after != before {
+			t.Errorf("got\n%s\nwant\n%s", after, before)
+		}
+		if got := postTo(t, g, revoked.Token); got != coap.Unauthorized {
+			t.Errorf("a token that was revoked before the move: %v", got)
+		}
+	}
+	door, _ = serveGateway(t, "127.0.0.1:0", two)
+	// The member comes with its key id, and is who it was.
+	tr, err := node.DialDTLS(ctx, door, access.Identity(), access.Key.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	news := observe(t, tr, "ace-group", "g1")
+	old, _ := member.State()
+	first, err := groupcomm.DecodeKeyDistribution(news()[0].Payload)
+	if err != nil || first.Num <= old.Version {
+		t.Fatalf("%v %+v", err, first)
+	}
+	num, err := managerOf(one).Rekey(ctx, "g1", "test")
+	if err != nil || num != first.Num+1 {
+		t.Errorf("version %d after %d, %v", num, first.Num, err)
+	}
+	eventually(t, "the rekey", func() bool { return len(news()) == 2 })
+	if string(news()[1].Payload) == string(body) {
+		t.Error("the keys of before come again")
+	}
+	if _, err := node.RequestToken(ctx, lamp.dial(t, door), ask("g1")); err != nil {
+		t.Errorf("an enrolled node: %v", err)
+	}
+	if err := managerOf(two).CreateGroup(ctx, groupcomm.DefaultGroupConfig("next")); err != nil {
+		t.Fatal(err)
+	}
+
+	// Back: not while a gateway runs on it, and to no file that is in use.
+	if _, err := move(nil, "sqlite:back.db"); !errors.Is(err, store.ErrLocked) {
+		t.Errorf("beside running gateways: %v", err)
+	}
+	last := state(two)
+	if err := errors.Join(stopOne(), stopTwo()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := move(nil, "sqlite:groupgate.db"); !errors.Is(err, store.ErrMoved) && !errors.Is(err, store.ErrNotEmpty) {
+		t.Errorf("onto the database of before: %v", err)
+	}
+	if _, err := move(nil, "sqlite:back.db"); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 {
+		if _, _, err := p.try(n, nil); !errors.Is(err, store.ErrMoved) {
+			t.Errorf("gateway %d: %v", n, err)
+		}
+	}
+	back, _ := p.start(0, func(c *config.Config) { c.Store = "sqlite:back.db" })
+	if after := state(back); after != last {
+		t.Errorf("got\n%s\nwant\n%s", after, last)
+	}
+}

@@ -35,7 +35,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	st, err := store.Open(ctx, store.Options{
 		Dir: g.cfg.DataDir, DSN: string(g.cfg.StoreDSN().Bytes()), SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
 		AcceptRollback: g.acceptRollback,
-		Migrations:     []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations(), audit.Migrations()},
+		Migrations:     migrations(),
 		Log:            g.log.With("part", "store"), Registerer: g.registry,
 	})
 	if err != nil {

@@ -32,6 +32,14 @@ type dialect interface {
 	// classify says what an error of the driver means.
 	classify(err error) class
 
+	// place names the database without secrets, alike at every call.
+	place() string
+	// tables is the query for the names of all tables. keepIDs goes into an INSERT
+	// that gives store_events its identifiers; restart has the next one be next.
+	tables() string
+	keepIDs() string
+	restart(next int64) []string
+
 	// shared says whether other processes may write too; lead is [Store.Lead]
 	// among them.
 	shared() bool

@@ -17,6 +17,10 @@ var (
 	ErrNewerSchema = errors.New("store: database is newer than this program")
 	// ErrRolledBack: the database is older than its high-water mark.
 	ErrRolledBack = errors.New("store: the database is older than it was")
+	// ErrMoved: another database goes on in place of this one.
+	ErrMoved = errors.New("store: the database was moved")
+	// ErrNotEmpty: a database that something was to be moved to is in use.
+	ErrNotEmpty = errors.New("store: the target is not empty")
 	// ErrFull: the disk takes no write: it is full, read-only or failing.
 	// Nothing of the transaction was applied; the store goes on working once the
 	// disk does.

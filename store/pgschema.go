@@ -1,6 +1,9 @@
 package store
 
 import (
+	"fmt"
+	"net"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -83,4 +86,31 @@ func (d *postgresDB) rebind(query string) string {
 		b.WriteByte(query[i])
 	}
 	return b.String()
+}
+
+// place: host, port, database and schema; not the role, which may be another.
+func (d *postgresDB) place() string {
+	u := url.URL{Scheme: "postgres", Path: "/" + d.cfg.Database}
+	q := url.Values{}
+	if strings.HasPrefix(d.cfg.Host, "/") {
+		q.Set("host", d.cfg.Host)
+		q.Set("port", strconv.Itoa(int(d.cfg.Port)))
+	} else {
+		u.Host = net.JoinHostPort(d.cfg.Host, strconv.Itoa(int(d.cfg.Port)))
+	}
+	if path := d.cfg.RuntimeParams["search_path"]; path != "" {
+		q.Set("search_path", path)
+	}
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+func (d *postgresDB) tables() string {
+	return "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema() ORDER BY tablename"
+}
+
+func (d *postgresDB) keepIDs() string { return " OVERRIDING SYSTEM VALUE" }
+
+func (d *postgresDB) restart(next int64) []string {
+	return []string{fmt.Sprintf("ALTER TABLE store_events ALTER COLUMN id RESTART WITH %d", next)}
 }

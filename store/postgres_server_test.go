@@ -538,3 +538,30 @@ func TestPostgresGoesBack(t *testing.T) {
 	closed(t, a)
 	closed(t, b)
 }
+
+// Everything goes to PostgreSQL, and back.
+func TestPostgresMove(t *testing.T) {
+	var o Options
+	shared(t, newDir(t))(&o)
+	testMove(t, o.DSN)
+
+	dir := newDir(t)
+	shared(t, newDir(t))(&o)
+	there := func(o2 *Options) { o2.DSN, o2.Alone, o2.Migrations = o.DSN, true, []Migrations{odds} }
+	s := openTest(t, dir, there)
+	fill(t, s)
+	want := content(t, s)
+	closed(t, s)
+	m, err := Move(t.Context(), Options{Dir: dir, SealKey: testKey(), DSN: o.DSN, Migrations: []Migrations{odds}}, "sqlite:back.db")
+	if err != nil || m.Before {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if _, err := open(t, dir, there); !errors.Is(err, ErrMoved) {
+		t.Errorf("the source opens: %v", err)
+	}
+	s = openTest(t, dir, there, func(o *Options) { o.DSN = "sqlite:back.db" })
+	if got := content(t, s); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	closed(t, s)
+}

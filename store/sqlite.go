@@ -196,6 +196,21 @@ func (d *sqliteDB) lead(ctx context.Context, _ string, run func(context.Context)
 	return run(ctx)
 }
 
+func (d *sqliteDB) place() string { return "sqlite:" + d.path }
+
+func (d *sqliteDB) tables() string {
+	return "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
+}
+
+func (d *sqliteDB) keepIDs() string { return "" }
+
+func (d *sqliteDB) restart(next int64) []string {
+	return []string{
+		"DELETE FROM sqlite_sequence WHERE name = 'store_events'",
+		fmt.Sprintf("INSERT INTO sqlite_sequence (name, seq) VALUES ('store_events', %d)", next-1),
+	}
+}
+
 func (d *sqliteDB) ddl(script string) string { return script }
 
 func (d *sqliteDB) rebind(query string) string { return query }

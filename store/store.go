@@ -50,6 +50,7 @@ type Options struct {
 	// AcceptRollback opens a database that is older than its high-water mark:
 	// see [Store.RolledBack].
 	AcceptRollback bool
+	moving         bool // open it although it was moved
 	// Migrations bring the rooms' schemas up to date.
 	Migrations []Migrations
 	// Program names the program and its version; it is recorded with every
@@ -171,6 +172,11 @@ func (s *Store) setup(ctx context.Context, o Options) error {
 	}
 	if err := s.Update(ctx, s.seal.check); err != nil {
 		return err
+	}
+	if !o.moving {
+		if err := s.stay(ctx); err != nil {
+			return err
+		}
 	}
 	for _, r := range o.Migrations {
 		if err := m.apply(r.Room); err != nil {

@@ -20,6 +20,7 @@ import (
 type cli struct {
 	Run     runCmd     `cmd:"" help:"Run the gateway."`
 	Check   checkCmd   `cmd:"" help:"Check a configuration file and the key files that it names."`
+	Migrate migrateCmd `cmd:"" help:"Move the whole state of a gateway that does not run to another store."`
 	Group   groupCmd   `cmd:"" help:"Look at groups of the running gateway, and change them."`
 	Why     whyCmd     `cmd:"" help:"Explain why a node can or cannot read its groups now, and what to do."`
 	Token   tokenCmd   `cmd:"" help:"Issue access tokens by hand."`

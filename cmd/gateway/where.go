@@ -119,6 +119,10 @@ func hintFor(err error) string {
 	case errors.Is(err, store.ErrRolledBack):
 		return "put the newest copy back; or start with --accept-rollback, which rekeys every group; " +
 			"to begin anew on purpose, remove groupgate.mark too"
+	case errors.Is(err, store.ErrMoved):
+		return "name the database that goes on by `store`"
+	case errors.Is(err, store.ErrNotEmpty):
+		return "name a database, or a schema by ?search_path=, that nothing was ever in"
 	case errors.Is(err, store.ErrFull):
 		return "free space on the disk of the data folder"
 	case errors.Is(err, store.ErrAway):
