@@ -2,8 +2,10 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -82,20 +84,57 @@ func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit 
 		if err := noteRekey(tx, plan.Group, plan.Num, at); err != nil {
 			return err
 		}
-		return storeMessages(tx, plan.Num, out)
+		return storeMessages(tx, plan.Group, plan.Num, out)
 	}, nil
 }
 
+// messagesAtOnce is how many messages one statement stores: a server across a
+// network is asked thousands of times else, and all others wait meanwhile.
+const messagesAtOnce = 64
+
 // storeMessages keeps the newest message per key. A registration that ended
 // meanwhile gets none, and a message that is there already stays as it is.
-func storeMessages(tx *store.Tx, num uint64, out []rendered) error {
-	for _, m := range out {
-		if _, err := tx.Exec(`INSERT INTO bridge_message (kid, num, body)
-			SELECT kid, ?, ? FROM bridge_registration WHERE kid = ?
-			ON CONFLICT (kid) DO UPDATE SET num = excluded.num, body = excluded.body
-			WHERE excluded.num > bridge_message.num`, int64(num), m.body, m.kid); err != nil {
-			return fmt.Errorf("bridge: store message: %w", err)
+func storeMessages(tx *store.Tx, group string, num uint64, out []rendered) error {
+	alive := make(map[string]bool, len(out))
+	rows, err := tx.Query(`SELECT kid FROM bridge_registration WHERE grp = ?`, group)
+	if err != nil {
+		return fmt.Errorf("bridge: store messages: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var kid []byte
+		if err := rows.Scan(&kid); err != nil {
+			return fmt.Errorf("bridge: store messages: %w", err)
 		}
+		alive[string(kid)] = true
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return fmt.Errorf("bridge: store messages: %w", err)
+	}
+	var values []any
+	put := func() error {
+		_, err := tx.Exec(`INSERT INTO bridge_message (kid, num, body) VALUES (?, ?, ?)`+
+			strings.Repeat(`, (?, ?, ?)`, len(values)/3-1)+`
+			ON CONFLICT (kid) DO UPDATE SET num = excluded.num, body = excluded.body
+			WHERE excluded.num > bridge_message.num`, values...)
+		values = values[:0]
+		if err != nil {
+			return fmt.Errorf("bridge: store messages: %w", err)
+		}
+		return nil
+	}
+	for _, m := range out {
+		if !alive[string(m.kid)] {
+			continue
+		}
+		if values = append(values, m.kid, int64(num), m.body); len(values) == 3*messagesAtOnce {
+			if err := put(); err != nil {
+				return err
+			}
+		}
+	}
+	if len(values) > 0 {
+		return put()
 	}
 	return nil
 }
