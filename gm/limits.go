@@ -34,9 +34,9 @@ const (
 	renewalWindow  = 10 * time.Second // a rekey for expiries due within it answers a key renewal
 	nodeNameBytes  = 8                // random; 16 hex digits in the path
 
-	maxPlantTries = 8 // other gateways create a group that often before one gives up
-	maxJoinTries  = 8 // a join meets a rekey that often before it gives up with 5.03
-	freeRekeys    = 3 // attempts of a rekey that let joins overtake it
+	maxPlantTries = 64 // other gateways create a group that often before one gives up
+	maxJoinTries  = 8  // a join meets a rekey that often before it gives up with 5.03
+	freeRekeys    = 3  // attempts of a rekey that let joins overtake it
 	maxRekeyTries = 6
 
 	renewalBurst = 8    // Sender IDs a member may use up at once
