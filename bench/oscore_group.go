@@ -21,6 +21,7 @@ type groupBench struct {
 	client, server   *oscore.Group
 	key              *cose.Key // of the client
 	clientCred, cred []byte    // of the client, of the Group Manager
+	in, out          oscore.Buffer
 }
 
 func newGroupBench() (*groupBench, error) {
@@ -66,7 +67,7 @@ func (b *groupBench) unprotect(p *coap.Message) func() error {
 		if w := b.server.Window([]byte("c")); w != nil {
 			w.Reset()
 		}
-		_, _, err := b.server.UnprotectRequest(p)
+		_, _, err := b.server.UnprotectRequest(&b.in, p)
 		return err
 	}
 }
@@ -82,7 +83,7 @@ func oscoreGroup(ctx context.Context, payload int) (*oscoreCase, error) {
 		return nil, err
 	}
 	m := oscoreMessage(payload)
-	p, _, err := b.client.ProtectRequest(ctx, m)
+	p, _, err := b.client.ProtectRequest(ctx, nil, m)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +95,7 @@ func oscoreGroup(ctx context.Context, payload int) (*oscoreCase, error) {
 		return nil, err
 	}
 	return &oscoreCase{
-		protect:        func() error { _, _, err := b.client.ProtectRequest(ctx, m); return err },
+		protect:        func() error { _, _, err := b.client.ProtectRequest(ctx, &b.out, m); return err },
 		unprotect:      b.unprotect(p),
 		floorProtect:   func() error { _, err := sign(signed); return err },
 		floorUnprotect: func() error { return verify(signed, sig) },
@@ -107,8 +108,8 @@ func oscorePairwise(ctx context.Context, payload int) (*oscoreCase, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := oscoreMessage(payload)
-	p, _, err := b.client.ProtectRequestTo(ctx, []byte("s"), m)
+	m, server := oscoreMessage(payload), []byte("s")
+	p, _, err := b.client.ProtectRequestTo(ctx, nil, server, m)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +122,7 @@ func oscorePairwise(ctx context.Context, payload int) (*oscoreCase, error) {
 	sealed := aead.Seal(nil, nonce, plain, aad)
 	out, opened := make([]byte, 0, len(sealed)), make([]byte, 0, len(plain))
 	return &oscoreCase{
-		protect:        func() error { _, _, err := b.client.ProtectRequestTo(ctx, []byte("s"), m); return err },
+		protect:        func() error { _, _, err := b.client.ProtectRequestTo(ctx, &b.out, server, m); return err },
 		unprotect:      b.unprotect(p),
 		floorProtect:   func() error { out = aead.Seal(out[:0], nonce, plain, aad); return nil },
 		floorUnprotect: func() (err error) { opened, err = aead.Open(opened[:0], nonce, sealed, aad); return err },

@@ -245,7 +245,7 @@ func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast boo
 	if err != nil {
 		ev.Err = err
 		if errors.Is(err, oscore.ErrNotFresh) {
-			resp, err := x.Challenge(ctx)
+			resp, err := x.Challenge(ctx, nil)
 			if err != nil {
 				ev.Err = err
 				return nil
@@ -269,7 +269,7 @@ func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast boo
 	if s.cfg.Mode != nil {
 		mode = *s.cfg.Mode
 	}
-	resp, err := x.ProtectIn(ctx, mode, plain)
+	resp, err := x.ProtectIn(ctx, nil, mode, plain)
 	if err != nil {
 		ev.Err = err
 		return nil

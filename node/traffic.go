@@ -156,9 +156,9 @@ func Material(s State) oscore.GroupMaterial {
 func (t *Traffic) Request(ctx context.Context, to *groupcomm.SenderID, req *coap.Message) (*coap.Message, *oscore.GroupExchange, error) {
 	protect := func() (*coap.Message, *oscore.GroupExchange, error) {
 		if to == nil {
-			return t.g.ProtectRequest(ctx, req)
+			return t.g.ProtectRequest(ctx, nil, req)
 		}
-		return t.g.ProtectRequestTo(ctx, *to, req)
+		return t.g.ProtectRequestTo(ctx, nil, *to, req)
 	}
 	m, x, err := protect()
 	switch {
@@ -178,18 +178,18 @@ func (t *Traffic) Request(ctx context.Context, to *groupcomm.SenderID, req *coap
 
 // ReadRequest reads a protected request of another member.
 func (t *Traffic) ReadRequest(ctx context.Context, req *coap.Message) (*coap.Message, *oscore.GroupRequest, error) {
-	m, x, err := t.g.UnprotectRequest(req)
+	m, x, err := t.g.UnprotectRequest(nil, req)
 	if err != nil && x == nil && t.learn(ctx, err) {
-		return t.g.UnprotectRequest(req)
+		return t.g.UnprotectRequest(nil, req)
 	}
 	return m, x, err
 }
 
 // ReadResponse reads a protected response.
 func (t *Traffic) ReadResponse(ctx context.Context, x *oscore.GroupExchange, resp *coap.Message) (*coap.Message, *oscore.GroupResponder, error) {
-	m, who, err := x.Unprotect(resp)
+	m, who, err := x.Unprotect(nil, resp)
 	if err != nil && t.learn(ctx, err) {
-		return x.Unprotect(resp)
+		return x.Unprotect(nil, resp)
 	}
 	return m, who, err
 }

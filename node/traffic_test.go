@@ -304,7 +304,7 @@ func TestTrafficUnicast(t *testing.T) {
 	if err != nil || r.Type != coap.Acknowledgement || r.ID != 77 {
 		t.Fatalf("answer %+v: %v", r, err)
 	}
-	if _, _, err := x.Unprotect(r); err != nil {
+	if _, _, err := x.Unprotect(nil, r); err != nil {
 		t.Error(err)
 	}
 }

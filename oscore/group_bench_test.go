@@ -14,18 +14,20 @@ func BenchmarkGroup(b *testing.B) {
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
 	m := get("/temperature")
 	m.Code, m.Payload = coap.POST, make([]byte, 64)
+	var b1, b2 Buffer
 	for _, mode := range []Mode{GroupMode, PairwiseMode} {
-		protect := func() (*coap.Message, *GroupExchange, error) { return client.ProtectRequest(b.Context(), m) }
+		protect := func() (*coap.Message, *GroupExchange, error) { return client.ProtectRequest(b.Context(), &b1, m) }
 		if mode == PairwiseMode {
 			protect = func() (*coap.Message, *GroupExchange, error) {
-				return client.ProtectRequestTo(b.Context(), []byte("b"), m)
+				return client.ProtectRequestTo(b.Context(), &b1, []byte("b"), m)
 			}
 		}
 		p, _, err := protect()
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, _, err := server.UnprotectRequest(p); err != nil {
+		p = wire(b, p)
+		if _, _, err := server.UnprotectRequest(nil, p); err != nil {
 			b.Fatal(err)
 		}
 		b.Run(mode.String()+"/protect", func(b *testing.B) {
@@ -40,7 +42,7 @@ func BenchmarkGroup(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				server.Window([]byte("a")).Reset()
-				if _, _, err := server.UnprotectRequest(p); err != nil {
+				if _, _, err := server.UnprotectRequest(&b2, p); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -69,7 +69,7 @@ func (x *GroupExchange) Close() {
 // the response is not to be used.
 //
 // draft-ietf-core-oscore-groupcomm-28, Sections 5.3.1, 7.4 and 8.6.
-func (x *GroupExchange) Unprotect(resp *coap.Message) (*coap.Message, *GroupResponder, error) {
+func (x *GroupExchange) Unprotect(buf *Buffer, resp *coap.Message) (*coap.Message, *GroupResponder, error) {
 	if !resp.Code.IsResponse() {
 		return nil, nil, errNoResponse
 	}
@@ -92,13 +92,13 @@ func (x *GroupExchange) Unprotect(resp *coap.Message) (*coap.Message, *GroupResp
 		contexts = [2]*groupContext{}
 	}
 	g.mu.Unlock()
-	last := ErrContext
+	last, in := ErrContext, inputBuffer(buf)
 	for _, c := range contexts {
 		// Section 7.3: under other material it has a Partial IV.
 		if c == nil || opt.PIV == nil && c != x.request {
 			continue
 		}
-		inner, who, err := x.unprotect(resp, c, opt, value)
+		inner, who, err := x.unprotect(in, resp, c, opt, value)
 		if err == nil {
 			return inner, who, nil
 		}
@@ -107,7 +107,7 @@ func (x *GroupExchange) Unprotect(resp *coap.Message) (*coap.Message, *GroupResp
 	return nil, nil, last
 }
 
-func (x *GroupExchange) unprotect(resp *coap.Message, c *groupContext, opt Option, value []byte) (*coap.Message, *GroupResponder, error) {
+func (x *GroupExchange) unprotect(in *Buffer, resp *coap.Message, c *groupContext, opt Option, value []byte) (*coap.Message, *GroupResponder, error) {
 	g := x.g
 	if opt.Group && !c.suite.group || !opt.Group && !c.suite.pairwise {
 		return nil, nil, ErrMode
@@ -133,7 +133,7 @@ func (x *GroupExchange) unprotect(resp *coap.Message, c *groupContext, opt Optio
 	if !opt.Group {
 		who.Mode = PairwiseMode
 	}
-	plain, r, err := g.openFrom(c, s, opt, m, resp.Payload)
+	plain, r, err := g.openFrom(c, s, opt, m, in, resp.Payload)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -141,7 +141,7 @@ func (x *GroupExchange) unprotect(resp *coap.Message, c *groupContext, opt Optio
 	if x.target != nil && !bytes.Equal(r.cred, x.targetCred) {
 		return nil, nil, ErrWrongServer
 	}
-	inner, err := readMessage(resp, plain, false)
+	inner, err := in.unprotected(resp, plain, false)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -42,11 +42,11 @@ func FuzzGroupUnprotect(f *testing.F) {
 		req, x := ask(f, client, mode, "b", get("/x"))
 		exchanges = append(exchanges, x)
 		first := must(req.MarshalBinary())
-		_, sx, err := server.UnprotectRequest(req)
+		_, sx, err := server.UnprotectRequest(nil, req)
 		if err != nil {
 			f.Fatal(err)
 		}
-		second := must(must(sx.ProtectIn(f.Context(), Mode(1-i), content("x"))).MarshalBinary())
+		second := must(must(sx.ProtectIn(f.Context(), nil, Mode(1-i), content("x"))).MarshalBinary())
 		for _, b := range [][]byte{first, second} {
 			f.Add(b)
 			genuine[string(protectedPart(must(coap.DecodeMessage(b))))] = true
@@ -58,7 +58,7 @@ func FuzzGroupUnprotect(f *testing.F) {
 			return
 		}
 		before := server.state()
-		if _, x, err := server.UnprotectRequest(m); err == nil || x != nil {
+		if _, x, err := server.UnprotectRequest(nil, m); err == nil || x != nil {
 			t.Fatalf("accepted as a request: %x", b) // the genuine ones are replays
 		}
 		if after := server.state(); after != before {
@@ -66,7 +66,7 @@ func FuzzGroupUnprotect(f *testing.F) {
 		}
 		before = client.state()
 		for _, x := range exchanges {
-			if _, _, err := x.Unprotect(m); err == nil && !genuine[string(protectedPart(m))] {
+			if _, _, err := x.Unprotect(nil, m); err == nil && !genuine[string(protectedPart(m))] {
 				t.Fatalf("accepted as a response: %x", b)
 			} else if err != nil && client.state() != before {
 				t.Fatalf("state changed by %x", b)
@@ -126,7 +126,7 @@ func FuzzGroupIdentity(f *testing.F) {
 		methods := []coap.Code{coap.GET, coap.POST, coap.PUT, coap.DELETE, coap.FETCH, coap.PATCH, coap.IPATCH}
 		req := arbitrary(r, methods[r.IntN(len(methods))])
 		p, x := ask(t, client, Mode(seed&1), "b", req)
-		got, sx, err := server.UnprotectRequest(p)
+		got, sx, err := server.UnprotectRequest(nil, p)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,8 +135,8 @@ func FuzzGroupIdentity(f *testing.F) {
 		}
 		for i := range 1 + int(1-seed&1) {
 			resp := arbitrary(r, coap.Code(2+2*r.IntN(2))<<5|coap.Code(r.IntN(5)))
-			back := wire(t, must(sx.ProtectIn(t.Context(), Mode(r.IntN(2)), resp)))
-			got, who, err := x.Unprotect(back)
+			back := wire(t, must(sx.ProtectIn(t.Context(), nil, Mode(r.IntN(2)), resp)))
+			got, who, err := x.Unprotect(nil, back)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -182,7 +182,7 @@ func TestGroupEveryBit(t *testing.T) {
 		before := server.state()
 		refused := func(what string, m *coap.Message) {
 			t.Helper()
-			if _, x, err := server.UnprotectRequest(m); err == nil || x != nil {
+			if _, x, err := server.UnprotectRequest(nil, m); err == nil || x != nil {
 				t.Errorf("%v: %s is accepted", mode, what)
 			}
 			if after := server.state(); after != before {
@@ -205,7 +205,7 @@ func TestGroupEveryBit(t *testing.T) {
 			m.Options.Set(coap.OSCOREOption, v)
 			refused(fmt.Sprintf("option bit %d", i), m)
 		}
-		if _, _, err := server.UnprotectRequest(req); err != nil {
+		if _, _, err := server.UnprotectRequest(nil, req); err != nil {
 			t.Error(err)
 		}
 	}

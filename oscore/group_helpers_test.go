@@ -144,9 +144,9 @@ func ask(t testing.TB, g *Group, mode Mode, to string, m *coap.Message) (*coap.M
 	var x *GroupExchange
 	var err error
 	if mode == GroupMode {
-		p, x, err = g.ProtectRequest(t.Context(), m)
+		p, x, err = g.ProtectRequest(t.Context(), nil, m)
 	} else {
-		p, x, err = g.ProtectRequestTo(t.Context(), []byte(to), m)
+		p, x, err = g.ProtectRequestTo(t.Context(), nil, []byte(to), m)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -157,9 +157,9 @@ func ask(t testing.TB, g *Group, mode Mode, to string, m *coap.Message) (*coap.M
 // serve reads a request and answers it in one of the modes.
 func serve(t testing.TB, g *Group, req *coap.Message, mode Mode, answer string) *coap.Message {
 	t.Helper()
-	_, x, err := g.UnprotectRequest(req)
+	_, x, err := g.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return wire(t, must(x.ProtectIn(t.Context(), mode, content(answer))))
+	return wire(t, must(x.ProtectIn(t.Context(), nil, mode, content(answer))))
 }

@@ -43,19 +43,19 @@ func TestGroupManyResponses(t *testing.T) {
 	var answers []answer
 	for _, id := range []string{"b", "c", "d"} {
 		server := s.member(id, GroupConfig{})
-		_, sx, err := server.UnprotectRequest(req)
+		_, sx, err := server.UnprotectRequest(nil, req)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for i := range 3 {
 			mode := Mode(i % 2)
-			answers = append(answers, answer{id, wire(t, must(sx.ProtectIn(t.Context(), mode, content(id))))})
+			answers = append(answers, answer{id, wire(t, must(sx.ProtectIn(t.Context(), nil, mode, content(id))))})
 		}
 	}
 	// The network turns them around.
 	for i := len(answers) - 1; i >= 0; i-- {
 		a := answers[i]
-		plain, who, err := x.Unprotect(a.m)
+		plain, who, err := x.Unprotect(nil, a.m)
 		if err != nil {
 			t.Fatalf("answer %d of %s: %v", i, a.from, err)
 		}
@@ -67,12 +67,12 @@ func TestGroupManyResponses(t *testing.T) {
 		}
 	}
 	for _, a := range answers {
-		_, _, err := x.Unprotect(a.m)
+		_, _, err := x.Unprotect(nil, a.m)
 		wantErr(t, "replayed answer of "+a.from, err, ErrReplay)
 	}
 	x.Close()
-	_, sx, _ := s.member("e", GroupConfig{}).UnprotectRequest(req)
-	_, _, err := x.Unprotect(must(sx.Protect(t.Context(), content("late"))))
+	_, sx, _ := s.member("e", GroupConfig{}).UnprotectRequest(nil, req)
+	_, _, err := x.Unprotect(nil, must(sx.Protect(t.Context(), nil, content("late"))))
 	wantErr(t, "after the end", err, ErrReplay)
 }
 
@@ -82,7 +82,7 @@ func TestGroupUnicastExchange(t *testing.T) {
 	s := newSite(t, bothModes)
 	client, server, other := s.member("a", GroupConfig{}), s.member("b", GroupConfig{}), s.member("c", GroupConfig{})
 	req, x := ask(t, client, PairwiseMode, "b", get("/x"))
-	_, sx, err := server.UnprotectRequest(req)
+	_, sx, err := server.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,13 +91,13 @@ func TestGroupUnicastExchange(t *testing.T) {
 		g: other, mode: GroupMode, context: other.now, sender: other.now.sender, kid: sx.kid, piv: sx.piv,
 		recipient: sx.recipient, state: &recipientState{window: new(Window)},
 	}
-	_, _, err = x.Unprotect(must(forged.Protect(t.Context(), content("mine"))))
+	_, _, err = x.Unprotect(nil, must(forged.Protect(t.Context(), nil, content("mine"))))
 	wantErr(t, "other server", err, ErrWrongServer)
-	first, second := must(sx.Protect(t.Context(), content("1"))), must(sx.Protect(t.Context(), content("2")))
-	if _, _, err := x.Unprotect(first); err != nil {
+	first, second := must(sx.Protect(t.Context(), nil, content("1"))), must(sx.Protect(t.Context(), nil, content("2")))
+	if _, _, err := x.Unprotect(nil, first); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = x.Unprotect(second)
+	_, _, err = x.Unprotect(nil, second)
 	wantErr(t, "second response", err, ErrReplay)
 }
 
@@ -115,7 +115,7 @@ func TestGroupObserveAcrossRekeys(t *testing.T) {
 			if req.Code != coap.FETCH {
 				t.Errorf("outer code %v", req.Code)
 			}
-			_, sx, err := server.UnprotectRequest(req)
+			_, sx, err := server.UnprotectRequest(nil, req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -123,11 +123,11 @@ func TestGroupObserveAcrossRekeys(t *testing.T) {
 			notify := func(want error) *coap.Message {
 				t.Helper()
 				n++
-				m := wire(t, must(sx.Protect(t.Context(), notification(n, fmt.Sprint(n)))))
+				m := wire(t, must(sx.Protect(t.Context(), nil, notification(n, fmt.Sprint(n)))))
 				if m.Code != coap.Content {
 					t.Errorf("outer code %v", m.Code)
 				}
-				plain, who, err := x.Unprotect(m)
+				plain, who, err := x.Unprotect(nil, m)
 				wantErr(t, fmt.Sprintf("notification %d", n), err, want)
 				if err == nil && (string(plain.Payload) != fmt.Sprint(n) || who.Numbered != (n > 1)) {
 					t.Errorf("notification %d: %q, %+v", n, plain.Payload, who)
@@ -136,9 +136,9 @@ func TestGroupObserveAcrossRekeys(t *testing.T) {
 			}
 			notify(nil)
 			old := notify(nil)
-			late := wire(t, must(sx.Protect(t.Context(), notification(0, "late"))))
+			late := wire(t, must(sx.Protect(t.Context(), nil, notification(0, "late"))))
 			notify(nil)
-			_, _, err = x.Unprotect(late)
+			_, _, err = x.Unprotect(nil, late)
 			wantErr(t, "overtaken", err, ErrReplay)
 
 			s.rekey(map[string]*Group{"a": client, "b": server})
@@ -149,7 +149,7 @@ func TestGroupObserveAcrossRekeys(t *testing.T) {
 				t.Errorf("first notification after the rekey: %+v", opt)
 			}
 			notify(nil)
-			_, _, err = x.Unprotect(old)
+			_, _, err = x.Unprotect(nil, old)
 			wantErr(t, "from before the rekey", err, ErrDecrypt)
 
 			// Another Sender ID for the client.
@@ -187,35 +187,35 @@ func TestGroupGrace(t *testing.T) {
 		oldGid := s.material.Gid
 		s.rekey(map[string]*Group{"b": server})
 
-		_, sx, err := server.UnprotectRequest(before)
+		_, sx, err := server.UnprotectRequest(nil, before)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(sx.Gid(), oldGid) {
 			t.Errorf("Gid of the request: %x", sx.Gid())
 		}
-		resp := wire(t, must(sx.Protect(t.Context(), content("x"))))
+		resp := wire(t, must(sx.Protect(t.Context(), nil, content("x"))))
 		value, _ := resp.Options.Get(coap.OSCOREOption)
 		if o := must(DecodeOption(value)); o.PIV == nil || !bytes.Equal(o.KIDContext, s.material.Gid) || string(o.KID) != "b" {
 			t.Errorf("response under new material: %+v", o)
 		}
-		_, _, err = x.Unprotect(resp)
+		_, _, err = x.Unprotect(nil, resp)
 		wantErr(t, "the client has not followed", err, ErrContext)
 		s.t = t
 		if err := client.Install(s.material, s.sender("a"), nil, false); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := x.Unprotect(resp); err != nil {
+		if _, _, err := x.Unprotect(nil, resp); err != nil {
 			t.Error(err)
 		}
-		if _, _, err := lx.Unprotect(bare); err != nil {
+		if _, _, err := lx.Unprotect(nil, bare); err != nil {
 			t.Errorf("response under the old material, within the grace: %v", err)
 		}
-		_, psx, err := server.UnprotectRequest(pair)
+		_, psx, err := server.UnprotectRequest(nil, pair)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, who, err := px.Unprotect(wire(t, must(psx.Protect(t.Context(), content("p"))))); err != nil || !who.Numbered {
+		if _, who, err := px.Unprotect(nil, wire(t, must(psx.Protect(t.Context(), nil, content("p"))))); err != nil || !who.Numbered {
 			t.Errorf("pairwise response under new material: %v", err)
 		}
 		req, _ := ask(t, client, GroupMode, "", get("/5"))
@@ -223,7 +223,7 @@ func TestGroupGrace(t *testing.T) {
 			t.Error("protected with the old material")
 		}
 		time.Sleep(time.Second)
-		_, _, err = server.UnprotectRequest(late)
+		_, _, err = server.UnprotectRequest(nil, late)
 		wantErr(t, "after the grace", err, ErrContext)
 	})
 }
@@ -234,22 +234,22 @@ func TestGroupLeaver(t *testing.T) {
 	s := newSite(t, bothModes)
 	a, b, leaver := s.member("a", GroupConfig{}), s.member("b", GroupConfig{}), s.member("c", GroupConfig{})
 	req, _ := ask(t, leaver, GroupMode, "", get("/x"))
-	if _, _, err := b.UnprotectRequest(req); err != nil {
+	if _, _, err := b.UnprotectRequest(nil, req); err != nil {
 		t.Fatal(err)
 	}
 	s.rekey(map[string]*Group{"a": a, "b": b}, "c")
 	req, _ = ask(t, a, GroupMode, "", get("/x"))
-	_, _, err := leaver.UnprotectRequest(req)
+	_, _, err := leaver.UnprotectRequest(nil, req)
 	wantErr(t, "leaver reads", err, ErrContext)
 	req, _ = ask(t, leaver, GroupMode, "", get("/x"))
-	_, _, err = b.UnprotectRequest(req)
+	_, _, err = b.UnprotectRequest(nil, req)
 	wantErr(t, "leaver is read", err, ErrContext)
 	// Not even with the new Gid on it: the credential of a stale ID is gone.
 	value, _ := req.Options.Get(coap.OSCOREOption)
 	o := must(DecodeOption(value))
 	o.KIDContext = s.material.Gid
 	req.Options.Set(coap.OSCOREOption, must(o.Append(nil)))
-	_, _, err = b.UnprotectRequest(req)
+	_, _, err = b.UnprotectRequest(nil, req)
 	wantErr(t, "leaver under the new Gid", err, ErrUnknownPeer)
 }
 
@@ -262,7 +262,7 @@ func TestGroupTakeOver(t *testing.T) {
 	for _, id := range []string{"a", "c", "d"} {
 		members[id] = s.member(id, GroupConfig{})
 		req, _ := ask(t, members[id], GroupMode, "", get("/x"))
-		if _, _, err := b.UnprotectRequest(req); err != nil {
+		if _, _, err := b.UnprotectRequest(nil, req); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -271,7 +271,7 @@ func TestGroupTakeOver(t *testing.T) {
 		clear(s.creds.creds)
 		for _, id := range []string{"a", "c", "d"} {
 			req, _ := ask(t, members[id], GroupMode, "", get("/x"))
-			_, _, err := b.UnprotectRequest(req)
+			_, _, err := b.UnprotectRequest(nil, req)
 			if want := bytes.Contains([]byte(known), []byte(id)); want == (err != nil) {
 				t.Errorf("%s: %v", id, err)
 			}
@@ -301,14 +301,14 @@ func TestGroupWindowAfterDeletion(t *testing.T) {
 		c := s.member(fmt.Sprint(i), GroupConfig{})
 		clients = append(clients, c)
 		req, _ := ask(t, c, GroupMode, "", get("/x"))
-		if _, _, err := server.UnprotectRequest(req); err != nil {
+		if _, _, err := server.UnprotectRequest(nil, req); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// Client 0 was used longest ago, so it is gone.
 	client := clients[0]
 	req, x := ask(t, client, GroupMode, "", get("/x"))
-	plain, sx, err := server.UnprotectRequest(req)
+	plain, sx, err := server.UnprotectRequest(nil, req)
 	wantErr(t, "invalid window", err, ErrNotFresh)
 	if plain != nil {
 		t.Error("the request was delivered")
@@ -316,12 +316,12 @@ func TestGroupWindowAfterDeletion(t *testing.T) {
 	if server.ErrorResponse(err, false) != nil {
 		t.Error("an unprotected answer to a challenge")
 	}
-	resp := wire(t, must(sx.Challenge(t.Context())))
+	resp := wire(t, must(sx.Challenge(t.Context(), nil)))
 	value, _ := resp.Options.Get(coap.OSCOREOption)
 	if o := must(DecodeOption(value)); o.PIV == nil {
 		t.Error("a challenge without a Partial IV of its own")
 	}
-	challenge, who, err := x.Unprotect(resp)
+	challenge, who, err := x.Unprotect(nil, resp)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,36 +331,36 @@ func TestGroupWindowAfterDeletion(t *testing.T) {
 	}
 	again := get("/x")
 	again.Options.Set(coap.Echo, echo)
-	if _, _, err := client.ProtectRequest(t.Context(), again); err == nil {
+	if _, _, err := client.ProtectRequest(t.Context(), nil, again); err == nil {
 		t.Error("an echo in group mode, where the group has the pairwise mode")
 	}
 	// A wrong value is another challenge, and the right one still counts.
 	wrong := get("/x")
 	wrong.Options.Set(coap.Echo, []byte("wrong"))
 	req, _ = ask(t, client, PairwiseMode, string(who.KID), wrong)
-	_, _, err = server.UnprotectRequest(req)
+	_, _, err = server.UnprotectRequest(nil, req)
 	wantErr(t, "wrong echo", err, ErrNotFresh)
 	older, _ := ask(t, client, PairwiseMode, string(who.KID), get("/older"))
 	req, x = ask(t, client, PairwiseMode, string(who.KID), again)
-	if plain, sx, err = server.UnprotectRequest(req); err != nil || plain.Code != coap.GET {
+	if plain, sx, err = server.UnprotectRequest(nil, req); err != nil || plain.Code != coap.GET {
 		t.Fatal(err)
 	}
-	if _, _, err := x.Unprotect(must(sx.Protect(t.Context(), content("x")))); err != nil {
+	if _, _, err := x.Unprotect(nil, must(sx.Protect(t.Context(), nil, content("x")))); err != nil {
 		t.Error(err)
 	}
 	for what, m := range map[string]*coap.Message{"replay": req, "before the echo": older} {
-		_, _, err = server.UnprotectRequest(m)
+		_, _, err = server.UnprotectRequest(nil, m)
 		wantErr(t, what, err, ErrReplay)
 	}
 	// Values belong to a Gid: after a rekey nothing is left, and windows are valid.
 	server.Forget([]byte("1"))
 	req, _ = ask(t, clients[1], GroupMode, "", get("/x"))
-	_, _, err = server.UnprotectRequest(req)
+	_, _, err = server.UnprotectRequest(nil, req)
 	wantErr(t, "forgotten", err, ErrNotFresh)
 	s.rekey(map[string]*Group{"s": server, "0": client, "1": clients[1]})
 	for _, c := range clients[:2] {
 		req, _ = ask(t, c, GroupMode, "", get("/x"))
-		if _, _, err := server.UnprotectRequest(req); err != nil {
+		if _, _, err := server.UnprotectRequest(nil, req); err != nil {
 			t.Error(err)
 		}
 	}
@@ -372,15 +372,15 @@ func TestGroupEchoEnds(t *testing.T) {
 		s := newSite(t, GroupAlgorithms{GroupEnc: cose.AlgAESCCM16_64_128, Sign: cose.AlgEdDSA})
 		client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
 		req, _ := ask(t, client, GroupMode, "", get("/x"))
-		if _, _, err := server.UnprotectRequest(req); err != nil {
+		if _, _, err := server.UnprotectRequest(nil, req); err != nil {
 			t.Fatal(err)
 		}
 		server.Forget([]byte("a"))
 		for _, wait := range []time.Duration{groupEchoLife + time.Second, 0} {
 			req, x := ask(t, client, GroupMode, "", get("/x"))
-			_, sx, err := server.UnprotectRequest(req)
+			_, sx, err := server.UnprotectRequest(nil, req)
 			wantErr(t, "invalid window", err, ErrNotFresh)
-			challenge, _, err := x.Unprotect(must(sx.Challenge(t.Context())))
+			challenge, _, err := x.Unprotect(nil, must(sx.Challenge(t.Context(), nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -390,7 +390,7 @@ func TestGroupEchoEnds(t *testing.T) {
 			again := get("/x")
 			again.Options.Set(coap.Echo, echo)
 			req, _ = ask(t, client, GroupMode, "", again)
-			_, _, err = server.UnprotectRequest(req)
+			_, _, err = server.UnprotectRequest(nil, req)
 			if (err != nil) != (wait > 0) {
 				t.Errorf("after %v: %v", wait, err)
 			}
@@ -406,11 +406,11 @@ func TestGroupNewSenderID(t *testing.T) {
 	s := newSite(t, bothModes)
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
 	req, x := ask(t, client, PairwiseMode, "b", get("/x"))
-	if _, _, err := x.Unprotect(serve(t, server, req, PairwiseMode, "1")); err != nil {
+	if _, _, err := x.Unprotect(nil, serve(t, server, req, PairwiseMode, "1")); err != nil {
 		t.Fatal(err)
 	}
 	req, x = ask(t, client, PairwiseMode, "b", get("/x"))
-	_, sx, err := server.UnprotectRequest(req)
+	_, sx, err := server.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,11 +424,11 @@ func TestGroupNewSenderID(t *testing.T) {
 		value, _ := m.Options.Get(coap.OSCOREOption)
 		return must(DecodeOption(value))
 	}
-	resp := wire(t, must(sx.Protect(t.Context(), content("2"))))
+	resp := wire(t, must(sx.Protect(t.Context(), nil, content("2"))))
 	if o := option(resp); o.PIV == nil || string(o.KID) != "B" {
 		t.Errorf("first response with the new Sender ID: %+v", o)
 	}
-	if _, who, err := x.Unprotect(resp); err != nil || string(who.KID) != "B" {
+	if _, who, err := x.Unprotect(nil, resp); err != nil || string(who.KID) != "B" {
 		t.Errorf("new Sender ID: %v", err)
 	}
 	// The client may go on to write to the old one: only the credential counts.
@@ -437,7 +437,7 @@ func TestGroupNewSenderID(t *testing.T) {
 	if o := option(resp); o.KID != nil || o.PIV != nil {
 		t.Errorf("once told: %+v", o)
 	}
-	if _, _, err := x.Unprotect(resp); err != nil {
+	if _, _, err := x.Unprotect(nil, resp); err != nil {
 		t.Error(err)
 	}
 	wantErr(t, "back to the old Sender ID", server.SetSender(before), ErrReused)
@@ -455,7 +455,7 @@ func TestGroupNewSenderID(t *testing.T) {
 	// Others learn it when a message does not verify with what they have.
 	s.creds.set(s.material.Gid, []byte("B"), cose.EncodeCCS("new", other))
 	req, x = ask(t, client, GroupMode, "", get("/x"))
-	if _, who, err := x.Unprotect(serve(t, server, req, GroupMode, "4")); err != nil || !bytes.Equal(who.Credential, cose.EncodeCCS("new", other)) {
+	if _, who, err := x.Unprotect(nil, serve(t, server, req, GroupMode, "4")); err != nil || !bytes.Equal(who.Credential, cose.EncodeCCS("new", other)) {
 		t.Errorf("replaced credential: %v", err)
 	}
 }
@@ -468,18 +468,18 @@ func TestGroupServerChangesIDWithinExchange(t *testing.T) {
 	s := newSite(t, bothModes)
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
 	req, x := ask(t, client, GroupMode, "", observeGet("/x"))
-	_, sx, err := server.UnprotectRequest(req)
+	_, sx, err := server.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := x.Unprotect(must(sx.Protect(t.Context(), notification(1, "1")))); err != nil {
+	if _, _, err := x.Unprotect(nil, must(sx.Protect(t.Context(), nil, notification(1, "1")))); err != nil {
 		t.Fatal(err)
 	}
 	s.keys["B"] = &GroupSender{ID: []byte("B"), Key: s.keys["b"].Key, Cred: s.keys["b"].Cred}
 	if err := server.SetSender(s.sender("B")); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = x.Unprotect(must(sx.Protect(t.Context(), notification(2, "2"))))
+	_, _, err = x.Unprotect(nil, must(sx.Protect(t.Context(), nil, notification(2, "2"))))
 	wantErr(t, "kid2 is not kid1", err, ErrWrongServer)
 }
 
@@ -550,10 +550,10 @@ func TestGroupRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.fail = errors.New("disk full")
-	_, _, err = g.ProtectRequest(t.Context(), get("/x"))
+	_, _, err = g.ProtectRequest(t.Context(), nil, get("/x"))
 	wantErr(t, "what is not durable does not leave", err, l.fail)
 	l.fail = nil
-	if _, _, err = g.ProtectRequest(t.Context(), get("/x")); err != nil {
+	if _, _, err = g.ProtectRequest(t.Context(), nil, get("/x")); err != nil {
 		t.Fatal(err)
 	}
 	_, err = start("a")
@@ -587,10 +587,10 @@ func TestGroupExhausted(t *testing.T) {
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
 	client.now.sender.seq = must(NewSequence(SequenceConfig{Start: maxSequence - 1}))
 	last, _ := ask(t, client, GroupMode, "", get("/x"))
-	if _, _, err := server.UnprotectRequest(last); err != nil {
+	if _, _, err := server.UnprotectRequest(nil, last); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := client.ProtectRequest(t.Context(), get("/x"))
+	_, _, err := client.ProtectRequest(t.Context(), nil, get("/x"))
 	wantErr(t, "after the last", err, ErrExhausted)
 	if !bytes.Contains([]byte(err.Error()), []byte("new Sender ID")) {
 		t.Errorf("error %q", err)
@@ -601,7 +601,7 @@ func TestGroupExhausted(t *testing.T) {
 		t.Fatal(err)
 	}
 	req, _ := ask(t, client, GroupMode, "", get("/x"))
-	if _, _, err := server.UnprotectRequest(req); err != nil {
+	if _, _, err := server.UnprotectRequest(nil, req); err != nil {
 		t.Error(err)
 	}
 }
@@ -620,9 +620,9 @@ func TestGroupConcurrent(t *testing.T) {
 				var m *coap.Message
 				var err error
 				if mode == GroupMode {
-					m, _, err = client.ProtectRequest(t.Context(), get("/x"))
+					m, _, err = client.ProtectRequest(t.Context(), nil, get("/x"))
 				} else {
-					m, _, err = client.ProtectRequestTo(t.Context(), []byte("b"), get("/x"))
+					m, _, err = client.ProtectRequestTo(t.Context(), nil, []byte("b"), get("/x"))
 				}
 				if err != nil {
 					t.Error(err)
@@ -636,11 +636,11 @@ func TestGroupConcurrent(t *testing.T) {
 				}
 				nonces[string(value)] = true
 				mu.Unlock()
-				_, x, err := server.UnprotectRequest(wire(t, m))
+				_, x, err := server.UnprotectRequest(nil, wire(t, m))
 				if err != nil {
 					continue // sent before, read after two rekeys, or not yet rekeyed
 				}
-				if _, err := x.Protect(t.Context(), content("x")); err != nil {
+				if _, err := x.Protect(t.Context(), nil, content("x")); err != nil {
 					t.Error(err)
 				}
 			}

@@ -25,11 +25,12 @@ func (m Mode) String() string {
 }
 
 // ProtectRequest protects a request in group mode, for any number of servers. The
-// exchange reads their responses. A request that echoes a challenge is for one
+// exchange reads their responses. The message is in the memory of buf and valid
+// until its next use; nil stands for a new one. It is so with all methods here. A request that echoes a challenge is for one
 // server: where the group has the pairwise mode, it is an error here.
 //
 // draft-ietf-core-oscore-groupcomm-28, Sections 7.1 and 9.
-func (g *Group) ProtectRequest(ctx context.Context, req *coap.Message) (*coap.Message, *GroupExchange, error) {
+func (g *Group) ProtectRequest(ctx context.Context, buf *Buffer, req *coap.Message) (*coap.Message, *GroupExchange, error) {
 	c, s, err := g.senderContext()
 	if err != nil {
 		return nil, nil, err
@@ -40,14 +41,14 @@ func (g *Group) ProtectRequest(ctx context.Context, req *coap.Message) (*coap.Me
 	if c.suite.pairwise && req.Options.Has(coap.Echo) {
 		return nil, nil, errEchoMode
 	}
-	return g.protectRequest(ctx, req, c, s, nil)
+	return g.protectRequest(ctx, buf, req, c, s, nil)
 }
 
 // ProtectRequestTo protects a request in pairwise mode, for the member with the
 // Sender ID kid.
 //
 // draft-ietf-core-oscore-groupcomm-28, Section 8.3.
-func (g *Group) ProtectRequestTo(ctx context.Context, kid []byte, req *coap.Message) (*coap.Message, *GroupExchange, error) {
+func (g *Group) ProtectRequestTo(ctx context.Context, buf *Buffer, kid []byte, req *coap.Message) (*coap.Message, *GroupExchange, error) {
 	c, s, err := g.senderContext()
 	if err != nil {
 		return nil, nil, err
@@ -72,11 +73,11 @@ func (g *Group) ProtectRequestTo(ctx context.Context, kid []byte, req *coap.Mess
 		g.keepLocked(c, r)
 		g.mu.Unlock()
 	}
-	return g.protectRequest(ctx, req, c, s, r)
+	return g.protectRequest(ctx, buf, req, c, s, r)
 }
 
 // protectRequest protects for r, or in group mode when that is nil.
-func (g *Group) protectRequest(ctx context.Context, req *coap.Message, c *groupContext, s *groupSender, r *groupRecipient) (*coap.Message, *GroupExchange, error) {
+func (g *Group) protectRequest(ctx context.Context, buf *Buffer, req *coap.Message, c *groupContext, s *groupSender, r *groupRecipient) (*coap.Message, *GroupExchange, error) {
 	if !req.Code.IsRequest() {
 		return nil, nil, errNoRequest
 	}
@@ -103,7 +104,8 @@ func (g *Group) protectRequest(ctx context.Context, req *coap.Message, c *groupC
 	}
 	// The option's value and behind it the payload.
 	opt := Option{Group: r == nil, PIV: piv, KID: s.id, KIDContext: c.gid}
-	value, err := opt.Append(make([]byte, 0, 2+len(piv)+len(s.id)+len(c.gid)+len(w.plain)+by.tag+c.suite.sigLen))
+	out := outputBuffer(buf)
+	value, err := opt.Append(out.roomFor(2 + len(piv) + len(s.id) + len(c.gid) + len(w.plain) + by.tag + c.suite.sigLen))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -126,7 +128,7 @@ func (g *Group) protectRequest(ctx context.Context, req *coap.Message, c *groupC
 	if v, ok := req.Options.Uint(coap.ObserveOption); ok && v == 0 {
 		x.observe, x.long = true, true
 	}
-	return protectedMessage(req, value[:len(value):len(value)], sealed[len(value):]), x, nil
+	return out.protected(req, value[:len(value):len(value)], sealed[len(value):]), x, nil
 }
 
 // GroupRequest is a request that was read, and protects the responses to it. Its
@@ -164,7 +166,7 @@ func (x *GroupRequest) Gid() []byte { return bytes.Clone(x.context.gid) }
 // the [GroupRequest] is returned as well, for [GroupRequest.Challenge].
 //
 // draft-ietf-core-oscore-groupcomm-28, Sections 6, 7.2, 8.4 and 9.
-func (g *Group) UnprotectRequest(req *coap.Message) (*coap.Message, *GroupRequest, error) {
+func (g *Group) UnprotectRequest(buf *Buffer, req *coap.Message) (*coap.Message, *GroupRequest, error) {
 	if !req.Code.IsRequest() {
 		return nil, nil, errNoRequest
 	}
@@ -180,12 +182,12 @@ func (g *Group) UnprotectRequest(req *coap.Message) (*coap.Message, *GroupReques
 	g.mu.Lock()
 	contexts := g.contextsLocked(opt.KIDContext)
 	g.mu.Unlock()
-	last := ErrContext
+	last, in := ErrContext, inputBuffer(buf)
 	for _, c := range contexts {
 		if c == nil {
 			continue
 		}
-		plain, x, err := g.unprotectRequest(req, c, opt, value)
+		plain, x, err := g.unprotectRequest(in, req, c, opt, value)
 		if err == nil || x != nil {
 			return plain, x, err
 		}
@@ -194,7 +196,7 @@ func (g *Group) UnprotectRequest(req *coap.Message) (*coap.Message, *GroupReques
 	return nil, nil, last
 }
 
-func (g *Group) unprotectRequest(req *coap.Message, c *groupContext, opt Option, value []byte) (*coap.Message, *GroupRequest, error) {
+func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext, opt Option, value []byte) (*coap.Message, *GroupRequest, error) {
 	if opt.Group && !c.suite.group || !opt.Group && !c.suite.pairwise {
 		return nil, nil, ErrMode
 	}
@@ -217,11 +219,11 @@ func (g *Group) unprotectRequest(req *coap.Message, c *groupContext, opt Option,
 	plain, r, err := g.openFrom(c, s, opt, groupMessage{
 		aad: groupAAD{requestKID: opt.KID, requestPIV: opt.PIV, requestGid: c.gid, option: value, gmCred: c.gmCred},
 		gid: c.gid, pivID: opt.KID, piv: opt.PIV, request: true,
-	}, req.Payload)
+	}, in, req.Payload)
 	if err != nil {
 		return nil, nil, err
 	}
-	inner, err := readMessage(req, plain, true)
+	inner, err := in.unprotected(req, plain, true)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -256,7 +258,7 @@ func (g *Group) unprotectRequest(req *coap.Message, c *groupContext, opt Option,
 
 // openFrom verifies and decrypts a message of the member opt.KID with what is
 // known of it, and gives the Recipient Context that did.
-func (g *Group) openFrom(c *groupContext, s *groupSender, opt Option, m groupMessage, payload []byte) ([]byte, *groupRecipient, error) {
+func (g *Group) openFrom(c *groupContext, s *groupSender, opt Option, m groupMessage, in *Buffer, payload []byte) ([]byte, *groupRecipient, error) {
 	w := groupScratches.Get().(*groupScratch)
 	defer w.release()
 	w.message = m
@@ -264,21 +266,21 @@ func (g *Group) openFrom(c *groupContext, s *groupSender, opt Option, m groupMes
 	r := c.recipientLocked(opt.KID)
 	g.mu.Unlock()
 	if r != nil {
-		plain, err := g.openBy(w, c, s, r, opt.Group, payload)
+		plain, err := g.openBy(w, c, s, r, opt.Group, in, payload)
 		if err == nil {
 			return plain, r, nil
 		}
 	}
 	var plain []byte
 	r, err := g.candidates(c, opt.KID, r, func(r *groupRecipient) (err error) {
-		plain, err = g.openBy(w, c, s, r, opt.Group, payload)
+		plain, err = g.openBy(w, c, s, r, opt.Group, in, payload)
 		return err
 	})
 	return plain, r, err
 }
 
 // openBy verifies and decrypts the message w.message with a Recipient Context.
-func (g *Group) openBy(w *groupScratch, c *groupContext, s *groupSender, r *groupRecipient, group bool, payload []byte) ([]byte, error) {
+func (g *Group) openBy(w *groupScratch, c *groupContext, s *groupSender, r *groupRecipient, group bool, in *Buffer, payload []byte) ([]byte, error) {
 	by, verify := r.cipher, r.verify
 	if !group {
 		pair, err := g.pairOf(c, s, r)
@@ -288,7 +290,7 @@ func (g *Group) openBy(w *groupScratch, c *groupContext, s *groupSender, r *grou
 		by, verify = pair.receive, nil
 	}
 	w.message.aad.senderCred = r.cred
-	plain, err := c.open(w, make([]byte, 0, len(payload)), by, verify, &w.message, payload)
+	plain, err := c.open(w, in.roomFor(len(payload)), by, verify, &w.message, payload)
 	if err != nil {
 		return nil, ErrDecrypt
 	}

@@ -37,13 +37,13 @@ func (s *recipientState) takeEcho(echo []byte) bool {
 // has one.
 //
 // draft-ietf-core-oscore-groupcomm-28, Sections 7.3 and 8.5.
-func (x *GroupRequest) Protect(ctx context.Context, resp *coap.Message) (*coap.Message, error) {
-	return x.ProtectIn(ctx, x.mode, resp)
+func (x *GroupRequest) Protect(ctx context.Context, buf *Buffer, resp *coap.Message) (*coap.Message, error) {
+	return x.ProtectIn(ctx, buf, x.mode, resp)
 }
 
 // ProtectIn is Protect in the given mode.
-func (x *GroupRequest) ProtectIn(ctx context.Context, mode Mode, resp *coap.Message) (*coap.Message, error) {
-	return x.protect(ctx, mode, resp, false)
+func (x *GroupRequest) ProtectIn(ctx context.Context, buf *Buffer, mode Mode, resp *coap.Message) (*coap.Message, error) {
+	return x.protect(ctx, buf, mode, resp, false)
 }
 
 // Challenge makes the answer to a request that was refused with [ErrNotFresh]: a
@@ -51,12 +51,12 @@ func (x *GroupRequest) ProtectIn(ctx context.Context, mode Mode, resp *coap.Mess
 // for the caller to set.
 //
 // draft-ietf-core-oscore-groupcomm-28, Section 9.
-func (x *GroupRequest) Challenge(ctx context.Context) (*coap.Message, error) {
+func (x *GroupRequest) Challenge(ctx context.Context, buf *Buffer) (*coap.Message, error) {
 	echo := make([]byte, groupEchoLen)
 	_, _ = rand.Read(echo) // never fails
 	resp := &coap.Message{Code: coap.Unauthorized}
 	resp.Options.Set(coap.Echo, echo)
-	m, err := x.protect(ctx, x.mode, resp, true)
+	m, err := x.protect(ctx, buf, x.mode, resp, true)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (x *GroupRequest) Challenge(ctx context.Context) (*coap.Message, error) {
 }
 
 // protect protects a response; own asks for a Partial IV of its own.
-func (x *GroupRequest) protect(ctx context.Context, mode Mode, resp *coap.Message, own bool) (*coap.Message, error) {
+func (x *GroupRequest) protect(ctx context.Context, buf *Buffer, mode Mode, resp *coap.Message, own bool) (*coap.Message, error) {
 	if !resp.Code.IsResponse() {
 		return nil, errNoResponse
 	}
@@ -121,7 +121,8 @@ func (x *GroupRequest) protect(ctx context.Context, mode Mode, resp *coap.Messag
 		opt.KID = s.id
 	}
 	// The option's value and behind it the payload.
-	value, err := opt.Append(make([]byte, 0, 2+maxPIV+len(s.id)+len(c.gid)+len(w.plain)+by.tag+c.suite.sigLen))
+	out := outputBuffer(buf)
+	value, err := opt.Append(out.roomFor(2 + maxPIV + len(s.id) + len(c.gid) + len(w.plain) + by.tag + c.suite.sigLen))
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +131,7 @@ func (x *GroupRequest) protect(ctx context.Context, mode Mode, resp *coap.Messag
 	if err != nil {
 		return nil, err
 	}
-	return protectedMessage(resp, value[:len(value):len(value)], sealed[len(value):]), nil
+	return out.protected(resp, value[:len(value):len(value)], sealed[len(value):]), nil
 }
 
 // tell says whether the client has to be told the own Sender ID, because it

@@ -57,11 +57,14 @@ type groupOutput struct {
 	room [3]coap.Option
 }
 
-// protectedMessage makes the protected form of m.
-func protectedMessage(m *coap.Message, option, payload []byte) *coap.Message {
+// outputBuffer is buf, or a new one.
+func outputBuffer(buf *Buffer) *Buffer {
+	if buf != nil {
+		return buf
+	}
 	o := &groupOutput{}
 	o.opts = o.room[:0]
-	return o.protected(m, option, payload)
+	return &o.Buffer
 }
 
 // groupInput is a message that was read, likewise.
@@ -70,11 +73,22 @@ type groupInput struct {
 	room [8]coap.Option
 }
 
-// readMessage makes of m and its plaintext what the peer sent.
-func readMessage(m *coap.Message, plaintext []byte, request bool) (*coap.Message, error) {
+// inputBuffer is buf, or a new one.
+func inputBuffer(buf *Buffer) *Buffer {
+	if buf != nil {
+		return buf
+	}
 	in := &groupInput{}
 	in.opts = in.room[:0]
-	return in.unprotected(m, plaintext, request)
+	return &in.Buffer
+}
+
+// roomFor is the buffer's memory, empty, for at least n bytes.
+func (b *Buffer) roomFor(n int) []byte {
+	if cap(b.data) < n {
+		b.data = make([]byte, 0, n)
+	}
+	return b.data[:0]
 }
 
 // seal appends the payload of a message to dst: the ciphertext and, when sign is

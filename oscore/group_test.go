@@ -58,7 +58,7 @@ func TestGroupVectorsWhole(t *testing.T) {
 	}
 	read := func(x *GroupExchange, m *coap.Message) {
 		t.Helper()
-		plain, who, err := x.Unprotect(m)
+		plain, who, err := x.Unprotect(nil, m)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +67,7 @@ func TestGroupVectorsWhole(t *testing.T) {
 		}
 	}
 
-	req, x, err := client.ProtectRequest(t.Context(), hello)
+	req, x, err := client.ProtectRequest(t.Context(), nil, hello)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,59 +75,59 @@ func TestGroupVectorsWhole(t *testing.T) {
 	if req.Code != coap.POST {
 		t.Errorf("outer code %v", req.Code)
 	}
-	plain, sx, err := server.UnprotectRequest(req)
+	plain, sx, err := server.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if plain.Code != coap.GET || fmt.Sprint(plain.Options.Path()) != "[helloWorld]" {
 		t.Errorf("request: %v %v", plain.Code, plain.Options.Path())
 	}
-	resp := must(sx.Protect(t.Context(), world))
+	resp := must(sx.Protect(t.Context(), nil, world))
 	check("group response 52, no PIV", resp)
 	read(x, resp)
-	resp = must(sx.Protect(t.Context(), world))
+	resp = must(sx.Protect(t.Context(), nil, world))
 	check("group response 52, own PIV 00", resp)
 	read(x, resp)
 	// The third member answers the same request in pairwise mode.
-	_, ox, err := other.UnprotectRequest(req)
+	_, ox, err := other.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, who, err := x.Unprotect(must(ox.ProtectIn(t.Context(), PairwiseMode, world))); err != nil || who.Mode != PairwiseMode {
+	if _, who, err := x.Unprotect(nil, must(ox.ProtectIn(t.Context(), nil, PairwiseMode, world))); err != nil || who.Mode != PairwiseMode {
 		t.Errorf("pairwise response of the third: %v", err)
 	}
 
-	req, x, err = client.ProtectRequestTo(t.Context(), sid("52"), hello)
+	req, x, err = client.ProtectRequestTo(t.Context(), nil, sid("52"), hello)
 	if err != nil {
 		t.Fatal(err)
 	}
 	check("pairwise request 25->52, seq 1", req)
-	if _, _, err := other.UnprotectRequest(req); err == nil {
+	if _, _, err := other.UnprotectRequest(nil, req); err == nil {
 		t.Error("a third member read a request in pairwise mode")
 	}
-	if _, sx, err = server.UnprotectRequest(req); err != nil {
+	if _, sx, err = server.UnprotectRequest(nil, req); err != nil {
 		t.Fatal(err)
 	}
-	resp = must(sx.Protect(t.Context(), world))
+	resp = must(sx.Protect(t.Context(), nil, world))
 	check("pairwise response 52->25 to pairwise request, no PIV, kid omitted", resp)
 	read(x, resp)
 
 	// Fresh members: pairwise responses to the group request.
 	_, groups = ownGroups(t)
 	client, server = groups["25"], groups["52"]
-	if req, x, err = client.ProtectRequest(t.Context(), hello); err != nil {
+	if req, x, err = client.ProtectRequest(t.Context(), nil, hello); err != nil {
 		t.Fatal(err)
 	}
-	if _, sx, err = server.UnprotectRequest(req); err != nil {
+	if _, sx, err = server.UnprotectRequest(nil, req); err != nil {
 		t.Fatal(err)
 	}
-	resp = must(sx.ProtectIn(t.Context(), PairwiseMode, world))
+	resp = must(sx.ProtectIn(t.Context(), nil, PairwiseMode, world))
 	check("pairwise response 52->25 to the group request, no PIV, kid present", resp)
 	read(x, resp)
 	for range 5 { // Partial IVs 0 to 4
-		read(x, must(sx.Protect(t.Context(), world)))
+		read(x, must(sx.Protect(t.Context(), nil, world)))
 	}
-	resp = must(sx.ProtectIn(t.Context(), PairwiseMode, world))
+	resp = must(sx.ProtectIn(t.Context(), nil, PairwiseMode, world))
 	check("pairwise response 52->25 to the group request, own PIV 05", resp)
 	read(x, resp)
 }
@@ -159,12 +159,12 @@ func TestGroupCTRWhole(t *testing.T) {
 	}
 	hello := &coap.Message{Code: coap.GET}
 	hello.Options.SetPath("helloWorld")
-	req, _, err := make("25").ProtectRequest(t.Context(), hello)
+	req, _, err := make("25").ProtectRequest(t.Context(), nil, hello)
 	if err != nil {
 		t.Fatal(err)
 	}
 	same(t, "payload", req.Payload, v.Payload5)
-	if _, _, err := make("52").UnprotectRequest(req); err != nil {
+	if _, _, err := make("52").UnprotectRequest(nil, req); err != nil {
 		t.Error(err)
 	}
 }
@@ -189,25 +189,25 @@ func TestGroupModes(t *testing.T) {
 			for _, respMode := range []Mode{GroupMode, PairwiseMode} {
 				t.Run(fmt.Sprintf("%d,%d/%v,%v", algs.GroupEnc, algs.AEAD, reqMode, respMode), func(t *testing.T) {
 					req, x := ask(t, client, reqMode, "b", get("/temperature"))
-					inner, sx, err := server.UnprotectRequest(req)
+					inner, sx, err := server.UnprotectRequest(nil, req)
 					if err != nil {
 						t.Fatal(err)
 					}
 					if sx.Mode() != reqMode || string(sx.Sender()) != "a" || fmt.Sprint(inner.Options.Path()) != "[temperature]" {
 						t.Errorf("read %v of %q for %v", sx.Mode(), sx.Sender(), inner.Options.Path())
 					}
-					resp := wire(t, must(sx.ProtectIn(t.Context(), respMode, content("21.5"))))
-					plain, who, err := x.Unprotect(resp)
+					resp := wire(t, must(sx.ProtectIn(t.Context(), nil, respMode, content("21.5"))))
+					plain, who, err := x.Unprotect(nil, resp)
 					if err != nil {
 						t.Fatal(err)
 					}
 					if string(plain.Payload) != "21.5" || who.Mode != respMode || string(who.KID) != "b" || who.Numbered {
 						t.Errorf("response %q by %+v", plain.Payload, who)
 					}
-					if _, _, err := x.Unprotect(resp); err == nil {
+					if _, _, err := x.Unprotect(nil, resp); err == nil {
 						t.Error("the response is taken twice")
 					}
-					if _, _, err := server.UnprotectRequest(req); err == nil {
+					if _, _, err := server.UnprotectRequest(nil, req); err == nil {
 						t.Error("the request is taken twice")
 					} else {
 						wantErr(t, "replay", err, ErrReplay)
@@ -225,29 +225,29 @@ func TestGroupOneMode(t *testing.T) {
 	if a.HasPairwise() || !a.HasGroupMode() {
 		t.Error("modes of a group with signatures alone")
 	}
-	_, _, err := a.ProtectRequestTo(t.Context(), []byte("b"), get("/"))
+	_, _, err := a.ProtectRequestTo(t.Context(), nil, []byte("b"), get("/"))
 	wantErr(t, "pairwise request", err, ErrMode)
 	req, x := ask(t, a, GroupMode, "", get("/x"))
-	_, sx, err := b.UnprotectRequest(req)
+	_, sx, err := b.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = sx.ProtectIn(t.Context(), PairwiseMode, content("x"))
+	_, err = sx.ProtectIn(t.Context(), nil, PairwiseMode, content("x"))
 	wantErr(t, "pairwise response", err, ErrMode)
-	if _, _, err := x.Unprotect(must(sx.Protect(t.Context(), content("x")))); err != nil {
+	if _, _, err := x.Unprotect(nil, must(sx.Protect(t.Context(), nil, content("x")))); err != nil {
 		t.Error(err)
 	}
 	value, _ := req.Options.Get(coap.OSCOREOption)
 	req.Options.Set(coap.OSCOREOption, append([]byte{value[0] &^ flagGroup}, value[1:]...))
-	_, _, err = b.UnprotectRequest(req)
+	_, _, err = b.UnprotectRequest(nil, req)
 	wantErr(t, "Group Flag taken off", err, ErrMode)
 
 	pairwise := newSite(t, GroupAlgorithms{AEAD: cose.AlgAESCCM16_64_128, KeyAgreement: cose.AlgECDHSSHKDF256})
 	a, b = pairwise.member("a", GroupConfig{}), pairwise.member("b", GroupConfig{})
-	_, _, err = a.ProtectRequest(t.Context(), get("/"))
+	_, _, err = a.ProtectRequest(t.Context(), nil, get("/"))
 	wantErr(t, "group request", err, ErrMode)
 	req, x = ask(t, a, PairwiseMode, "b", get("/x"))
-	if _, _, err := x.Unprotect(serve(t, b, req, PairwiseMode, "x")); err != nil {
+	if _, _, err := x.Unprotect(nil, serve(t, b, req, PairwiseMode, "x")); err != nil {
 		t.Error(err)
 	}
 }
@@ -295,7 +295,7 @@ func TestGroupErrors(t *testing.T) {
 		"cut off":           {&coap.Message{Code: coap.POST, Options: req.Options, Payload: req.Payload[:40]}, ErrDecrypt, coap.BadRequest, "Decryption failed"},
 		"pairwise as group": {&coap.Message{Code: coap.POST, Options: req.Options, Payload: pair.Payload}, ErrDecrypt, coap.BadRequest, "Decryption failed"},
 	} {
-		_, x, err := server.UnprotectRequest(c.m)
+		_, x, err := server.UnprotectRequest(nil, c.m)
 		if x != nil {
 			t.Errorf("%s: accepted", name)
 		}
@@ -312,11 +312,11 @@ func TestGroupErrors(t *testing.T) {
 	}
 	// Nothing of that changed anything: the messages are read as they are.
 	for _, m := range []*coap.Message{pair, req} {
-		if _, _, err := server.UnprotectRequest(m); err != nil {
+		if _, _, err := server.UnprotectRequest(nil, m); err != nil {
 			t.Error(err)
 		}
 	}
-	_, _, err := server.UnprotectRequest(get("/x"))
+	_, _, err := server.UnprotectRequest(nil, get("/x"))
 	wantErr(t, "unprotected", err, ErrUnprotected)
 }
 
@@ -326,10 +326,10 @@ func TestGroupUnknownThenKnown(t *testing.T) {
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
 	s.creds.forget(s.material.Gid, "a")
 	req, _ := ask(t, client, GroupMode, "", get("/x"))
-	_, _, err := server.UnprotectRequest(req)
+	_, _, err := server.UnprotectRequest(nil, req)
 	wantErr(t, "unknown", err, ErrUnknownPeer)
 	s.sender("a")
-	if _, _, err := server.UnprotectRequest(req); err != nil {
+	if _, _, err := server.UnprotectRequest(nil, req); err != nil {
 		t.Error(err)
 	}
 }
@@ -340,21 +340,21 @@ func TestGroupSilent(t *testing.T) {
 	s := newSite(t, bothModes)
 	client := s.member("a", GroupConfig{})
 	monitor := must(NewGroup(GroupConfig{Creds: s.creds}))
-	_, _, err := monitor.ProtectRequest(t.Context(), get("/"))
+	_, _, err := monitor.ProtectRequest(t.Context(), nil, get("/"))
 	wantErr(t, "nothing installed", err, ErrNoMaterial)
 	if err := monitor.Install(s.material, nil, nil, false); err != nil {
 		t.Fatal(err)
 	}
 	req, _ := ask(t, client, GroupMode, "", get("/x"))
-	_, x, err := monitor.UnprotectRequest(req)
+	_, x, err := monitor.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = x.Protect(t.Context(), content("x"))
+	_, err = x.Protect(t.Context(), nil, content("x"))
 	wantErr(t, "response", err, ErrSilent)
 	s.sender("b")
 	req, _ = ask(t, client, PairwiseMode, "b", get("/x"))
-	_, _, err = monitor.UnprotectRequest(req)
+	_, _, err = monitor.UnprotectRequest(nil, req)
 	wantErr(t, "pairwise", err, ErrMode)
 }
 

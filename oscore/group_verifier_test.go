@@ -31,19 +31,19 @@ func TestGroupVerifier(t *testing.T) {
 	if err != nil || string(seen.Sender()) != "a" || seen.Pairwise() {
 		t.Fatalf("request: %v", err)
 	}
-	_, sx, err := server.UnprotectRequest(req)
+	_, sx, err := server.UnprotectRequest(nil, req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var responses []*coap.Message
 	for range 2 {
-		m := wire(t, must(sx.Protect(t.Context(), content("x"))))
+		m := wire(t, must(sx.Protect(t.Context(), nil, content("x"))))
 		responses = append(responses, m)
 		if err := v.VerifyResponse(seen, m, nil); err != nil {
 			t.Error(err)
 		}
 	}
-	pairwiseResp := wire(t, must(sx.ProtectIn(t.Context(), PairwiseMode, content("x"))))
+	pairwiseResp := wire(t, must(sx.ProtectIn(t.Context(), nil, PairwiseMode, content("x"))))
 	wantErr(t, "pairwise response", v.VerifyResponse(seen, pairwiseResp, nil), ErrMode)
 	spoiled := responses[0].Clone()
 	spoiled.Payload[0] ^= 1
@@ -80,11 +80,11 @@ func TestGroupVerifier(t *testing.T) {
 	if seen, err = v.VerifyRequest(req); err != nil {
 		t.Fatal(err)
 	}
-	if _, sx, err = server.UnprotectRequest(req); err != nil {
+	if _, sx, err = server.UnprotectRequest(nil, req); err != nil {
 		t.Fatal(err)
 	}
 	s.rekey(map[string]*Group{"a": client, "b": server})
-	resp = wire(t, must(sx.Protect(t.Context(), notification(1, "x"))))
+	resp = wire(t, must(sx.Protect(t.Context(), nil, notification(1, "x"))))
 	wantErr(t, "old verifier", v.VerifyResponse(seen, resp, nil), ErrContext)
 	if err := s.verifier().VerifyResponse(seen, resp, nil); err != nil {
 		t.Error(err)

@@ -165,7 +165,7 @@ func TestTalk(t *testing.T) {
 		t.Fatal(err)
 	}
 	third := sender.answered([]string{first, second, held}, "one", "two")
-	if _, x, err := traffic.Group().UnprotectRequest(heard.under(t, third)); x != nil || !errors.Is(err, oscore.ErrContext) {
+	if _, x, err := traffic.Group().UnprotectRequest(nil, heard.under(t, third)); x != nil || !errors.Is(err, oscore.ErrContext) {
 		t.Errorf("who left reads a request: %v", err)
 	}
 
