@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -215,12 +216,16 @@ func TestAnnouncementRefused(t *testing.T) {
 func TestSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, s := newManager(t), open(t)
-		var evicted []string
+		var mu sync.Mutex
+		var evicted []string // guarded by mu
+		gone := func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(evicted) }
 		start := func() (*Bridge, func()) {
 			b := New(Config{Policies: map[string]Policy{testGroup: {UnreachableAfter: 24 * time.Hour, EvictAfter: 72 * time.Hour}}}, Deps{
 				Store: s, Source: m, Hub: nobody{},
 				Evict: func(_ context.Context, group string, nodes []string) error {
+					mu.Lock()
 					evicted = append(evicted, nodes...)
+					mu.Unlock()
 					for _, n := range nodes {
 						m.end(t, forgetful(s), n, groupcomm.EventEvicted)
 					}
@@ -251,12 +256,12 @@ func TestSilence(t *testing.T) {
 			t.Errorf("after a restart: %+v", e)
 		}
 		settle(46 * time.Hour)
-		if len(evicted) != 0 {
-			t.Errorf("evicted early: %v", evicted)
+		if early := gone(); len(early) != 0 {
+			t.Errorf("evicted early: %v", early)
 		}
 		settle(2 * time.Hour)
-		if !slices.Equal(evicted, []string{"silent"}) {
-			t.Errorf("evicted: %v", evicted)
+		if all := gone(); !slices.Equal(all, []string{"silent"}) {
+			t.Errorf("evicted: %v", all)
 		}
 		if n := events(t, s, groupcomm.EventUnreachable); n != 1 {
 			t.Errorf("%d events tell that a member is unreachable", n)
