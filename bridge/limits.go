@@ -105,6 +105,6 @@ const (
 	keptRekeys = 64
 	// patrolEvery is how often policies are applied, and saveEvery how exact
 	// silence is known after a restart.
-	patrolEvery = time.Minute
+	patrolEvery = 5 * time.Minute
 	saveEvery   = 10 * time.Minute
 )
