@@ -370,11 +370,13 @@ func proveDelivery(t *testing.T, n int, wake, lossy, limit time.Duration) {
 		n.mu.Unlock()
 	}
 	for n := range out {
+		n.mu.Lock()
 		for version, s := range n.secrets {
 			if s.Equal(secret) {
 				t.Errorf("version %d has the Master Secret of version %d", version, last)
 			}
 		}
+		n.mu.Unlock()
 	}
 	// What passed the broker opens with a member's keys only, whatever the leaver
 	// was given.
