@@ -41,9 +41,6 @@ type handshake struct {
 	early [][]byte // protected records that came before it was done
 
 	done    bool
-	via     coap.Security
-	subject coap.Subject
-	pending *Proof
 	session *session // as it will be, with keys
 	reader  *record.Cipher
 }
