@@ -261,6 +261,32 @@ func TestSetupReplaces(t *testing.T) {
 	}
 }
 
+// Clients of the older dialects are told N2 and ID2 by the same labels.
+func TestSetupLegacy(t *testing.T) {
+	b := newBench(t)
+	token := b.token(forOSCORE, func(c *cwt.Claims) { c.Scope = scopeOf(groupcomm.ScopeEntry{Group: "2020", Roles: 6}) })
+	req := &coap.Request{Code: coap.POST, Peer: outside(), Payload: (&groupcomm.TokenTransfer{
+		AccessToken: token, Nonce1: []byte("nonce-1!"), ID1: []byte{1}, WantLegacySignInfo: true,
+	}).Encode()}
+	req.Options.SetContentFormat(coap.LegacyACE)
+	resp, err := b.AuthzInfo().ServeCoAP(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := cose.DecodeMap(resp.Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n2, _, err1 := m.Bytes(42)
+	id2, _, err2 := m.Bytes(44)
+	if err := errors.Join(err1, err2); err != nil || len(n2) != 8 || len(m) < 3 {
+		t.Fatalf("%x: %v", resp.Payload, err)
+	}
+	if c := b.context(id2); !bytes.Equal(c.Nonce2, n2) {
+		t.Error("another nonce is stored")
+	}
+}
+
 // What is taken as it was read is taken by one.
 func TestTakeContext(t *testing.T) {
 	b := newBench(t)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 )
 
@@ -80,6 +81,30 @@ func TestSetupVectors(t *testing.T) {
 	s.Salt = nil
 	if got := s.MasterSalt(); !bytes.Equal(got, v.MasterSalt[1+len(v.Salt):]) {
 		t.Errorf("Master Salt without a salt %x", got)
+	}
+}
+
+// The two ends of a setup understand each other, in both directions.
+func TestSetupParams(t *testing.T) {
+	_, s := loadSetup(t)
+	s.IDContext = []byte{1}
+	client, err := New(s.ClientParams())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := New(s.ServerParams())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ends := range [][2]*Context{{client, server}, {server, client}} {
+		m := &coap.Message{Code: coap.GET, Payload: []byte("x")}
+		p, _, err := ends[0].ProtectRequest(t.Context(), nil, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := ends[1].UnprotectRequest(nil, p); err != nil || got.Code != coap.GET || string(got.Payload) != "x" {
+			t.Errorf("%v, %v", got, err)
+		}
 	}
 }
 

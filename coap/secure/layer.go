@@ -43,10 +43,16 @@ type Layer struct {
 	metrics *metrics
 
 	mu     sync.Mutex
-	live   map[string]*link          // by kid; guarded by mu
-	byLink map[coap.LinkID]*link     // the same; guarded by mu
-	ended  map[coap.LinkID]time.Time // to be closed; guarded by mu
-	using  map[coap.LinkID]int       // outer links that a context was last heard on; guarded by mu
+	live   map[string]*link       // by kid; guarded by mu
+	byLink map[coap.LinkID]*link  // the same; guarded by mu
+	ended  map[coap.LinkID]ending // to be closed; guarded by mu
+	using  map[coap.LinkID]int    // outer links that a context was last heard on; guarded by mu
+}
+
+// ending is a context that was dropped, and when.
+type ending struct {
+	at time.Time
+	c  *link
 }
 
 // New makes a layer. It starts nothing.
@@ -59,7 +65,7 @@ func New(cfg Config) *Layer {
 	}
 	return &Layer{
 		cfg: cfg, metrics: newMetrics(cfg.Registerer),
-		live: map[string]*link{}, byLink: map[coap.LinkID]*link{}, ended: map[coap.LinkID]time.Time{}, using: map[coap.LinkID]int{},
+		live: map[string]*link{}, byLink: map[coap.LinkID]*link{}, ended: map[coap.LinkID]ending{}, using: map[coap.LinkID]int{},
 	}
 }
 
@@ -237,7 +243,6 @@ func (l *Layer) admit(c *link) {
 		victim = l.victimLocked()
 	}
 	l.live[kid], l.byLink[c.stored.Link] = c, c
-	delete(l.ended, c.stored.Link)
 	l.mu.Unlock()
 	// What somebody observes over the one before is protected with numbers that
 	// are not ours any more.
@@ -306,7 +311,7 @@ func (l *Layer) Drop(ids []coap.LinkID) {
 		if c != nil {
 			delete(l.live, string(c.stored.ID2))
 			delete(l.byLink, id)
-			l.ended[id] = now
+			l.ended[id] = ending{now, c}
 		}
 		l.metrics.contexts.Set(float64(len(l.live)))
 		l.mu.Unlock()
@@ -332,9 +337,10 @@ func (l *Layer) sweep(now time.Time) {
 	var over []coap.LinkID
 	var unused []*link
 	l.mu.Lock()
-	for id, at := range l.ended {
-		if now.Sub(at) >= goodbye {
+	for id, e := range l.ended {
+		if now.Sub(e.at) >= goodbye {
 			delete(l.ended, id)
+			l.unuseLocked(e.c)
 			over = append(over, id)
 		}
 	}

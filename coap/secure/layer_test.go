@@ -373,9 +373,12 @@ func TestDrop(t *testing.T) {
 		if got := o.take(); got != "[4.01  2.04]" {
 			t.Errorf("the last word: %s", got)
 		}
+		if !g.layer.Uses("plain") {
+			t.Error("the outer link may be closed before the last word")
+		}
 		settle(time.Minute)
-		if n := len(g.srv.Observers("t")); n != 0 {
-			t.Errorf("%d observers", n)
+		if n := len(g.srv.Observers("t")); n != 0 || g.layer.Uses("plain") {
+			t.Errorf("%d observers, outer link in use %v", n, g.layer.Uses("plain"))
 		}
 	})
 }

@@ -125,6 +125,24 @@ func TestOSCORELeave(t *testing.T) {
 	}
 }
 
+// TestOSCOREExpires: when the token ends the observers are told, and the context
+// with it.
+func TestOSCOREExpires(t *testing.T) {
+	t.Parallel()
+	g := serve(t, func(c *config.Config) { c.AuthorizationServer.Policies[0].Lifetime = 4 * time.Second })
+	m, tr := g.joinOSCORE()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := m.Follow(ctx); !errors.Is(err, node.ErrUnauthorized) {
+		t.Errorf("follow: %v", err)
+	}
+	req := &coap.Request{Code: coap.GET}
+	req.Options.SetPath("ace-group", group)
+	if r, err := tr.Do(soon(t), req); !errors.Is(err, node.ErrLost) {
+		t.Errorf("with the context of a token that has expired: %v, %v", r, err)
+	}
+}
+
 // TestOSCOREControlURI: requests of the gateway go the same way back, protected
 // by the same context.
 func TestOSCOREControlURI(t *testing.T) {
