@@ -87,7 +87,15 @@ func (g *gateway) current(version groupcomm.Version, channel string) {
 // them only when it shows that, and learns of its eviction.
 func TestOSCORE(t *testing.T) {
 	t.Parallel()
-	g := serve(t)
+	for _, kind := range []string{config.EndpointOwn, config.EndpointStock} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			observeOSCORE(t, serve(t, func(c *config.Config) { c.Endpoint.Kind = kind }))
+		})
+	}
+}
+
+func observeOSCORE(t *testing.T, g *gateway) {
 	m, _ := g.joinOSCORE()
 	if _, err := m.Num(soon(t)); err != nil {
 		t.Fatal(err)
@@ -147,7 +155,15 @@ func TestOSCOREExpires(t *testing.T) {
 // by the same context.
 func TestOSCOREControlURI(t *testing.T) {
 	t.Parallel()
-	g := serve(t)
+	for _, kind := range []string{config.EndpointOwn, config.EndpointStock} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			controlOSCORE(t, serve(t, func(c *config.Config) { c.Endpoint.Kind = kind }))
+		})
+	}
+}
+
+func controlOSCORE(t *testing.T, g *gateway) {
 	m, _ := g.joinOSCORE(func(c *node.Config) { c.ControlURI = "coap://node.example/grp-rek" })
 	for range 2 {
 		version := g.rekey()
