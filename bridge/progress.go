@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -135,7 +136,9 @@ func (b *Bridge) finishGroup(ctx context.Context, group string) error {
 	b.mu.Lock()
 	g := b.groups[group]
 	if n := len(g.rekeys); n > 0 && g.rekeys[n-1].num == p.Version {
+		g.rekeys = slices.Clone(g.rekeys) // readers hold what is there
 		g.rekeys[n-1].done = now
+		b.groups[group] = g
 	}
 	b.mu.Unlock()
 	b.log.InfoContext(ctx, "every member has the rekey", "group", group, "version", p.Version, "n", p.Members, "took", now.Sub(p.Since))
