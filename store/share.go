@@ -70,23 +70,15 @@ func gatewayID(dir string) (string, error) {
 		return "", errors.New("store: a shared database needs a data directory")
 	}
 	path := filepath.Join(dir, gatewayFile)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	switch {
-	case errors.Is(err, fs.ErrExist):
-	case err != nil:
-		return "", fmt.Errorf("store: gateway id: %w", err)
-	default:
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		// The data directory is ours alone, so nobody makes another meanwhile.
 		var b [8]byte
 		rand.Read(b[:]) // never fails
-		_, err = f.WriteString(hex.EncodeToString(b[:]) + "\n")
-		if err == nil {
-			err = f.Sync()
-		}
-		if err := errors.Join(err, f.Close(), syncDir(dir)); err != nil {
-			return "", errors.Join(fmt.Errorf("store: gateway id: %w", err), os.Remove(path))
+		if err := replaceFile(path, []byte(hex.EncodeToString(b[:])+"\n")); err != nil {
+			return "", fmt.Errorf("store: gateway id: %w", err)
 		}
 	}
-	f, err = os.Open(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return "", fmt.Errorf("store: gateway id: %w", err)
 	}
@@ -97,7 +89,7 @@ func gatewayID(dir string) (string, error) {
 	}
 	id := strings.TrimSpace(string(text))
 	if b, err := hex.DecodeString(id); err != nil || len(b) != 8 {
-		// A start that was interrupted, say. Nothing but a cursor hangs on it.
+		// Nothing but a cursor hangs on it.
 		return "", fmt.Errorf("store: %s is damaged: remove it", path)
 	}
 	return id, nil
