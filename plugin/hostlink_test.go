@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second
+	patience = 60 * time.Second
 	topic    = "state"
 )
 

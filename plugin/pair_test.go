@@ -110,16 +110,6 @@ func managerOf(g *Gateway) *gm.Manager { return g.rooms.Load().groups.(*gm.Manag
 
 func accessOf(g *Gateway) *ace.Server { return g.rooms.Load().access.(*ace.Server) }
 
-// soon is eventually, within the second in which the others know of a change.
-func soon(t *testing.T, what string, look func() bool) {
-	t.Helper()
-	began := time.Now()
-	eventually(t, what, look)
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("after %v: %s", took, what)
-	}
-}
-
 func linksOf(t *testing.T, g *Gateway) string {
 	t.Helper()
 	req := &coap.Request{Code: coap.GET}
@@ -264,8 +254,8 @@ func TestPairGroups(t *testing.T) {
 	if found, err := managerOf(two).GroupConfigs(ctx, []string{"late", "never"}); err != nil || len(found) != 1 {
 		t.Errorf("%d groups, %v", len(found), err)
 	}
-	soon(t, "links of the new group", func() bool { return strings.Contains(linksOf(t, two), `sec-gp="late"`) })
-	soon(t, "links at the directory", func() bool { return strings.Contains(dir.Lookup(), `sec-gp="late"`) })
+	eventually(t, "links of the new group", func() bool { return strings.Contains(linksOf(t, two), `sec-gp="late"`) })
+	eventually(t, "links at the directory", func() bool { return strings.Contains(dir.Lookup(), `sec-gp="late"`) })
 	if err := managerOf(two).CreateGroup(ctx, late); err == nil {
 		t.Error("the name was given twice")
 	}
@@ -298,11 +288,11 @@ func TestPairGroups(t *testing.T) {
 		c.Groups = append(c.Groups, config.DefaultGroup())
 		c.Groups[1].Name, c.Groups[1].GroupPolicies.KeyCheck, c.Groups[1].List = "late", 777, false
 	})
-	soon(t, "other policies", func() bool {
+	eventually(t, "other policies", func() bool {
 		found, err := managerOf(two).GroupConfigs(ctx, []string{"late"})
 		return err == nil && len(found) == 1 && found[0].KeyCheck == 777
 	})
-	soon(t, "unlisted", func() bool {
+	eventually(t, "unlisted", func() bool {
 		return !strings.Contains(linksOf(t, two), "late") && !strings.Contains(dir.Lookup(), "late")
 	})
 	if _, err := member.Num(ctx); err != nil {
@@ -312,7 +302,7 @@ func TestPairGroups(t *testing.T) {
 	if err := managerOf(one).SetActive(ctx, "late", false); err != nil {
 		t.Fatal(err)
 	}
-	soon(t, "inactive", func() bool { return last(active).Code == coap.Content && !state() })
+	eventually(t, "inactive", func() bool { return last(active).Code == coap.Content && !state() })
 	if err := managerOf(one).DeleteGroup(ctx, "late"); err != nil {
 		t.Fatal(err)
 	}
@@ -320,12 +310,12 @@ func TestPairGroups(t *testing.T) {
 		t.Error("a group that was deleted is served")
 	}
 	for what, of := range map[string]func() []*coap.Response{"active": active, "group": whole} {
-		soon(t, "the last notification of "+what, func() bool { return last(of).Code == coap.NotFound })
+		eventually(t, "the last notification of "+what, func() bool { return last(of).Code == coap.NotFound })
 		if p, err := coap.DecodeProblem(last(of).Payload); err != nil || p.ID != groupcomm.ErrGroupDeleted.ID {
 			t.Errorf("%s ends with %x, %v", what, last(of).Payload, err)
 		}
 	}
-	soon(t, "metrics of the deleted group", func() bool { return !metricOf(t, two, "groupgate_bridge_members", "group", "late") })
+	eventually(t, "metrics of the deleted group", func() bool { return !metricOf(t, two, "groupgate_bridge_members", "group", "late") })
 	if found, err := managerOf(two).GroupConfigs(ctx, []string{"late"}); err != nil || len(found) != 0 {
 		t.Errorf("%d groups, %v", len(found), err)
 	}
@@ -334,7 +324,7 @@ func TestPairGroups(t *testing.T) {
 	if err := managerOf(one).CreateGroup(ctx, late); err != nil {
 		t.Fatal(err)
 	}
-	soon(t, "the group of the same name", func() bool { return strings.Contains(linksOf(t, two), `sec-gp="late"`) })
+	eventually(t, "the group of the same name", func() bool { return strings.Contains(linksOf(t, two), `sec-gp="late"`) })
 	if _, err := member.Num(ctx); err == nil {
 		t.Error("a member of the group before is one of the new group")
 	}
@@ -446,7 +436,7 @@ func TestPairRights(t *testing.T) {
 		_ = tr.Close()
 		t.Error("a node that is disabled shakes hands")
 	}
-	soon(t, "the observation ends", func() bool {
+	eventually(t, "the observation ends", func() bool {
 		all := whole()
 		return all[len(all)-1].Code == coap.Unauthorized
 	})
@@ -466,7 +456,7 @@ func TestPairRights(t *testing.T) {
 	if got := postTo(t, two, la.Token); got != coap.Unauthorized {
 		t.Errorf("a token that was revoked is answered %v", got)
 	}
-	soon(t, "evicted", func() bool {
+	eventually(t, "evicted", func() bool {
 		members, err := managerOf(two).Members(ctx, "g1")
 		return err == nil && len(members) == 0
 	})
@@ -609,7 +599,7 @@ func TestPairLease(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = tr.Close() })
 		news = append(news, observe(t, tr, "ace-group", "g1"))
-		soon(t, "let go by the other", func() bool { return len(there.server.Observers("gm/g1")) == 0 })
+		eventually(t, "let go by the other", func() bool { return len(there.server.Observers("gm/g1")) == 0 })
 		if _, err := managerOf(there).Rekey(ctx, "g1", "test"); err != nil {
 			t.Fatal(err)
 		}
