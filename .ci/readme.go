@@ -28,7 +28,7 @@ const (
 )
 
 // stays matches blocks that do not end by themselves.
-var stays = regexp.MustCompile(`gateway (run|node join)\b`)
+var stays = regexp.MustCompile(`gateway (run|node join|node serve)\b`)
 
 // elsewhere matches blocks that .ci/run does in a step of its own.
 var elsewhere = regexp.MustCompile(`\Ago test \./\.\.\.\n\z`)
