@@ -7,8 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -20,7 +18,6 @@ import (
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
-	"github.com/seed4911071e/groupgate/plugin"
 	"github.com/seed4911071e/groupgate/plugin/host"
 )
 
@@ -53,42 +50,13 @@ func Join(ctx context.Context, dir string, n int, progress func(string)) ([]Resu
 	progress("measuring the floor")
 	floor := joinFloor()
 
-	cfg := config.Embedded()
-	cfg.DataDir = filepath.Join(dir, "data")
-	const free = "127.0.0.1:0"
-	cfg.Listen.CoAPS, cfg.Listen.CoAP, cfg.Listen.HTTP, cfg.Listen.MQTT = free, free, free, free
-	first := cfg.Groups[0]
-	cfg.Groups = cfg.Groups[:0]
-	for i := range (n + joinGroupSize - 1) / joinGroupSize {
-		g := first
-		g.Name = fmt.Sprintf("bench-%d", i)
-		cfg.Groups = append(cfg.Groups, g)
+	groups := make([]string, (n+joinGroupSize-1)/joinGroupSize)
+	for i := range groups {
+		groups[i] = fmt.Sprintf("bench-%d", i)
 	}
-	cfg.Limits.Handshakes = 4 * joinAtOnce
-
-	var out []Result
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	g, ctx := errgroup.WithContext(ctx)
-	ready := make(chan host.Addrs, 1)
-	g.Go(func() error {
-		return host.Serve(ctx, cfg, slog.New(slog.DiscardHandler), func(_ *plugin.Gateway, at host.Addrs) { ready <- at })
+	return withGateway(ctx, dir, groups, func(ctx context.Context, cfg *config.Config, at host.Addrs) ([]Result, error) {
+		return measureJoins(ctx, cfg, at, n, floor, progress)
 	})
-	g.Go(func() error {
-		defer cancel()
-		select {
-		case at := <-ready:
-			r, err := measureJoins(ctx, cfg, at, n, floor, progress)
-			out = r
-			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	})
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 // measureJoins prepares n nodes, then lets them join.

@@ -6,9 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,7 +18,6 @@ import (
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
-	"github.com/seed4911071e/groupgate/plugin"
 	"github.com/seed4911071e/groupgate/plugin/host"
 )
 
@@ -53,51 +50,21 @@ func Rekey(ctx context.Context, dir string, n int, progress func(string)) ([]Res
 	if progress == nil {
 		progress = func(string) {}
 	}
-	cfg := config.Embedded()
-	cfg.DataDir = filepath.Join(dir, "data")
-	const free = "127.0.0.1:0"
-	cfg.Listen.CoAPS, cfg.Listen.CoAP, cfg.Listen.HTTP, cfg.Listen.MQTT = free, free, free, free
-	first := cfg.Groups[0]
-	cfg.Groups = cfg.Groups[:0]
-	for _, name := range []string{observeGroup, overMQTTGroup, newcomerGroup} {
-		g := first
-		g.Name = name
-		cfg.Groups = append(cfg.Groups, g)
-	}
-	cfg.Limits.Handshakes = 4 * joinAtOnce
-
-	var out []Result
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	g, ctx := errgroup.WithContext(ctx)
-	ready := make(chan host.Addrs, 1)
-	g.Go(func() error {
-		return host.Serve(ctx, cfg, slog.New(slog.DiscardHandler), func(_ *plugin.Gateway, at host.Addrs) { ready <- at })
-	})
-	g.Go(func() error {
-		defer cancel()
-		select {
-		case at := <-ready:
-			b := &rekeyBench{cfg: cfg, at: at, n: n, progress: progress, api: admin.NewClient(at.HTTP, string(cfg.AdminToken.Bytes()))}
-			for _, kind := range []struct {
-				bench, group, channel string
-				mqtt                  bool
-			}{{"rekey-observe", observeGroup, "observe", false}, {"rekey-mqtt", overMQTTGroup, "mqtt", true}} {
-				rows, err := b.measure(ctx, kind.bench, kind.group, kind.channel, kind.mqtt)
-				if err != nil {
-					return err
-				}
-				out = append(out, rows...)
+	groups := []string{observeGroup, overMQTTGroup, newcomerGroup}
+	return withGateway(ctx, dir, groups, func(ctx context.Context, cfg *config.Config, at host.Addrs) (out []Result, err error) {
+		b := &rekeyBench{cfg: cfg, at: at, n: n, progress: progress, api: admin.NewClient(at.HTTP, string(cfg.AdminToken.Bytes()))}
+		for _, kind := range []struct {
+			bench, group, channel string
+			mqtt                  bool
+		}{{"rekey-observe", observeGroup, "observe", false}, {"rekey-mqtt", overMQTTGroup, "mqtt", true}} {
+			rows, err := b.measure(ctx, kind.bench, kind.group, kind.channel, kind.mqtt)
+			if err != nil {
+				return nil, err
 			}
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
+			out = append(out, rows...)
 		}
+		return out, nil
 	})
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 type rekeyBench struct {
