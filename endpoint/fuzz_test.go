@@ -30,7 +30,7 @@ func FuzzMessages(f *testing.F) {
 		e := New(newWire(1).open("198.51.100.1:5684"), Config{Server: nobody{}})
 		from := netip.MustParseAddrPort("192.0.2.1:1000")
 		for _, x := range [][]byte{a, b, a} {
-			e.datagram(Datagram{from, x})
+			e.datagram(Datagram{Addr: from, B: x})
 		}
 		e.mu.Lock()
 		s := e.newSession(coap.DTLSPSK, netip.MustParseAddrPort("192.0.2.2:1000"))
@@ -61,8 +61,8 @@ func FuzzRecords(f *testing.F) {
 		e.register(s)
 		e.mu.Unlock()
 		for _, x := range [][]byte{a, b, a} {
-			e.datagram(Datagram{from, x})
-			e.datagram(Datagram{netip.MustParseAddrPort("192.0.2.3:1000"), x})
+			e.datagram(Datagram{Addr: from, B: x})
+			e.datagram(Datagram{Addr: netip.MustParseAddrPort("192.0.2.3:1000"), B: x})
 		}
 		e.stop()
 		e.endHandshakes()

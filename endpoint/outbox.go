@@ -57,7 +57,7 @@ func (o *outbox) push(addr netip.AddrPort, b []byte) bool {
 		o.mu.Unlock()
 		return false
 	}
-	o.queue = append(o.queue, Datagram{addr, b})
+	o.queue = append(o.queue, Datagram{Addr: addr, B: b})
 	o.mu.Unlock()
 	select {
 	case o.wake <- struct{}{}:

@@ -93,7 +93,7 @@ func (w *wire) carry(from, to netip.AddrPort, b []byte) {
 				return
 			}
 			select {
-			case p.in <- Datagram{from, b}:
+			case p.in <- Datagram{Addr: from, B: b}:
 			default:
 			}
 		})

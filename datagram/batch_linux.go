@@ -1,0 +1,215 @@
+package datagram
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	n   uint32
+}
+
+// control is room for one IP_PKTINFO, aligned as a cmsghdr is.
+type control struct {
+	hdr  unix.Cmsghdr
+	info unix.Inet4Pktinfo
+	_    [4]byte
+}
+
+// direction is the working memory of one direction; the closure is made once.
+type direction struct {
+	hdrs  [Batch]mmsghdr
+	iov   [Batch]unix.Iovec
+	names [Batch]unix.RawSockaddrInet6 // holds an IPv4 one too
+	ctl   []control                    // nil: no local addresses
+	want  int
+	n     int
+	errno syscall.Errno
+	call  func(fd uintptr) bool
+}
+
+type system struct {
+	raw     syscall.RawConn
+	v6      bool
+	in, out *direction
+}
+
+func (s *system) init(c *net.UDPConn, local bool) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return // one by one, then
+	}
+	domain := unix.AF_INET6
+	if raw.Control(func(fd uintptr) { domain, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN) }) != nil || err != nil {
+		return
+	}
+	s.raw, s.v6 = raw, domain == unix.AF_INET6
+	s.in, s.out = newDirection(unix.SYS_RECVMMSG, local), newDirection(unix.SYS_SENDMMSG, local)
+}
+
+func newDirection(trap uintptr, local bool) *direction {
+	d := &direction{}
+	if local {
+		d.ctl = make([]control, Batch)
+	}
+	for i := range d.hdrs {
+		h := &d.hdrs[i].hdr
+		h.Name = (*byte)(unsafe.Pointer(&d.names[i]))
+		h.Iov = &d.iov[i]
+		h.SetIovlen(1)
+		if local {
+			h.Control = (*byte)(unsafe.Pointer(&d.ctl[i]))
+		}
+	}
+	d.call = func(fd uintptr) bool {
+		for {
+			n, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&d.hdrs[0])), uintptr(d.want), unix.MSG_DONTWAIT, 0, 0)
+			switch errno {
+			case unix.EINTR:
+				continue
+			case unix.EAGAIN:
+				return false
+			}
+			d.n, d.errno = int(n), errno
+			return true
+		}
+	}
+	return d
+}
+
+func (s *system) askLocal() error {
+	if s.raw == nil {
+		return os.NewSyscallError("getsockopt", unix.ENOTSUP)
+	}
+	var err error
+	if e := s.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) }); e != nil {
+		return e
+	}
+	return os.NewSyscallError("setsockopt", err)
+}
+
+// Read fills some of ds and says how many: each B has room when it is called,
+// and is cut to what came. A datagram that does not fit comes cut off.
+func (c *Conn) Read(ds []Datagram) (int, error) {
+	if c.raw == nil {
+		return c.readOne(ds)
+	}
+	d := c.in
+	d.want = min(len(ds), Batch)
+	for i := range d.want {
+		h := &d.hdrs[i].hdr
+		h.Namelen = unix.SizeofSockaddrInet6
+		d.iov[i].Base = unsafe.SliceData(ds[i].B)
+		d.iov[i].SetLen(len(ds[i].B))
+		if d.ctl != nil {
+			h.SetControllen(int(unsafe.Sizeof(control{})))
+		}
+	}
+	if err := c.raw.Read(d.call); err != nil {
+		return 0, err
+	}
+	if d.errno != 0 {
+		return 0, os.NewSyscallError("recvmmsg", d.errno)
+	}
+	for i := range d.n {
+		ds[i].B = ds[i].B[:d.hdrs[i].n]
+		ds[i].Addr = addrOf(&d.names[i])
+		if d.ctl != nil {
+			ds[i].Local = netip.Addr{}
+			if x := &d.ctl[i]; x.hdr.Level == unix.IPPROTO_IP && x.hdr.Type == unix.IP_PKTINFO {
+				ds[i].Local = netip.AddrFrom4(x.info.Addr)
+			}
+		}
+	}
+	return d.n, nil
+}
+
+// Write sends the first datagrams of ds and says how many; an error is that of
+// the next one.
+func (c *Conn) Write(ds []Datagram) (int, error) {
+	if c.raw == nil {
+		return c.writeOne(ds)
+	}
+	d := c.out
+	d.want = min(len(ds), Batch)
+	for i := range d.want {
+		h := &d.hdrs[i].hdr
+		d.iov[i].Base = unsafe.SliceData(ds[i].B)
+		d.iov[i].SetLen(len(ds[i].B))
+		h.Namelen = c.setAddr(&d.names[i], ds[i].Addr)
+		if d.ctl != nil {
+			h.SetControllen(d.ctl[i].set(ds[i].Local))
+		}
+	}
+	if err := c.raw.Write(d.call); err != nil {
+		return 0, err
+	}
+	if d.errno != 0 {
+		return 0, os.NewSyscallError("sendmmsg", d.errno)
+	}
+	return d.n, nil
+}
+
+// set asks for a source address and returns the length of the request.
+func (x *control) set(a netip.Addr) int {
+	if !a.Is4() {
+		return 0
+	}
+	x.hdr.Level, x.hdr.Type = unix.IPPROTO_IP, unix.IP_PKTINFO
+	x.hdr.SetLen(unix.CmsgLen(unix.SizeofInet4Pktinfo))
+	x.info = unix.Inet4Pktinfo{Spec_dst: a.As4()}
+	return unix.CmsgSpace(unix.SizeofInet4Pktinfo)
+}
+
+// addrOf reads a socket address.
+func addrOf(sa *unix.RawSockaddrInet6) netip.AddrPort {
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
+	if sa.Family == unix.AF_INET {
+		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(sa)).Addr), port)
+	}
+	a := netip.AddrFrom16(sa.Addr).Unmap()
+	if sa.Scope_id != 0 && a.Is6() {
+		a = a.WithZone(strconv.Itoa(int(sa.Scope_id)))
+	}
+	return netip.AddrPortFrom(a, port)
+}
+
+// setAddr writes a socket address of the socket's family and returns its length.
+func (s *system) setAddr(sa *unix.RawSockaddrInet6, a netip.AddrPort) uint32 {
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:], a.Port())
+	ip := a.Addr()
+	if !s.v6 {
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
+		if ip = ip.Unmap(); ip.Is4() {
+			v4.Family, v4.Addr = unix.AF_INET, ip.As4()
+		} else {
+			v4.Family = unix.AF_INET6 // the system refuses it
+		}
+		return unix.SizeofSockaddrInet4
+	}
+	sa.Family, sa.Addr, sa.Scope_id = unix.AF_INET6, ip.As16(), zoneOf(ip)
+	return unix.SizeofSockaddrInet6
+}
+
+func zoneOf(a netip.Addr) uint32 {
+	z := a.Zone()
+	if z == "" {
+		return 0
+	}
+	if n, err := strconv.ParseUint(z, 10, 32); err == nil {
+		return uint32(n)
+	}
+	if i, err := net.InterfaceByName(z); err == nil {
+		return uint32(i.Index)
+	}
+	return 0
+}
