@@ -25,6 +25,7 @@ var arrows = map[string][]string{
 	"oscore":                 {"coap", "cose"},
 	"record":                 {},
 	"datagram":               {},
+	"spell":                  {},
 	"store":                  {},
 	"store/storetest":        {"store", "store/storetest/pgtest"},
 	"store/storetest/pgtest": {},
@@ -41,11 +42,13 @@ var arrows = map[string][]string{
 	"rd":        {"coap"},
 	"rd/rdtest": {"coap"},
 
-	"config":      {"coap", "cose", "groupcomm", "node", "store"},
+	"config":      {"coap", "cose", "groupcomm", "node", "spell", "store"},
 	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "endpoint", "gm", "groupcomm", "node", "rd", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
 	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
-	"cmd/gateway": {"admin", "bench", "coap", "config", "cose", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
+	"cmd/gateway": {"admin", "bench", "cmd/gateway/argv", "coap", "config", "cose", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
+
+	"cmd/gateway/argv": {"spell"},
 
 	"examples/host": {"config", "plugin"},
 }
@@ -65,7 +68,6 @@ var doors = []struct {
 	{"database/sql", []string{"store", "store/storetest"}},
 	{"github.com/fxamacker/cbor/", []string{"cose", "coap", "groupcomm", "ace", "gm", "bridge"}},
 	{"github.com/veraison/go-cose", []string{"cose"}},
-	{"github.com/alecthomas/kong", []string{"cmd/gateway"}},
 	{"go.yaml.in/yaml/", []string{"config"}},
 }
 

@@ -3,7 +3,6 @@ module github.com/seed4911071e/groupgate
 go 1.26.0
 
 require (
-	github.com/alecthomas/kong v1.17.0
 	github.com/eclipse/paho.mqtt.golang v1.5.1
 	github.com/fxamacker/cbor/v2 v2.10.0
 	github.com/jackc/pgx/v5 v5.12.0

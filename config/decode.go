@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/seed4911071e/groupgate/spell"
 )
 
 // notYet are keys of the gateway's design that this version does not know how
@@ -145,7 +147,7 @@ func (d *decoder) unknown(k *yaml.Node, path string, names []string) {
 		d.addLine(k.Line, path, "unknown key: `gm:` says where the Group Manager is")
 	default:
 		msg := "unknown key"
-		if s := suggest(k.Value, names); s != "" {
+		if s := spell.Suggest(k.Value, names); s != "" {
 			msg += fmt.Sprintf(", did you mean %q?", s)
 		} else {
 			msg += "; known here: " + strings.Join(names, ", ")

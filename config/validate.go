@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/seed4911071e/groupgate/spell"
 )
 
 // Limits of values, our own choices.
@@ -190,7 +192,7 @@ func oneOf(f *faults, key, value string, allowed ...string) bool {
 		return true
 	}
 	msg := fmt.Sprintf("must be one of %s, not %q", strings.Join(allowed, ", "), value)
-	if s := suggest(value, allowed); s != "" {
+	if s := spell.Suggest(value, allowed); s != "" {
 		msg += fmt.Sprintf("; did you mean %q?", s)
 	}
 	f.add(key, "%s", msg)

@@ -23,7 +23,7 @@ type auditCmd struct {
 }
 
 // Validate keeps a reader that never ends from filling the log with its own
-// reading; kong calls it.
+// reading; argv calls it.
 func (c *auditCmd) Validate() error {
 	if c.Follow && c.Full {
 		return errors.New("--full does not go with --follow: each reading of full records is recorded")

@@ -166,7 +166,7 @@ type groupEvictCmd struct {
 	JSON     bool     `help:"Print JSON."`
 }
 
-// Validate wants somebody to evict; kong calls it, so that a lack is a usage
+// Validate wants somebody to evict; argv calls it, so that a lack is a usage
 // error.
 func (c *groupEvictCmd) Validate() error {
 	if len(c.Nodes)+len(c.SenderID) == 0 {

@@ -47,7 +47,7 @@ func (c *groupCreateCmd) group() config.Group {
 	return g
 }
 
-// Validate checks the group as the configuration file's would be; kong calls it,
+// Validate checks the group as the configuration file's would be; argv calls it,
 // so that a fault is a usage error.
 func (c *groupCreateCmd) Validate() error {
 	_, err := c.group().GroupConfig()

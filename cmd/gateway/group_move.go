@@ -78,7 +78,7 @@ type groupImportCmd struct {
 	JSON           bool   `help:"Print JSON."`
 }
 
-// Validate wants one file; kong calls it, so that a lack is a usage error.
+// Validate wants one file; argv calls it, so that a lack is a usage error.
 func (c *groupImportCmd) Validate() error {
 	if (c.File == "") == (c.Fixture == "") || c.Fixture != "" && c.PassphraseFile != "" {
 		return errors.New("name the file to import, or a fixture by --fixture")

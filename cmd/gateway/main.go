@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,7 +14,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/alecthomas/kong"
+	"github.com/seed4911071e/groupgate/cmd/gateway/argv"
 )
 
 // cli is the command line.
@@ -38,6 +39,18 @@ type env struct {
 	stderr io.Writer
 }
 
+// runner is what every command is.
+type runner interface{ Run(*env) error }
+
+func commandLine() *argv.Parser {
+	return &argv.Parser{
+		Name: "gateway",
+		About: "An edge gateway for nodes in OSCORE groups: admits them, renews their keys, delivers the keys.\n\n" +
+			"First steps: `gateway run`, and in a second terminal `gateway node join --group sensors`.",
+		Vars: map[string]string{"multicast": defaultMulticast},
+	}
+}
+
 // Exit statuses.
 const (
 	exitFailed = 1
@@ -49,19 +62,12 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	var c cli
-	parser, err := kong.New(&c,
-		kong.Name("gateway"),
-		kong.Description("An edge gateway for nodes in OSCORE groups: admits them, renews their keys, delivers the keys.\n\n"+
-			"First steps: `gateway run`, and in a second terminal `gateway node join --group sensors`."),
-		kong.Writers(stdout, stderr),
-		kong.Vars{"multicast": defaultMulticast},
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-	)
-	if err != nil {
-		panic("gateway: internal error: " + err.Error())
+	parser := commandLine()
+	command, err := parser.Parse(&cli{}, args)
+	if help := (*argv.HelpError)(nil); errors.As(err, &help) {
+		_, _ = io.WriteString(stdout, help.Text)
+		return 0
 	}
-	command, err := parser.Parse(args)
 	if err != nil {
 		_, _ = fmt.Fprintf(stderr, "gateway: %s\n`gateway --help` shows what is possible.\n", err)
 		return exitUsage
@@ -69,7 +75,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	if err := command.Run(&env{ctx: ctx, stdout: stdout, stderr: stderr}); err != nil {
+	if err := command.(runner).Run(&env{ctx: ctx, stdout: stdout, stderr: stderr}); err != nil {
 		printError(stderr, err)
 		return exitFailed
 	}

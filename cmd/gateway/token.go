@@ -45,7 +45,7 @@ type tokenIssueCmd struct {
 	JSON     bool          `help:"Print JSON."`
 }
 
-// Validate checks the form of --scope; kong calls it, so that a fault is a
+// Validate checks the form of --scope; argv calls it, so that a fault is a
 // usage error.
 func (c *tokenIssueCmd) Validate() error {
 	for _, s := range c.Scope {
