@@ -26,6 +26,7 @@ var arrows = map[string][]string{
 	"record":                 {},
 	"datagram":               {},
 	"spell":                  {},
+	"dtls12":                 {"record"},
 	"store":                  {},
 	"store/storetest":        {"store", "store/storetest/pgtest"},
 	"store/storetest/pgtest": {},

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
@@ -62,18 +63,20 @@ func Derive(s Suite, master []byte, client, server [32]byte) (fromClient, fromSe
 	if len(master) != 48 {
 		return fromClient, fromServer, errors.New("record: master secret of a wrong length")
 	}
-	seed := make([]byte, 0, 13+64)
-	seed = append(seed, "key expansion"...)
-	seed = append(seed, server[:]...)
-	seed = append(seed, client[:]...)
 	var block [2*keySize + 2*ivSize]byte
-	expand(block[:], master, seed)
+	PRF(block[:], master, "key expansion", server[:], client[:])
 	b := block[:]
 	for _, part := range [][]byte{fromClient.Key[:], fromServer.Key[:], fromClient.IV[:], fromServer.IV[:]} {
 		b = b[copy(part, b):]
 	}
 	clear(block[:])
 	return fromClient, fromServer, nil
+}
+
+// PRF fills out with pseudorandom bytes from a secret, a label and a seed in
+// pieces: the one of all suites here (RFC 5246, Section 5).
+func PRF(out, secret []byte, label string, seed ...[]byte) {
+	expand(out, secret, append([]byte(label), bytes.Join(seed, nil)...))
 }
 
 // expand is P_SHA256 (RFC 5246, Section 5).

@@ -1,0 +1,57 @@
+package dtls12
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"net/netip"
+	"time"
+
+	"github.com/seed4911071e/groupgate/record"
+)
+
+// Cookies makes the cookies by which a client shows that it receives at its
+// address (RFC 6347, Section 4.2.1). It remembers nothing of clients. The zero
+// value is not usable: NewCookies.
+type Cookies struct{ secret [sha256.Size]byte }
+
+// NewCookies has a secret of its own: cookies end with the process.
+func NewCookies() *Cookies {
+	c := &Cookies{}
+	_, _ = rand.Read(c.secret[:]) // never fails (crypto/rand)
+	return c
+}
+
+// Verify says whether a ClientHello carries the cookie that was given for it. If
+// not, what it appends to dst is the datagram that answers it, shorter than the
+// ClientHello: nobody is reached by more than was sent in his name.
+func (c *Cookies) Verify(dst []byte, h *ClientHello, from netip.AddrPort, now time.Time) (ok bool, answer []byte) {
+	slot := now.Unix() / int64(cookieLife/time.Second)
+	fresh := c.cookie(h, from, slot)
+	if subtle.ConstantTimeCompare(h.Cookie, fresh) == 1 ||
+		len(h.Cookie) > 0 && subtle.ConstantTimeCompare(h.Cookie, c.cookie(h, from, slot-1)) == 1 {
+		return true, dst
+	}
+	// RFC 6347, Section 4.2.1: the record has the number of that of the
+	// ClientHello, and the message is the first of ours.
+	return false, record.AppendPlain(dst, record.Handshake, h.record, wrap(typeHelloVerifyRequest, 0, encodeVerifyRequest(fresh)))
+}
+
+// cookie covers the address and all that the client offers.
+func (c *Cookies) cookie(h *ClientHello, from netip.AddrPort, slot int64) []byte {
+	mac := hmac.New(sha256.New, c.secret[:])
+	ip := from.Addr().As16()
+	var head [8 + 16 + 2 + 2 + 1]byte
+	binary.BigEndian.PutUint64(head[:], uint64(slot))
+	copy(head[8:], ip[:])
+	binary.BigEndian.PutUint16(head[24:], from.Port())
+	binary.BigEndian.PutUint16(head[26:], uint16(h.version))
+	head[28] = byte(len(h.session))
+	mac.Write(head[:])
+	mac.Write(h.session)
+	mac.Write(h.Random[:])
+	mac.Write(h.params)
+	return mac.Sum(nil)[:cookieSize]
+}
