@@ -11,11 +11,16 @@ import (
 	"github.com/seed4911071e/groupgate/oscore"
 )
 
-// Payloads in bytes, and how figures come about: ours and the floor take turns,
-// and the medians are compared.
+// oscorePayloads are in bytes.
 var oscorePayloads = []int{64, 1024}
 
-const oscoreRounds = 9
+// How figures come about: ours and the floor take turns in slices of a tenth of a
+// millisecond, and the medians of their rates are compared, so that what else the
+// machine does hits both alike, and seldom the median.
+const (
+	oscoreRounds = 9
+	oscoreSlices = 2000
+)
 
 // oscoreMode is one way to protect messages.
 type oscoreMode struct {
@@ -39,7 +44,7 @@ var oscoreModes = []oscoreMode{
 }
 
 // OSCORE measures how many messages with payloads of 64 and 1,024 bytes one core
-// protects and unprotects per second, each n times in a round, beside the bare
+// protects and unprotects per second, each n times in nine rounds, beside the bare
 // cryptography over the same bytes. progress may be nil.
 func OSCORE(ctx context.Context, n int, progress func(string)) ([]Result, error) {
 	if n <= 0 {
@@ -80,29 +85,32 @@ func OSCORE(ctx context.Context, n int, progress func(string)) ([]Result, error)
 	return out, nil
 }
 
-// takeTurns runs a and b n times each, by turns, and returns the median rates.
+// takeTurns runs a and b n times each in every round, by turns, and returns the median
+// rates.
 func takeTurns(ctx context.Context, n int, a, b func() error) (perA, perB float64, err error) {
-	rates := [2][]float64{}
-	for round := range oscoreRounds + 1 {
+	slice := max(1, n*oscoreRounds/oscoreSlices)
+	work, rates := [2]func() error{a, b}, [2][]float64{}
+	for turn := -oscoreSlices / 10; turn < oscoreSlices; turn++ { // the first ones warm up
 		if err := ctx.Err(); err != nil {
 			return 0, 0, err
 		}
-		for i, f := range []func() error{a, b} {
+		for i := range work {
+			i ^= turn & 1 // a b, b a, a b, …
 			begin := time.Now()
-			for range n {
-				if err := f(); err != nil {
+			for range slice {
+				if err := work[i](); err != nil {
 					return 0, 0, err
 				}
 			}
-			if round > 0 { // the first warms up
-				rates[i] = append(rates[i], float64(n)/time.Since(begin).Seconds())
+			if turn >= 0 {
+				rates[i] = append(rates[i], float64(slice)/time.Since(begin).Seconds())
 			}
 		}
 	}
 	for i := range rates {
 		slices.Sort(rates[i])
 	}
-	return rates[0][oscoreRounds/2], rates[1][oscoreRounds/2], nil
+	return rates[0][oscoreSlices/2], rates[1][oscoreSlices/2], nil
 }
 
 // oscoreMessage is a request as sensors make them.

@@ -67,7 +67,27 @@ func (b *groupBench) unprotect(p *coap.Message) func() error {
 		if w := b.server.Window([]byte("c")); w != nil {
 			w.Reset()
 		}
-		_, _, err := b.server.UnprotectRequest(&b.in, p)
+		_, x, err := b.server.UnprotectRequest(&b.in, p)
+		if err == nil {
+			x.Recycle()
+		}
+		return err
+	}
+}
+
+// protect protects one message again and again: in group mode, or for a member.
+func (b *groupBench) protect(ctx context.Context, m *coap.Message, to []byte) func() error {
+	return func() error {
+		var x *oscore.GroupExchange
+		var err error
+		if to == nil {
+			_, x, err = b.client.ProtectRequest(ctx, &b.out, m)
+		} else {
+			_, x, err = b.client.ProtectRequestTo(ctx, &b.out, to, m)
+		}
+		if err == nil {
+			x.Recycle()
+		}
 		return err
 	}
 }
@@ -95,7 +115,7 @@ func oscoreGroup(ctx context.Context, payload int) (*oscoreCase, error) {
 		return nil, err
 	}
 	return &oscoreCase{
-		protect:        func() error { _, _, err := b.client.ProtectRequest(ctx, &b.out, m); return err },
+		protect:        b.protect(ctx, m, nil),
 		unprotect:      b.unprotect(p),
 		floorProtect:   func() error { _, err := sign(signed); return err },
 		floorUnprotect: func() error { return verify(signed, sig) },
@@ -122,7 +142,7 @@ func oscorePairwise(ctx context.Context, payload int) (*oscoreCase, error) {
 	sealed := aead.Seal(nil, nonce, plain, aad)
 	out, opened := make([]byte, 0, len(sealed)), make([]byte, 0, len(plain))
 	return &oscoreCase{
-		protect:        func() error { _, _, err := b.client.ProtectRequestTo(ctx, &b.out, server, m); return err },
+		protect:        b.protect(ctx, m, server),
 		unprotect:      b.unprotect(p),
 		floorProtect:   func() error { out = aead.Seal(out[:0], nonce, plain, aad); return nil },
 		floorUnprotect: func() (err error) { opened, err = aead.Open(opened[:0], nonce, sealed, aad); return err },

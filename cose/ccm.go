@@ -18,12 +18,37 @@ type ccm struct {
 	state sync.Pool
 }
 
-const ccmBlock = 16
+const (
+	ccmBlock = 16
+	// ccmBatch is how many blocks of key stream are made at a time. The CBC-MAC waits
+	// for each of its blocks, so that the processor makes key stream beside it.
+	ccmBatch = 16
+)
 
 // ccmState is the memory of one call. What goes through the interface of the
 // block cipher would be allocated otherwise.
 type ccmState struct {
-	mac, ctr, key, first [ccmBlock]byte
+	mac, first [ccmBlock]byte
+	counter
+	key [ccmBatch * ccmBlock]byte
+}
+
+// counter is the next block that the counter mode encrypts.
+type counter struct{ high, low uint64 }
+
+// set makes a block the next one.
+func (c *counter) set(block *[ccmBlock]byte) {
+	c.high, c.low = binary.BigEndian.Uint64(block[:8]), binary.BigEndian.Uint64(block[8:])
+}
+
+// fill writes whole blocks. The counter proper, the bytes at the end that were zero
+// in the first block, does not overflow: callers see to the length of messages.
+func (c *counter) fill(b []byte) {
+	for i := 0; i < len(b); i += ccmBlock {
+		binary.BigEndian.PutUint64(b[i:], c.high)
+		binary.BigEndian.PutUint64(b[i+8:], c.low)
+		c.low++
+	}
 }
 
 func newCCM(block cipher.Block, tag, nonce int) cipher.AEAD {
@@ -45,6 +70,11 @@ func (c *ccm) fits(n int) bool {
 // begin computes the CBC-MAC over the first block and the associated data, and
 // the key stream of the tag (RFC 3610, Sections 2.2 and 2.3).
 func (c *ccm) begin(s *ccmState, nonce, aad []byte, length int) {
+	s.first[0] = byte(15 - c.nonce - 1)
+	clear(s.first[1+copy(s.first[1:], nonce):])
+	s.set(&s.first)
+	s.low++
+
 	flags := byte((c.tag-2)/2<<3 | (15 - c.nonce - 1))
 	if len(aad) > 0 {
 		flags |= 1 << 6
@@ -72,34 +102,28 @@ func (c *ccm) begin(s *ccmState, nonce, aad []byte, length int) {
 			c.block.Encrypt(s.mac[:], s.mac[:])
 		}
 	}
-	clear(s.ctr[:])
-	s.ctr[0] = byte(15 - c.nonce - 1)
-	copy(s.ctr[1:], nonce)
-	c.block.Encrypt(s.first[:], s.ctr[:])
+	c.block.Encrypt(s.first[:], s.first[:])
 }
 
-// stream makes the next block of the key stream.
-func (c *ccm) stream(s *ccmState) {
-	for i := ccmBlock - 1; i > c.nonce; i-- {
-		if s.ctr[i]++; s.ctr[i] != 0 {
-			break
+// work has the CBC-MAC take up to a batch of plaintext, the last block padded with
+// zeros, and meanwhile makes the key stream for the next n bytes.
+//
+// A block is written as a whole before the cipher reads it: a processor that has to
+// put it together from two stores waits for both.
+func (c *ccm) work(s *ccmState, plaintext []byte, n int) {
+	n = (n + ccmBlock - 1) / ccmBlock * ccmBlock
+	s.fill(s.key[:n])
+	for i := 0; i < n || len(plaintext) > 0; i += ccmBlock {
+		if len(plaintext) > 0 {
+			taken := subtle.XORBytes(s.mac[:], s.mac[:], plaintext[:min(len(plaintext), ccmBlock)])
+			c.block.Encrypt(s.mac[:], s.mac[:])
+			plaintext = plaintext[taken:]
+		}
+		if i < n {
+			key := s.key[i : i+ccmBlock]
+			c.block.Encrypt(key, key)
 		}
 	}
-	c.block.Encrypt(s.key[:], s.ctr[:])
-}
-
-// xorBlock sets dst to a XOR b. They may be the same.
-func xorBlock(dst, a, b *[ccmBlock]byte) {
-	x := binary.NativeEndian.Uint64(a[:8]) ^ binary.NativeEndian.Uint64(b[:8])
-	y := binary.NativeEndian.Uint64(a[8:]) ^ binary.NativeEndian.Uint64(b[8:])
-	binary.NativeEndian.PutUint64(dst[:8], x)
-	binary.NativeEndian.PutUint64(dst[8:], y)
-}
-
-// absorb has the CBC-MAC take one block of plaintext, padded with zeros.
-func (c *ccm) absorb(s *ccmState, p []byte) {
-	subtle.XORBytes(s.mac[:], s.mac[:], p)
-	c.block.Encrypt(s.mac[:], s.mac[:])
 }
 
 // grow makes room for n bytes behind dst.
@@ -126,23 +150,15 @@ func (c *ccm) Seal(dst, nonce, plaintext, aad []byte) []byte {
 	defer c.state.Put(s)
 	c.begin(s, nonce, aad, len(plaintext))
 	whole, out := grow(dst, len(plaintext)+c.tag)
-	for len(plaintext) >= ccmBlock {
-		p, o := (*[ccmBlock]byte)(plaintext), (*[ccmBlock]byte)(out)
-		xorBlock(&s.mac, &s.mac, p)
-		c.block.Encrypt(s.mac[:], s.mac[:])
-		c.stream(s)
-		xorBlock(o, p, &s.key)
-		plaintext, out = plaintext[ccmBlock:], out[ccmBlock:]
-	}
-	if n := len(plaintext); n > 0 {
-		c.absorb(s, plaintext)
-		c.stream(s)
-		subtle.XORBytes(out[:n], plaintext, s.key[:])
-		out = out[n:]
+	for len(plaintext) > 0 {
+		n := min(len(plaintext), len(s.key))
+		c.work(s, plaintext[:n], n)
+		subtle.XORBytes(out[:n], plaintext[:n], s.key[:n])
+		plaintext, out = plaintext[n:], out[n:]
 	}
 	subtle.XORBytes(s.mac[:], s.mac[:], s.first[:])
 	copy(out, s.mac[:c.tag])
-	clear(s.mac[:])
+	s.wipe()
 	return whole
 }
 
@@ -165,26 +181,26 @@ func (c *ccm) Open(dst, nonce, ciphertext, aad []byte) ([]byte, error) {
 	copy(tag[:], ciphertext[n:])
 	ciphertext = ciphertext[:n]
 	whole, room := grow(dst, n)
-	out := room
-	for len(out) >= ccmBlock {
-		o := (*[ccmBlock]byte)(out)
-		c.stream(s)
-		xorBlock(o, (*[ccmBlock]byte)(ciphertext), &s.key)
-		xorBlock(&s.mac, &s.mac, o)
-		c.block.Encrypt(s.mac[:], s.mac[:])
-		ciphertext, out = ciphertext[ccmBlock:], out[ccmBlock:]
-	}
-	if len(out) > 0 {
-		c.stream(s)
-		subtle.XORBytes(out, ciphertext, s.key[:])
-		c.absorb(s, out)
+	c.work(s, nil, min(n, len(s.key)))
+	for out := room; len(out) > 0; {
+		n := subtle.XORBytes(out, ciphertext, s.key[:])
+		ciphertext = ciphertext[n:]
+		c.work(s, out[:n], min(len(ciphertext), len(s.key)))
+		out = out[n:]
 	}
 	subtle.XORBytes(s.mac[:], s.mac[:], s.first[:])
 	ok := subtle.ConstantTimeCompare(s.mac[:c.tag], tag[:c.tag]) == 1
-	clear(s.mac[:])
+	s.wipe()
 	if !ok {
 		clear(room)
 		return nil, errCCM
 	}
 	return whole, nil
+}
+
+// wipe clears what reveals a message: nothing of it waits in memory for the next.
+func (s *ccmState) wipe() {
+	clear(s.mac[:])
+	clear(s.first[:])
+	clear(s.key[:])
 }

@@ -33,5 +33,6 @@
 //
 // Outputs are written to a [Buffer]. One that is used again makes protecting and
 // unprotecting free of allocations; a nil one is a new one. What is returned refers
-// to the Buffer, and to token and outer options of the input.
+// to the Buffer, and to token and outer options of the input. What a group remembers of
+// a request, [GroupExchange] and [GroupRequest], can be given back by its Recycle.
 package oscore

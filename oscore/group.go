@@ -128,7 +128,7 @@ type groupContext struct {
 	secret      cose.Secret
 	salt        []byte
 	commonIV    []byte
-	keystream   func(*groupMessage) ([]byte, error) // holds the Signature Encryption Key
+	keystream   keystreamKey
 
 	epoch      uint64 // order of installation
 	life       uint64 // membership that it belongs to
@@ -146,7 +146,7 @@ type groupSender struct {
 	key      *cose.Key
 	member   cose.Secret // Sender Key
 	cipher   *groupCipher
-	sign     func([]byte) ([]byte, error)
+	sign     func(dst, msg []byte) ([]byte, error)
 	seq      *Sequence
 	change   uint64
 }
@@ -375,7 +375,7 @@ func newGroupContext(m GroupMaterial) (*groupContext, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.keystream = suite.keystreamer(k)
+		c.keystream = keystreamKey{suite, k}
 	}
 	return c, nil
 }
@@ -413,7 +413,7 @@ func (c *groupContext) newSender(in *GroupSender) (*groupSender, error) {
 	}
 	s.member = cose.NewSecret(member)
 	if c.suite.group {
-		s.sign = in.Key.Signer()
+		s.sign = in.Key.AppendSigner()
 		if s.cipher, err = newGroupCipher(c.suite.GroupEnc, member); err != nil {
 			return nil, err
 		}

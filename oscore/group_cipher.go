@@ -1,7 +1,6 @@
 package oscore
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"fmt"
 
@@ -11,7 +10,7 @@ import (
 // groupCipher encrypts with an AEAD or, without authentication, with AES-CTR.
 type groupCipher struct {
 	aead  cipher.AEAD
-	block cipher.Block // of AES-CTR
+	ctr   *cose.CTR
 	nonce int
 	tag   int
 }
@@ -28,7 +27,7 @@ func newGroupCipher(alg int64, key []byte) (*groupCipher, error) {
 	c := &groupCipher{nonce: nonce, tag: tag}
 	var err error
 	if tag == 0 {
-		c.block, err = aes.NewCipher(key)
+		c.ctr, err = cose.NewCTR(alg, key)
 	} else {
 		c.aead, err = cose.NewAEAD(alg, key)
 	}
@@ -38,24 +37,11 @@ func newGroupCipher(alg int64, key []byte) (*groupCipher, error) {
 	return c, nil
 }
 
-// ctr encrypts and decrypts: the nonce and four zero bytes are the first counter
-// block.
-//
-// draft-ietf-core-oscore-groupcomm-28, Section 2.1.7; RFC 9459, Section 4.
-func (c *groupCipher) ctr(dst, nonce, src []byte) []byte {
-	var iv [aes.BlockSize]byte
-	copy(iv[:], nonce)
-	at := len(dst)
-	dst = append(dst, src...)
-	cipher.NewCTR(c.block, iv[:]).XORKeyStream(dst[at:], src)
-	return dst
-}
-
 // seal appends the ciphertext to dst. With AES-CTR the aad goes nowhere: only
 // the countersignature covers it.
 func (c *groupCipher) seal(dst, nonce, plaintext, aad []byte) []byte {
 	if c.aead == nil {
-		return c.ctr(dst, nonce, plaintext)
+		return c.ctr.Append(dst, nonce, plaintext)
 	}
 	return c.aead.Seal(dst, nonce, plaintext, aad)
 }
@@ -63,7 +49,7 @@ func (c *groupCipher) seal(dst, nonce, plaintext, aad []byte) []byte {
 // open appends the plaintext to dst.
 func (c *groupCipher) open(dst, nonce, ciphertext, aad []byte) ([]byte, error) {
 	if c.aead == nil {
-		return c.ctr(dst, nonce, ciphertext), nil
+		return c.ctr.Append(dst, nonce, ciphertext), nil
 	}
 	return c.aead.Open(dst, nonce, ciphertext, aad)
 }

@@ -15,6 +15,7 @@ type CredentialSource interface {
 	// is called for the first message from a member, and again when one does not
 	// verify with the credential given before. It must not block for long: who has
 	// to ask the Group Manager answers false, asks, and tries the message again.
+	// gid and kid are not to be changed or kept; cred stays as it is.
 	Credential(gid, kid []byte) (cred []byte, ok bool)
 }
 

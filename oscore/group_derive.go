@@ -43,27 +43,25 @@ func (s *groupSuite) pairwiseKey(senderKey, id, gid, senderCred, recipientCred, 
 	return hkdfKey(s.HKDF, ikm, senderKey, appendInfo(nil, id, gid, s.AEAD, typeKey, s.pairLen), s.pairLen)
 }
 
-// keystream derives what hides a countersignature. pivID is the Sender ID of
-// the endpoint that generated piv; gid is that of this message.
-//
-// draft-ietf-core-oscore-groupcomm-28, Section 4.2.
-func (s *groupSuite) keystream(key, pivID, gid, piv []byte, request bool) ([]byte, error) {
-	var room [64]byte
-	info := append(room[:0], 0x84)
-	info = appendCBORBytes(info, pivID)
-	info = appendCBORBytes(info, gid)
-	kind := byte(0xf4)
-	if request {
-		kind = 0xf5
-	}
-	info = append(info, kind)
-	info = appendCBORInt(info, int64(s.sigLen))
-	return hkdfKey(s.HKDF, key, piv, info, s.sigLen)
+// keystreamKey derives the keystreams that hide countersignatures. It holds the
+// Signature Encryption Key.
+type keystreamKey struct {
+	suite *groupSuite
+	key   []byte
 }
 
-// keystreamer is keystream with a Signature Encryption Key, for messages.
-func (s *groupSuite) keystreamer(key []byte) func(*groupMessage) ([]byte, error) {
-	return func(m *groupMessage) ([]byte, error) {
-		return s.keystream(key, m.pivID, m.gid, m.piv, m.request)
+// stream derives the keystream of a message, in the memory of w.
+//
+// draft-ietf-core-oscore-groupcomm-28, Section 4.2.
+func (k *keystreamKey) stream(w *hkdfScratch, m *groupMessage) []byte {
+	w.info = append(w.info[:0], 0x84)
+	w.info = appendCBORBytes(w.info, m.pivID)
+	w.info = appendCBORBytes(w.info, m.gid)
+	kind := byte(0xf4)
+	if m.request {
+		kind = 0xf5
 	}
+	w.info = append(w.info, kind)
+	w.info = appendCBORInt(w.info, int64(k.suite.sigLen))
+	return w.derive(k.suite.HKDF, k.key, m.piv, k.suite.sigLen)
 }

@@ -2,6 +2,7 @@ package oscore
 
 import (
 	"bytes"
+	"slices"
 	"sync"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -27,23 +28,25 @@ type GroupExchange struct {
 	observe    bool
 
 	mu         sync.Mutex
-	responders map[string]*groupResponder // by credential; guarded by mu
-	over       bool                       // guarded by mu: no response is taken any more
+	responders []groupResponder // guarded by mu
+	over       bool             // guarded by mu: no response is taken any more
 }
 
 // groupResponder is what is known of the responses of one server.
 type groupResponder struct {
 	kid     []byte
+	cred    []byte        // which is its identity
 	context *groupContext // of the newest response
 
-	bare     bool   // one without a Partial IV came
-	numbered bool   // one with came
-	highest  uint64 // Response Number
-	window   Window // of those up to it
+	bare     bool       // one without a Partial IV came
+	numbered bool       // one with came
+	highest  uint64     // Response Number
+	window   windowBits // of those up to it
 }
 
 // GroupResponder says whose response was read, and where it belongs among the
-// responses of the same server.
+// responses of the same server. It is in the memory of the Buffer, valid until that is
+// used again; KID, Credential and Gid are not to be changed, and may be kept.
 type GroupResponder struct {
 	KID        []byte // Sender ID of the server
 	Credential []byte // of the server, which is its identity
@@ -63,6 +66,17 @@ func (x *GroupExchange) Close() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.over = true
+}
+
+var groupExchanges = sync.Pool{New: func() any { return new(GroupExchange) }}
+
+// Recycle ends the exchange and gives its memory to a later one: it must not be used
+// any more, by anybody. It is for who sends so many requests that their memory counts;
+// others leave that to the garbage collector.
+func (x *GroupExchange) Recycle() {
+	clear(x.responders)
+	*x = GroupExchange{responders: x.responders[:0]}
+	groupExchanges.Put(x)
 }
 
 // Unprotect verifies and decrypts a response. On an error nothing has changed, and
@@ -125,7 +139,8 @@ func (x *GroupExchange) unprotect(in *Buffer, resp *coap.Message, c *groupContex
 		aad: groupAAD{requestKID: x.kid, requestPIV: x.piv, requestGid: x.request.gid, option: value, gmCred: c.gmCred},
 		gid: c.gid, pivID: x.kid, piv: x.piv,
 	}
-	who := &GroupResponder{KID: bytes.Clone(opt.KID), Gid: bytes.Clone(c.gid)}
+	who := &in.from
+	*who = GroupResponder{Gid: c.gid}
 	if opt.PIV != nil {
 		m.pivID, m.piv = opt.KID, opt.PIV
 		who.Number, who.Numbered = pivNumber(opt.PIV), true
@@ -145,7 +160,7 @@ func (x *GroupExchange) unprotect(in *Buffer, resp *coap.Message, c *groupContex
 	if err != nil {
 		return nil, nil, err
 	}
-	who.Credential = bytes.Clone(r.cred)
+	who.KID, who.Credential = r.id, r.cred
 
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -168,12 +183,17 @@ func (x *GroupExchange) acceptLocked(c *groupContext, who *GroupResponder) error
 	if x.over {
 		return ErrReplay
 	}
-	r := x.responders[string(who.Credential)]
+	at := slices.IndexFunc(x.responders, func(r groupResponder) bool { return bytes.Equal(r.cred, who.Credential) })
+	var r groupResponder
 	switch {
-	case r == nil && len(x.responders) >= maxResponders:
+	case at < 0 && len(x.responders) >= maxResponders:
 		return ErrTooMany
-	case r == nil:
-		r = &groupResponder{kid: who.KID, context: c}
+	case at < 0:
+		r = groupResponder{kid: who.KID, cred: who.Credential, context: c}
+	default:
+		r = x.responders[at]
+	}
+	switch {
 	case !bytes.Equal(r.kid, who.KID):
 		// Section 7.4: a server that changed its Sender ID within a long exchange can
 		// no longer be ordered.
@@ -182,7 +202,7 @@ func (x *GroupExchange) acceptLocked(c *groupContext, who *GroupResponder) error
 		return ErrReplay // older material than what this server used already
 	case c != r.context:
 		// A new Security Context: the Response Number is not initialized.
-		r = &groupResponder{kid: r.kid, context: c, bare: r.bare}
+		r = groupResponder{kid: r.kid, cred: r.cred, context: c, bare: r.bare}
 	}
 	switch {
 	case !who.Numbered:
@@ -195,17 +215,18 @@ func (x *GroupExchange) acceptLocked(c *groupContext, who *GroupResponder) error
 		return ErrReplay
 	default:
 		if !r.numbered {
-			r.window.Reset()
+			r.window.reset(0)
 		}
-		if !r.window.Accept(who.Number) {
+		if !r.window.accept(who.Number) {
 			return ErrReplay
 		}
 		r.numbered, r.highest = true, max(r.highest, who.Number)
 	}
-	if x.responders == nil {
-		x.responders = map[string]*groupResponder{}
+	if at < 0 {
+		x.responders = append(x.responders, r)
+	} else {
+		x.responders[at] = r
 	}
-	x.responders[string(who.Credential)] = r
 	if !x.long {
 		x.over = true
 	}

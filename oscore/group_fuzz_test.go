@@ -151,7 +151,7 @@ func FuzzGroupIdentity(f *testing.F) {
 func FuzzGroupVerify(f *testing.F) {
 	s := newSite(f, bothModes)
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
-	v := s.verifier()
+	v := s.verifier(s.creds)
 	req, _ := ask(f, client, GroupMode, "", get("/x"))
 	seen := must(v.VerifyRequest(req))
 	resp := serve(f, server, req, GroupMode, "x")

@@ -163,3 +163,9 @@ func serve(t testing.TB, g *Group, req *coap.Message, mode Mode, answer string) 
 	}
 	return wire(t, must(x.ProtectIn(t.Context(), nil, mode, content(answer))))
 }
+
+// keystream derives the keystream of a countersignature: pivID is who generated piv.
+func (s *groupSuite) keystream(key, pivID, gid, piv []byte, request bool) ([]byte, error) {
+	k := keystreamKey{s, key}
+	return k.stream(&hkdfScratch{}, &groupMessage{gid: gid, pivID: pivID, piv: piv, request: request}), nil
+}

@@ -130,7 +130,7 @@ func (g *Group) candidates(c *groupContext, kid []byte, failed *groupRecipient, 
 	} else {
 		last = ErrDecrypt
 	}
-	cred, ok := g.cfg.Creds.Credential(bytes.Clone(c.gid), bytes.Clone(kid))
+	cred, ok := g.cfg.Creds.Credential(c.gid, bytes.Clone(kid))
 	if !ok || len(cred) > maxGroupCred {
 		if last == nil {
 			last = ErrUnknownPeer

@@ -25,9 +25,11 @@ func (m Mode) String() string {
 }
 
 // ProtectRequest protects a request in group mode, for any number of servers. The
-// exchange reads their responses. The message is in the memory of buf and valid
-// until its next use; nil stands for a new one. It is so with all methods here. A request that echoes a challenge is for one
-// server: where the group has the pairwise mode, it is an error here.
+// exchange reads their responses. The message is in the memory of buf and valid until
+// its next use; nil stands for a new one. It is so with all methods here.
+//
+// A request that echoes a challenge is for one server: where the group has the
+// pairwise mode, it is an error here.
 //
 // draft-ietf-core-oscore-groupcomm-28, Sections 7.1 and 9.
 func (g *Group) ProtectRequest(ctx context.Context, buf *Buffer, req *coap.Message) (*coap.Message, *GroupExchange, error) {
@@ -120,7 +122,8 @@ func (g *Group) protectRequest(ctx context.Context, buf *Buffer, req *coap.Messa
 	if err != nil {
 		return nil, nil, err
 	}
-	x := &GroupExchange{g: g, life: c.life, request: c, kid: s.id, pivRoom: w.piv, long: r == nil}
+	x := groupExchanges.Get().(*GroupExchange)
+	x.g, x.life, x.request, x.kid, x.pivRoom, x.long = g, c.life, c, s.id, w.piv, r == nil
 	x.piv = x.pivRoom[:len(piv)]
 	if r != nil {
 		x.target, x.targetCred = r.id, r.cred
@@ -147,6 +150,16 @@ type GroupRequest struct {
 	answered bool // guarded by mu: a response was protected
 }
 
+var groupRequests = sync.Pool{New: func() any { return new(GroupRequest) }}
+
+// Recycle gives the memory of a request to a later one: it must not be used any more,
+// by anybody. It is for who serves so many that their memory counts; others leave that
+// to the garbage collector.
+func (x *GroupRequest) Recycle() {
+	*x = GroupRequest{}
+	groupRequests.Put(x)
+}
+
 // Mode is how the request was protected.
 func (x *GroupRequest) Mode() Mode { return x.mode }
 
@@ -161,7 +174,7 @@ func (x *GroupRequest) Gid() []byte { return bytes.Clone(x.context.gid) }
 
 // UnprotectRequest verifies and decrypts a request of another member.
 //
-// On an error nothing has changed, and [GroupErrorResponse] says what may be
+// On an error nothing has changed, and [Group.ErrorResponse] says what may be
 // answered. With [ErrNotFresh] the request is genuine but may be an old one: then
 // the [GroupRequest] is returned as well, for [GroupRequest.Challenge].
 //
@@ -227,7 +240,8 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 	if err != nil {
 		return nil, nil, err
 	}
-	x := &GroupRequest{g: g, context: c, sender: s, kid: r.id, recipient: r}
+	x := groupRequests.Get().(*GroupRequest)
+	x.g, x.context, x.sender, x.kid, x.recipient = g, c, s, r.id, r
 	x.piv = append(x.pivRoom[:0], opt.PIV...)
 	if !opt.Group {
 		x.mode = PairwiseMode

@@ -1,6 +1,7 @@
 package oscore
 
 import (
+	"crypto/subtle"
 	"errors"
 	"sync"
 
@@ -35,9 +36,11 @@ type groupMessage struct {
 type groupScratch struct {
 	frame   aadFrame
 	message groupMessage
+	request VerifiedRequest // that message refers to
 	nonce   [maxNonce]byte
 	piv     [maxPIV]byte
 	sig     []byte
+	hkdf    hkdfScratch
 	plain   []byte // an inner message, to be overwritten
 }
 
@@ -46,6 +49,7 @@ var groupScratches = sync.Pool{New: func() any { return new(groupScratch) }}
 // release wipes what is secret and gives the memory back.
 func (w *groupScratch) release() {
 	clear(w.plain)
+	w.hkdf.wipe()
 	w.plain, w.message = w.plain[:0], groupMessage{}
 	groupScratches.Put(w)
 }
@@ -95,7 +99,7 @@ func (b *Buffer) roomFor(n int) []byte {
 // given, the countersignature under its keystream.
 //
 // draft-ietf-core-oscore-groupcomm-28, Sections 3.1, 4.1 and 4.2.
-func (c *groupContext) seal(w *groupScratch, dst []byte, by *groupCipher, sign func([]byte) ([]byte, error), m *groupMessage, plaintext []byte) ([]byte, error) {
+func (c *groupContext) seal(w *groupScratch, dst []byte, by *groupCipher, sign func(dst, msg []byte) ([]byte, error), m *groupMessage, plaintext []byte) ([]byte, error) {
 	if len(plaintext) > maxPlaintext {
 		return nil, errTooLong
 	}
@@ -107,17 +111,12 @@ func (c *groupContext) seal(w *groupScratch, dst []byte, by *groupCipher, sign f
 	if sign == nil {
 		return dst, nil
 	}
-	sig, err := sign(w.frame.countersigned(dst[at:]))
+	signature := len(dst)
+	dst, err := sign(dst, w.frame.countersigned(dst[at:]))
 	if err != nil {
 		return nil, err
 	}
-	ks, err := c.keystream(m)
-	if err != nil {
-		return nil, err
-	}
-	for i := range sig {
-		dst = append(dst, sig[i]^ks[i])
-	}
+	subtle.XORBytes(dst[signature:], dst[signature:], c.keystream.stream(&w.hkdf, m))
 	return dst, nil
 }
 
@@ -135,7 +134,7 @@ func (c *groupContext) open(w *groupScratch, dst []byte, by *groupCipher, verify
 		if n < by.tag {
 			return nil, errTruncated
 		}
-		if err := verifyCountersignature(w, c.suite.sigLen, c.keystream, verify, m, payload); err != nil {
+		if err := c.keystream.verify(w, verify, m, payload); err != nil {
 			return nil, err
 		}
 		payload = payload[:n]
@@ -145,17 +144,11 @@ func (c *groupContext) open(w *groupScratch, dst []byte, by *groupCipher, verify
 	return by.open(dst, nonce, payload, w.frame.encrypted())
 }
 
-// verifyCountersignature takes the keystream off the signature at the end of a
-// payload and verifies it over the rest. The external_aad is in w.frame.
-func verifyCountersignature(w *groupScratch, sigLen int, keystream func(*groupMessage) ([]byte, error), verify func(msg, sig []byte) error, m *groupMessage, payload []byte) error {
-	n := len(payload) - sigLen
-	ks, err := keystream(m)
-	if err != nil {
-		return err
-	}
-	w.sig = w.sig[:0]
-	for i, b := range payload[n:] {
-		w.sig = append(w.sig, b^ks[i])
-	}
+// verify takes the keystream off the signature at the end of a payload and verifies
+// it over the rest. The external_aad is in w.frame.
+func (k *keystreamKey) verify(w *groupScratch, verify func(msg, sig []byte) error, m *groupMessage, payload []byte) error {
+	n := len(payload) - k.suite.sigLen
+	w.sig = append(w.sig[:0], payload[n:]...)
+	subtle.XORBytes(w.sig, w.sig, k.stream(&w.hkdf, m))
 	return verify(w.frame.countersigned(payload[:n]), w.sig)
 }

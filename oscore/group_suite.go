@@ -7,22 +7,11 @@ import (
 	"github.com/seed4911071e/groupgate/cose"
 )
 
-// ctrNonce is the length of the nonce with AES-CTR; four zero bytes after it make
-// the initial counter block.
-//
-// draft-ietf-core-oscore-groupcomm-28, Section 2.1.7.
-const ctrNonce = 12
-
 // cipherSizes gives key, nonce and tag length in bytes of an AEAD, or of an
 // AES-CTR algorithm, which has no tag.
 func cipherSizes(alg int64) (key, nonce, tag int, ok bool) {
-	switch alg {
-	case cose.AlgA128CTR:
-		return 16, ctrNonce, 0, true
-	case cose.AlgA192CTR:
-		return 24, ctrNonce, 0, true
-	case cose.AlgA256CTR:
-		return 32, ctrNonce, 0, true
+	if key, ok := cose.CTRKeySize(alg); ok {
+		return key, cose.CTRNonceSize, 0, true
 	}
 	return cose.AEADSizes(alg)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
@@ -32,7 +33,10 @@ type GroupVerifier struct {
 	suite       *groupSuite
 	gid, gmCred []byte
 	credFormat  int64
-	keystream   func(*groupMessage) ([]byte, error)
+	keystream   keystreamKey
+
+	mu    sync.Mutex
+	peers map[string]*verifierPeer // by Sender ID; guarded by mu
 }
 
 // NewGroupVerifier makes a verifier for the messages under one Gid.
@@ -60,7 +64,7 @@ func NewGroupVerifier(m VerifierMaterial, creds CredentialSource) (*GroupVerifie
 	}
 	return &GroupVerifier{
 		creds: creds, suite: suite, gid: append([]byte{}, m.Gid...), gmCred: bytes.Clone(gmCred),
-		credFormat: m.CredFormat, keystream: suite.keystreamer(key),
+		credFormat: m.CredFormat, keystream: keystreamKey{suite, bytes.Clone(key)}, peers: map[string]*verifierPeer{},
 	}, nil
 }
 
@@ -71,52 +75,62 @@ func (v *GroupVerifier) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "verifier o
 func (v *GroupVerifier) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(v)) }
 
 // VerifiedRequest is what a verifier remembers of a request, by its token, to check
-// the responses. It may be used from several goroutines.
+// the responses: a small value, to be copied and kept.
 type VerifiedRequest struct {
-	kid, piv, gid []byte
-	pairwise      bool
+	kid, piv       [maxNonce]byte
+	kidLen, pivLen uint8
+	gid            []byte
+	pairwise       bool
 }
 
 // Sender is the Sender ID of the client.
-func (r *VerifiedRequest) Sender() []byte { return bytes.Clone(r.kid) }
+func (r VerifiedRequest) Sender() []byte { return bytes.Clone(r.kid[:r.kidLen]) }
 
 // Pairwise says that the request was in pairwise mode, so nothing of it was
 // verified.
-func (r *VerifiedRequest) Pairwise() bool { return r.pairwise }
+func (r VerifiedRequest) Pairwise() bool { return r.pairwise }
+
+// aad is what the request is to the Additional Authenticated Data of an exchange.
+func (r *VerifiedRequest) aad() groupAAD {
+	return groupAAD{requestKID: r.kid[:r.kidLen], requestPIV: r.piv[:r.pivLen], requestGid: r.gid}
+}
 
 // VerifyRequest checks the countersignature of a request. A request in pairwise mode
 // cannot be checked: what it returns, beside [ErrMode], is for responses in group
 // mode.
-func (v *GroupVerifier) VerifyRequest(req *coap.Message) (*VerifiedRequest, error) {
+func (v *GroupVerifier) VerifyRequest(req *coap.Message) (VerifiedRequest, error) {
 	if !req.Code.IsRequest() {
-		return nil, errNoRequest
+		return VerifiedRequest{}, errNoRequest
 	}
 	opt, err := received(req)
-	if err != nil {
-		return nil, err
+	switch {
+	case err != nil:
+		return VerifiedRequest{}, err
+	case opt.KID == nil || opt.KIDContext == nil || opt.PIV == nil:
+		return VerifiedRequest{}, ErrOption
+	case !bytes.Equal(opt.KIDContext, v.gid):
+		return VerifiedRequest{}, ErrContext
+	case len(opt.KID) > v.suite.maxID:
+		return VerifiedRequest{}, ErrUnknownPeer
 	}
-	if opt.KID == nil || opt.KIDContext == nil || opt.PIV == nil {
-		return nil, ErrOption
+	r := VerifiedRequest{
+		kidLen: uint8(len(opt.KID)), pivLen: uint8(len(opt.PIV)), gid: v.gid, pairwise: !opt.Group,
 	}
-	if !bytes.Equal(opt.KIDContext, v.gid) {
-		return nil, ErrContext
-	}
-	r := &VerifiedRequest{
-		kid: bytes.Clone(opt.KID), piv: bytes.Clone(opt.PIV), gid: bytes.Clone(opt.KIDContext), pairwise: !opt.Group,
-	}
+	copy(r.kid[:], opt.KID)
+	copy(r.piv[:], opt.PIV)
 	if r.pairwise {
 		return r, ErrMode
 	}
-	m := &groupMessage{
-		aad: groupAAD{requestKID: r.kid, requestPIV: r.piv, requestGid: r.gid},
-		gid: v.gid, pivID: r.kid, piv: r.piv, request: true,
-	}
-	return r, v.verify(req, r.kid, m)
+	w := groupScratches.Get().(*groupScratch)
+	defer w.release()
+	w.request = r
+	w.message = groupMessage{aad: w.request.aad(), gid: v.gid, pivID: opt.KID, piv: opt.PIV, request: true}
+	return r, v.verify(w, req, opt.KID)
 }
 
 // VerifyResponse checks the countersignature of a response. from is the Sender ID of
 // the server, known by other means, for responses that do not say it; nil: none is.
-func (v *GroupVerifier) VerifyResponse(req *VerifiedRequest, resp *coap.Message, from []byte) error {
+func (v *GroupVerifier) VerifyResponse(req VerifiedRequest, resp *coap.Message, from []byte) error {
 	if !resp.Code.IsResponse() {
 		return errNoResponse
 	}
@@ -136,35 +150,65 @@ func (v *GroupVerifier) VerifyResponse(req *VerifiedRequest, resp *coap.Message,
 		opt.KIDContext == nil && opt.PIV == nil && !bytes.Equal(req.gid, v.gid) {
 		return ErrContext
 	}
-	m := &groupMessage{
-		aad: groupAAD{requestKID: req.kid, requestPIV: req.piv, requestGid: req.gid},
-		gid: v.gid, pivID: req.kid, piv: req.piv,
-	}
+	w := groupScratches.Get().(*groupScratch)
+	defer w.release()
+	w.request = req
+	aad := w.request.aad()
+	w.message = groupMessage{aad: aad, gid: v.gid, pivID: aad.requestKID, piv: aad.requestPIV}
 	if opt.PIV != nil {
-		m.pivID, m.piv = from, opt.PIV
+		w.message.pivID, w.message.piv = from, opt.PIV
 	}
-	return v.verify(resp, from, m)
+	return v.verify(w, resp, from)
 }
 
-// verify checks a message of the member kid.
-func (v *GroupVerifier) verify(msg *coap.Message, kid []byte, m *groupMessage) error {
-	cred, ok := v.creds.Credential(bytes.Clone(v.gid), bytes.Clone(kid))
+// verifierPeer is a credential that was read.
+type verifierPeer struct {
+	cred   []byte // as the source gave it
+	own    []byte // what counts of it
+	verify func(msg, sig []byte) error
+}
+
+// peer is the member kid: its credential is read again when it is another.
+func (v *GroupVerifier) peer(kid []byte) (*verifierPeer, error) {
+	cred, ok := v.creds.Credential(v.gid, kid)
 	if !ok || len(cred) > maxGroupCred {
-		return ErrUnknownPeer
+		return nil, ErrUnknownPeer
 	}
+	v.mu.Lock()
+	p := v.peers[string(kid)]
+	v.mu.Unlock()
+	if p != nil && bytes.Equal(p.cred, cred) {
+		return p, nil
+	}
+	cred = bytes.Clone(cred)
 	own, key, err := v.suite.memberCredential(v.credFormat, cred)
 	if err != nil {
-		return ErrUnknownPeer
+		return nil, ErrUnknownPeer
+	}
+	p = &verifierPeer{cred: cred, own: own, verify: key.Verifier()}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.peers) >= defaultMaxRecipients {
+		clear(v.peers)
+	}
+	v.peers[string(kid)] = p
+	return p, nil
+}
+
+// verify checks the message w.message of the member kid.
+func (v *GroupVerifier) verify(w *groupScratch, msg *coap.Message, kid []byte) error {
+	p, err := v.peer(kid)
+	if err != nil {
+		return err
 	}
 	if len(msg.Payload) < v.suite.sigLen || len(msg.Payload) > maxPlaintext+v.suite.sigLen+maxTag {
 		return ErrDecrypt
 	}
+	m := &w.message
 	m.aad.option, _ = msg.Options.Get(coap.OSCOREOption)
-	m.aad.senderCred, m.aad.gmCred = own, v.gmCred
-	w := groupScratches.Get().(*groupScratch)
-	defer w.release()
+	m.aad.senderCred, m.aad.gmCred = p.own, v.gmCred
 	w.frame.set(&m.aad, v.suite)
-	if err := verifyCountersignature(w, v.suite.sigLen, v.keystream, key.Verify, m, msg.Payload); err != nil {
+	if err := v.keystream.verify(w, p.verify, m, msg.Payload); err != nil {
 		return ErrDecrypt
 	}
 	return nil

@@ -8,14 +8,14 @@ import (
 	"github.com/seed4911071e/groupgate/cose"
 )
 
-func (s *site) verifier() *GroupVerifier {
+func (s *site) verifier(creds CredentialSource) *GroupVerifier {
 	s.t.Helper()
 	suite := must(newGroupSuite(s.material.Algorithms))
 	key := must(suite.signatureEncryptionKey(s.material.MasterSecret.Bytes(), s.material.MasterSalt, s.material.Gid))
 	return must(NewGroupVerifier(VerifierMaterial{
 		Gid: s.material.Gid, Algorithms: s.material.Algorithms, CredFormat: s.material.CredFormat,
 		GMCred: s.material.GMCred, SignatureEncryptionKey: cose.NewSecret(key),
-	}, s.creds))
+	}, creds))
 }
 
 // TestGroupVerifier checks requests and responses in group mode, with and without a
@@ -25,7 +25,7 @@ func (s *site) verifier() *GroupVerifier {
 func TestGroupVerifier(t *testing.T) {
 	s := newSite(t, bothModes)
 	client, server := s.member("a", GroupConfig{}), s.member("b", GroupConfig{})
-	v := s.verifier()
+	v := s.verifier(s.creds)
 	req, _ := ask(t, client, GroupMode, "", get("/x"))
 	seen, err := v.VerifyRequest(req)
 	if err != nil || string(seen.Sender()) != "a" || seen.Pairwise() {
@@ -48,7 +48,8 @@ func TestGroupVerifier(t *testing.T) {
 	spoiled := responses[0].Clone()
 	spoiled.Payload[0] ^= 1
 	wantErr(t, "spoiled response", v.VerifyResponse(seen, spoiled, nil), ErrDecrypt)
-	other := &VerifiedRequest{kid: []byte("a"), piv: []byte{9}, gid: seen.gid}
+	other := seen
+	other.piv[0] = 9
 	for _, m := range responses {
 		wantErr(t, "response to another request", v.VerifyResponse(other, m, nil), ErrDecrypt)
 	}
@@ -86,13 +87,13 @@ func TestGroupVerifier(t *testing.T) {
 	s.rekey(map[string]*Group{"a": client, "b": server})
 	resp = wire(t, must(sx.Protect(t.Context(), nil, notification(1, "x"))))
 	wantErr(t, "old verifier", v.VerifyResponse(seen, resp, nil), ErrContext)
-	if err := s.verifier().VerifyResponse(seen, resp, nil); err != nil {
+	if err := s.verifier(s.creds).VerifyResponse(seen, resp, nil); err != nil {
 		t.Error(err)
 	}
-	_, err = s.verifier().VerifyRequest(req)
+	_, err = s.verifier(s.creds).VerifyRequest(req)
 	wantErr(t, "old request", err, ErrContext)
 	s.creds.forget(s.material.Gid, "b")
-	wantErr(t, "unknown server", s.verifier().VerifyResponse(seen, resp, nil), ErrUnknownPeer)
+	wantErr(t, "unknown server", s.verifier(s.creds).VerifyResponse(seen, resp, nil), ErrUnknownPeer)
 	if out := fmt.Sprintf("%+v", v); out != "verifier of group dd11" {
 		t.Errorf("prints %q", out)
 	}

@@ -56,6 +56,7 @@ type Buffer struct {
 	aad     [64]byte
 	nonce   [13]byte
 	observe [3]byte
+	from    GroupResponder
 }
 
 // outgoing is a message on its way to the peer, as its caller made it: checked,

@@ -18,7 +18,12 @@ const maxWindow = 64
 // It also keeps which of the requests it accepted have given their nonce to a
 // response, which may happen once. All methods may be called concurrently.
 type Window struct {
-	mu       sync.Mutex
+	mu sync.Mutex
+	windowBits
+}
+
+// windowBits is a Window for one goroutine at a time.
+type windowBits struct {
 	valid    bool
 	restored bool // nothing says which requests were answered: no nonce is given away
 	size     uint64
@@ -50,10 +55,10 @@ func (w *Window) setSize(n int) error {
 func (w *Window) Reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.resetLocked(0)
+	w.reset(0)
 }
 
-func (w *Window) resetLocked(next uint64) {
+func (w *windowBits) reset(next uint64) {
 	if w.size == 0 {
 		w.size = defaultWindow
 	}
@@ -83,9 +88,9 @@ func (w *Window) Recover(n uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.valid {
-		return w.acceptLocked(n)
+		return w.accept(n)
 	}
-	w.resetLocked(n + 1)
+	w.reset(n + 1)
 	w.answered &^= 1
 	return true
 }
@@ -96,7 +101,7 @@ func (w *Window) Recover(n uint64) bool {
 func (w *Window) Restore(s WindowState) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.resetLocked(s.Next)
+	w.reset(s.Next)
 	w.valid, w.restored = s.Valid, true
 	if s.Next > 0 {
 		w.seen = s.Seen | 1
@@ -115,10 +120,10 @@ func (w *Window) State() WindowState {
 func (w *Window) Fresh(n uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.freshLocked(n)
+	return w.fresh(n)
 }
 
-func (w *Window) freshLocked(n uint64) bool {
+func (w *windowBits) fresh(n uint64) bool {
 	if !w.valid {
 		return false
 	}
@@ -134,11 +139,11 @@ func (w *Window) freshLocked(n uint64) bool {
 func (w *Window) Accept(n uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.acceptLocked(n)
+	return w.accept(n)
 }
 
-func (w *Window) acceptLocked(n uint64) bool {
-	if !w.freshLocked(n) {
+func (w *windowBits) accept(n uint64) bool {
+	if !w.fresh(n) {
 		return false
 	}
 	if n >= w.next {

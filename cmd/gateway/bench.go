@@ -30,7 +30,7 @@ func (c *benchRekeyCmd) Run(e *env) error {
 }
 
 type benchOSCORECmd struct {
-	N    int  `default:"20000" help:"Messages in each of ten rounds."`
+	N    int  `default:"20000" help:"Messages in each of nine rounds."`
 	JSON bool `help:"Print JSON."`
 }
 
