@@ -88,9 +88,10 @@ func OSCORE(ctx context.Context, n int, progress func(string)) ([]Result, error)
 // takeTurns runs a and b n times each in every round, by turns, and returns the median
 // rates.
 func takeTurns(ctx context.Context, n int, a, b func() error) (perA, perB float64, err error) {
-	slice := max(1, n*oscoreRounds/oscoreSlices)
+	count := min(oscoreSlices, n*oscoreRounds)
+	slice := n * oscoreRounds / count
 	work, rates := [2]func() error{a, b}, [2][]float64{}
-	for turn := -oscoreSlices / 10; turn < oscoreSlices; turn++ { // the first ones warm up
+	for turn := -count / 10; turn < count; turn++ { // the first ones warm up
 		if err := ctx.Err(); err != nil {
 			return 0, 0, err
 		}
@@ -110,7 +111,7 @@ func takeTurns(ctx context.Context, n int, a, b func() error) (perA, perB float6
 	for i := range rates {
 		slices.Sort(rates[i])
 	}
-	return rates[0][oscoreSlices/2], rates[1][oscoreSlices/2], nil
+	return rates[0][count/2], rates[1][count/2], nil
 }
 
 // oscoreMessage is a request as sensors make them.
