@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/seed4911071e/groupgate/durable"
 	"github.com/seed4911071e/groupgate/node"
 )
 
@@ -135,38 +135,9 @@ func createSecret(path string, size int) error {
 // createFile creates a file 0600, whole or not at all: a crash or power cut
 // leaves no half-written key behind. An existing file wins.
 func createFile(path string, content []byte) error {
-	err := writeNew(path, content)
+	err := durable.Create(path, content)
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("config: %w", err)
 	}
 	return nil
-}
-
-func writeNew(path string, content []byte) (err error) {
-	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.Remove(tmp.Name())) }()
-	_, err = tmp.Write(content)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	// A link, unlike a rename, fails when the name is taken.
-	if err := os.Link(tmp.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

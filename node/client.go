@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 // ClientFile is the name, inside a gateway's data directory, of the credential
@@ -36,8 +36,7 @@ type clientJSON struct {
 	AS       string `json:"as"`
 }
 
-// SaveClient writes a credential to path, readable by the owner alone. The file
-// is whole or absent: it is written beside and moved.
+// SaveClient writes a credential to path, readable by the owner alone.
 func SaveClient(path string, c Client) error {
 	if err := c.validate(); err != nil {
 		return fmt.Errorf("node: save client: %w", err)
@@ -46,20 +45,8 @@ func SaveClient(path string, c Client) error {
 	if err != nil {
 		return fmt.Errorf("node: save client: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".node-client-*") // mode 0600
-	if err != nil {
+	if err := durable.Replace(path, append(body, '\n')); err != nil {
 		return fmt.Errorf("node: save client: %w", err)
-	}
-	_, err = f.Write(append(body, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("node: save client: %w", errors.Join(err, os.Remove(f.Name())))
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 var (
@@ -95,7 +96,7 @@ func crashChild(dir string, in io.Reader, out io.Writer) error {
 			return err
 		}
 		// A stored window is good for one start.
-		if err := errors.Join(os.Remove(path), syncDir(dir)); err != nil {
+		if err := errors.Join(os.Remove(path), durable.SyncDir(dir)); err != nil {
 			return err
 		}
 	}
@@ -126,7 +127,7 @@ func crashChild(dir string, in io.Reader, out io.Writer) error {
 			if err != nil {
 				return err
 			}
-			return replaceFile(path, b)
+			return durable.Replace(path, b)
 		}
 		if err := to.answer(ctx, c, m); err != nil {
 			return err

@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 // File is a [Reserver] that keeps its number in a small file, for who has no
@@ -55,35 +56,9 @@ func (f *File) Reserve(_ context.Context, upTo uint64) error {
 	if upTo <= f.upTo {
 		return nil
 	}
-	if err := replaceFile(f.path, []byte(strconv.FormatUint(upTo, 10)+"\n")); err != nil {
+	if err := durable.Replace(f.path, []byte(strconv.FormatUint(upTo, 10)+"\n")); err != nil {
 		return err
 	}
 	f.upTo = upTo
 	return nil
-}
-
-func replaceFile(path string, content []byte) error {
-	next, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = next.Write(content)
-	if err == nil {
-		err = next.Sync()
-	}
-	if err = errors.Join(err, next.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

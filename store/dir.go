@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 const lockName = "groupgate.lock"
@@ -60,7 +62,7 @@ func ensureDir(dir string) (warning string, err error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return "", fmt.Errorf("store: create data directory: %w", err)
 		}
-		return "", syncDir(filepath.Dir(filepath.Clean(dir)))
+		return "", durable.SyncDir(filepath.Dir(filepath.Clean(dir)))
 	}
 	if err != nil {
 		return "", fmt.Errorf("store: data directory: %w", err)
@@ -76,19 +78,6 @@ func ensureDir(dir string) (warning string, err error) {
 		return "chmod 700 " + dir, nil
 	}
 	return "", nil
-}
-
-// syncDir makes new names in dir survive a power cut.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if errors.Is(err, syscall.EINVAL) {
-		err = nil // the file system has nothing to sync
-	}
-	return errors.Join(err, d.Close())
 }
 
 // isDiskError says whether err is the disk's doing.

@@ -8,8 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 // LoadOrCreateKey reads a sealing key, 64 hexadecimal digits, from a file; an
@@ -66,26 +67,9 @@ func loadKey(path string) ([]byte, error) {
 	return key, nil
 }
 
-// createKey writes a new key aside and links it into place: a crash leaves a
-// whole key file or none, and an existing one is never replaced.
+// createKey makes a key file; one that exists is never replaced.
 func createKey(path string) error {
 	key := make([]byte, KeySize)
 	rand.Read(key) // never fails
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, filepath.Base(path)+".new-*") // mode 0600, O_EXCL
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.WriteString(hex.EncodeToString(key) + "\n")
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return durable.Create(path, []byte(hex.EncodeToString(key)+"\n"))
 }

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 // The high-water mark tells a database from an older copy of itself. The
@@ -332,7 +334,7 @@ func (k *marker) write() error {
 	if k.path == "" || !k.kept || k.seq == k.written && k.seq != 0 {
 		return nil
 	}
-	err := replaceFile(k.path, mark{id: k.id, seq: k.seq}.encode())
+	err := durable.Replace(k.path, mark{id: k.id, seq: k.seq}.encode())
 	if isDiskError(err) {
 		return fmt.Errorf("%w: high-water mark: %w", ErrFull, err)
 	}
@@ -341,24 +343,6 @@ func (k *marker) write() error {
 	}
 	k.written = k.seq
 	return nil
-}
-
-// replaceFile gives a file its content, 0600, all of it or nothing: a crash or a
-// power cut leaves what was there.
-func replaceFile(path string, content []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err == nil {
-		_, err = f.Write(content)
-		err = errors.Join(err, f.Sync(), f.Close())
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	return err
 }
 
 // close writes the mark for the last time, when the store is closed.

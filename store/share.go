@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 // Several gateways may share one PostgreSQL database. What each keeps in its
@@ -74,7 +76,7 @@ func gatewayID(dir string) (string, error) {
 		// The data directory is ours alone, so nobody makes another meanwhile.
 		var b [8]byte
 		rand.Read(b[:]) // never fails
-		if err := replaceFile(path, []byte(hex.EncodeToString(b[:])+"\n")); err != nil {
+		if err := durable.Replace(path, []byte(hex.EncodeToString(b[:])+"\n")); err != nil {
 			return "", fmt.Errorf("store: gateway id: %w", err)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 
 	"modernc.org/sqlite" // also registers the driver
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 // Connections and their caches. A page cache is filled only as it is used.
@@ -67,7 +69,7 @@ func (d *sqliteDB) create(context.Context) error {
 }
 
 func (d *sqliteDB) created() error {
-	return d.fileError(syncDir(filepath.Dir(d.path)))
+	return d.fileError(durable.SyncDir(filepath.Dir(d.path)))
 }
 
 func (d *sqliteDB) fileError(err error) error {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/durable"
 )
 
 // Bounds of the files that the commands read.
@@ -53,7 +54,7 @@ func (c *groupExportCmd) Run(e *env) (err error) {
 		return err
 	}
 	_, err = f.Write(r.File)
-	if err = errors.Join(err, f.Sync(), f.Close(), syncFolder(c.Output)); err != nil {
+	if err = errors.Join(err, f.Sync(), f.Close(), durable.SyncDir(filepath.Dir(c.Output))); err != nil {
 		if c.Move {
 			return withHint(err, "the group is moved: run the same command again, it gives the same file")
 		}
@@ -147,13 +148,4 @@ func readBounded(name string, limit int64) ([]byte, error) {
 		err = fmt.Errorf("%s is larger than %d bytes", name, limit)
 	}
 	return b, err
-}
-
-// syncFolder makes the name of a new file survive a power cut.
-func syncFolder(name string) error {
-	d, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

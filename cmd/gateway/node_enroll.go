@@ -13,6 +13,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/durable"
 	"github.com/seed4911071e/groupgate/node"
 )
 
@@ -123,7 +124,7 @@ func (c *nodeEnrollCmd) saveKeys(nodes []admin.NodeSpec) (name string, err error
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err = errors.Join(err, f.Close(), durable.SyncDir(filepath.Dir(name))); err != nil {
 		return "", errors.Join(err, os.Remove(name))
 	}
 	return name, nil
