@@ -37,6 +37,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 )
@@ -89,6 +90,8 @@ type Server struct {
 	wake    chan struct{}
 	flush   chan struct{} // one slot: write down what was proved
 
+	rawKey atomic.Pointer[cose.Key] // nil before Setup
+
 	mu      sync.Mutex
 	touched map[coap.Subject]struct{} // guarded by mu: proved, not yet marked in the store
 }
@@ -127,6 +130,9 @@ func New(cfg Config, d Deps) *Server {
 func (s *Server) Setup(ctx context.Context) error {
 	if err := s.countStored(ctx); err != nil {
 		return err
+	}
+	if err := s.setupRawKey(ctx); err != nil {
+		return fmt.Errorf("ace: raw public key of the gateway: %w", err)
 	}
 	if err := s.warnShadowed(ctx); err != nil {
 		return fmt.Errorf("ace: read nodes: %w", err)

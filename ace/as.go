@@ -71,7 +71,14 @@ func (s *Server) serveToken(ctx context.Context, req *coap.Request) (*coap.Respo
 	}
 	// RFC 9203, Section 3.2: with new rights for material that the client has it
 	// is not sent again.
-	if issued.Profile != ProfileOSCORE || !issued.Renewal {
+	// RFC 9200, Section 5.8.2: with a public key, which the client has, it is told
+	// that of the Resource Server.
+	switch {
+	case issued.PublicKey != nil:
+		if issued.ServerKey != nil {
+			body[paramRSCnf] = cose.Item((&cwt.Confirmation{Key: issued.ServerKey}).Encode())
+		}
+	case issued.Profile != ProfileOSCORE || !issued.Renewal:
 		body[paramCnf] = cose.Item(issued.confirmation().Encode())
 	}
 	if changed {
@@ -135,6 +142,7 @@ type tokenRequest struct {
 	rawScope []byte          // as given
 	text     bool            // as draft-03 has it
 	renew    []byte          // kid of the key to use again; nil: a new one
+	public   *cose.Key       // of the client, to be used; nil: none
 	cnonce   []byte
 	clientID *string
 	profile  int64 // the one that is asked for; 0: none
@@ -191,32 +199,38 @@ func decodeTokenRequest(b []byte) (*tokenRequest, error) {
 		}
 	}
 	if m.Has(paramReqCnf) {
-		if r.renew, err = decodeRenewal(m[paramReqCnf]); err != nil {
+		if r.renew, r.public, err = decodeReqCnf(m[paramReqCnf]); err != nil {
 			return nil, err
 		}
 	}
 	return r, nil
 }
 
-// decodeRenewal reads req_cnf. RFC 9202, Section 4: a client that wants other
-// rights for a session names its key; keys of a client's own making are not
-// supported, because no handshake here could use them.
-func decodeRenewal(b []byte) ([]byte, error) {
+// decodeReqCnf reads req_cnf. RFC 9202, Section 3.2.1: a client gives its public
+// key, each time anew; Section 4: one that wants other rights for a session with a
+// symmetric key names that. Symmetric keys are not of a client's making.
+func decodeReqCnf(b []byte) (kid []byte, public *cose.Key, err error) {
 	cnf, err := cwt.DecodeConfirmation(b)
 	if err != nil {
-		return nil, oauthFailure(invalidRequest, "req_cnf")
+		return nil, nil, oauthFailure(invalidRequest, "req_cnf")
 	}
-	kid := cnf.KID
+	kid = cnf.KID
+	if k := cnf.Key; k != nil && k.Kty != cose.KtySymmetric {
+		if public, err = handshakeKey(k); err != nil {
+			return nil, nil, oauthFailure(unsupportedPoPKey, err.Error())
+		}
+		return nil, public, nil
+	}
 	if k := cnf.Key; k != nil {
 		if k.Kty != cose.KtySymmetric || k.K != nil || kid != nil && !bytes.Equal(kid, k.KID) {
-			return nil, oauthFailure(unsupportedPoPKey, "req_cnf holds a key")
+			return nil, nil, oauthFailure(unsupportedPoPKey, "req_cnf holds a symmetric key")
 		}
 		kid = k.KID
 	}
 	if len(kid) == 0 {
-		return nil, oauthFailure(unsupportedPoPKey, "req_cnf names no key")
+		return nil, nil, oauthFailure(unsupportedPoPKey, "req_cnf names no key")
 	}
-	return kid, nil
+	return kid, nil, nil
 }
 
 // issueByPolicy gives the client what policies and request have in common;
@@ -241,7 +255,10 @@ func (s *Server) issueByPolicy(ctx context.Context, client *client, r *tokenRequ
 	}
 	req := IssueRequest{
 		Client: []byte(client.identity), Audience: audience, Scope: scope, TextScope: r.text, Lifetime: lifetime, CNonce: r.cnonce, KID: r.renew,
-		node: client.node, Profile: profile,
+		PublicKey: r.public, node: client.node, Profile: profile,
+	}
+	if r.public != nil && profile != ProfileDTLS {
+		return nil, false, oauthFailure(unsupportedPoPKey, "public keys are for the profile coap_dtls")
 	}
 	issued, err = s.Issue(ctx, req)
 	if errors.Is(err, errUnknownKey) {

@@ -83,6 +83,10 @@ func oauth(err error) (coap.Code, int64) {
 func TestTokenPolicies(t *testing.T) {
 	b := newBench(t)
 	g1 := func(r groupcomm.Roles) groupcomm.ScopeEntry { return groupcomm.ScopeEntry{Group: "g1", Roles: r} }
+	dh, err := cose.GenerateDHKey(cose.CrvX25519)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name  string
 		req   *coap.Request
@@ -138,7 +142,8 @@ func TestTokenPolicies(t *testing.T) {
 		{"scope empty", tokenReq(map[int64]any{9: wanted()}), coap.BadRequest, 6},
 		{"scope is text", tokenReq(map[int64]any{9: "g1"}), coap.BadRequest, 6},
 		{"own key", tokenReq(map[int64]any{4: map[int64]any{1: map[int64]any{1: 4, 2: []byte{1}, -1: popKey}}}), coap.BadRequest, 7},
-		{"public key", tokenReq(map[int64]any{4: map[int64]any{1: cose.Item(b.signer.Public().Encode())}}), coap.BadRequest, 7},
+		{"key that cannot sign", tokenReq(map[int64]any{4: map[int64]any{1: cose.Item(dh.Public().Encode())}}), coap.BadRequest, 7},
+		{"private key", tokenReq(map[int64]any{4: map[int64]any{1: cose.Item(b.signer.Encode())}}), coap.BadRequest, 7},
 		{"unknown kid", tokenReq(map[int64]any{4: map[int64]any{3: []byte("12345678")}}), coap.BadRequest, 7},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -44,6 +44,10 @@ type IssueRequest struct {
 	KID []byte
 	Key cose.Secret
 
+	// PublicKey has the token bound to a public key of the client's, of ES256 or
+	// EdDSA, in place of KID and Key; nil: it is not.
+	PublicKey *cose.Key
+
 	// Profile of the token; 0: ProfileDTLS. With ProfileOSCORE it is bound to new
 	// OSCORE input material, or by KID to material that was issued before; Key is
 	// not used.
@@ -65,6 +69,10 @@ type Issued struct {
 
 	TextScope bool // the scope in the token is written as draft-03 has it
 
+	// PublicKey is what the token is bound to in place of Key; KID is then for the
+	// Authorization Server alone. ServerKey is the key of the Resource Server.
+	PublicKey, ServerKey *cose.Key
+
 	Profile  int64
 	Material *oscore.Material // with ProfileOSCORE, in place of Key; KID is its identifier
 }
@@ -81,6 +89,9 @@ func tokenScope(s groupcomm.Scope, text bool) []byte {
 func (i *Issued) confirmation() *cwt.Confirmation {
 	if i.Profile == ProfileOSCORE {
 		return &cwt.Confirmation{OSCORE: i.Material}
+	}
+	if i.PublicKey != nil {
+		return &cwt.Confirmation{Key: i.PublicKey}
 	}
 	return &cwt.Confirmation{Key: &cose.Key{Kty: cose.KtySymmetric, KID: i.KID, K: i.Key.Bytes()}}
 }
@@ -125,7 +136,10 @@ func (s *Server) Issue(ctx context.Context, r IssueRequest) (*Issued, error) {
 		out.Profile = ProfileDTLS
 	}
 	choose := s.chooseKey
-	if out.Profile == ProfileOSCORE {
+	switch {
+	case r.PublicKey != nil:
+		choose = s.choosePublic
+	case out.Profile == ProfileOSCORE:
 		choose = s.chooseMaterial
 	}
 	if err := choose(ctx, r, entry, out); err != nil {
@@ -270,6 +284,9 @@ func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, entry *Toke
 		return nil
 	}
 	kid, key := i.KID, i.Key.Bytes()
+	if i.PublicKey != nil {
+		key = i.PublicKey.Encode()
+	}
 	if i.Profile == ProfileOSCORE {
 		kid, key = materialKID(entry.origin(), i.KID), i.Material.Encode()
 	}
@@ -281,6 +298,11 @@ func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, entry *Toke
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
 		if r.node != nil {
 			if err := stillEnrolled(tx, r.node); err != nil {
+				return err
+			}
+		}
+		if i.PublicKey != nil {
+			if known, err := s.rememberPublic(tx, client, i); known || err != nil {
 				return err
 			}
 		}

@@ -15,6 +15,7 @@ const (
 	paramTokenType   = 34
 	paramProfile     = 38
 	paramCNonce      = 39
+	paramRSCnf       = 41
 
 	paramNonce2            = 42
 	paramServerRecipientID = 44

@@ -280,7 +280,7 @@ func (s *Server) changeNodes(ctx context.Context, identities []string, what stri
 // token that confirms them has expired.
 func (s *Server) revokeClient(tx *store.Tx, client string, now int64) error {
 	var kids [][]byte
-	rows, err := tx.Query(`SELECT kid FROM ace_issued WHERE client = ? AND blocked = 0`, []byte(client))
+	rows, err := tx.Query(`SELECT kid FROM ace_issued WHERE client = ?`, []byte(client))
 	if err != nil {
 		return err
 	}
@@ -295,11 +295,11 @@ func (s *Server) revokeClient(tx *store.Tx, client string, now int64) error {
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(`UPDATE ace_issued SET blocked = 1 WHERE client = ?`, []byte(client)); err != nil {
+	if _, err := tx.Exec(`UPDATE ace_issued SET blocked = ? WHERE client = ?`, now, []byte(client)); err != nil {
 		return err
 	}
 	for _, kid := range kids {
-		k, err := keyByKID(tx, kid)
+		k, err := issuedKeyRow(tx, kid)
 		if errors.Is(err, store.ErrNotFound) {
 			continue
 		}
@@ -331,15 +331,25 @@ func (s *Server) ownOrigin(origin string) bool {
 // blocked says whether a token is bound to a key of the embedded AS whose client
 // was disabled, removed or given other rights.
 func (s *Server) blocked(tx *store.Tx, v *verified) (bool, error) {
-	if v.kid == nil || !s.ownOrigin(v.entry.origin()) {
+	kid := v.issuedName()
+	if kid == nil || !s.ownOrigin(v.entry.origin()) {
 		return false, nil
 	}
-	var b bool
-	err := tx.QueryRow(`SELECT blocked FROM ace_issued WHERE kid = ? AND audience = ?`, v.kid, v.entry.Audience).Scan(&b)
+	var since int64
+	err := tx.QueryRow(`SELECT blocked FROM ace_issued WHERE kid = ? AND audience = ?`, kid, v.entry.Audience).Scan(&since)
 	if errors.Is(err, store.ErrNotFound) {
 		return false, nil
 	}
-	return b, err
+	// A symmetric key is not given out again.
+	return since != 0 && (v.kid != nil || v.issued <= since), err
+}
+
+// issuedKeyRow is the stored key of an issued one.
+func issuedKeyRow(tx *store.Tx, kid []byte) (*keyRow, error) {
+	if subject, ok := publicSubject(kid); ok {
+		return keyBySubject(tx, subject)
+	}
+	return keyByKID(tx, kid)
 }
 
 // stillEnrolled refuses a token for a node that changed since the policy was

@@ -69,13 +69,14 @@ CREATE TABLE ace_issued (
 	expires  INTEGER NOT NULL
 );
 CREATE INDEX ace_issued_expires ON ace_issued (expires);
-`, schemaNodes, schemaTwins, schemaContexts}}
+`, schemaNodes, schemaTwins, schemaContexts, schemaKeypairs}}
 }
 
 // ace_nodes: clients that were enrolled, with their keys, sealed, and what
 // their tokens may allow. disabled and enrolled are times; keyed and version are
-// never used twice for one identity. ace_issued.blocked: 1 when tokens for that
-// key are refused, because its client lost them.
+// never used twice for one identity. ace_issued.blocked: not 0 when tokens for that
+// key are refused, because its client lost them; the time of that, since a public
+// key, which the client keeps, can be had confirmed anew.
 const schemaNodes = `
 CREATE TABLE ace_nodes (
 	identity TEXT NOT NULL PRIMARY KEY,
@@ -109,6 +110,14 @@ CREATE TABLE ace_contexts (
 	epoch    INTEGER NOT NULL
 );
 CREATE INDEX ace_contexts_subject ON ace_contexts (subject, made);
+`
+
+// ace_keypairs: key pairs of this Resource Server, sealed COSE_Keys.
+const schemaKeypairs = `
+CREATE TABLE ace_keypairs (
+	name   TEXT NOT NULL PRIMARY KEY,
+	sealed BLOB NOT NULL
+);
 `
 
 // The token hash of a token's other encoding, see ace_tokens.

@@ -3,11 +3,7 @@ package ace
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -297,31 +293,11 @@ func (v *verified) confirmPublic(k *cose.Key) error {
 	if k.IsPrivate() {
 		return errors.New("private key")
 	}
-	var pub any
-	switch {
-	case k.Kty == cose.KtyOKP && k.Crv == cose.CrvEd25519:
-		pub = ed25519.PublicKey(k.X)
-	case k.Kty == cose.KtyEC2:
-		curve := map[int64]elliptic.Curve{
-			cose.CrvP256: elliptic.P256(), cose.CrvP384: elliptic.P384(), cose.CrvP521: elliptic.P521(),
-		}[k.Crv]
-		if curve == nil {
-			return errors.New("unknown curve")
-		}
-		p, err := ecdsa.ParseUncompressedPublicKey(curve, slices.Concat([]byte{4}, k.X, k.Y))
-		if err != nil {
-			return errors.New("malformed public key")
-		}
-		pub = p
-	default:
-		return errors.New("key cannot sign")
-	}
-	der, err := x509.MarshalPKIXPublicKey(pub)
+	spki, err := k.SPKI()
 	if err != nil {
-		return errors.New("malformed public key")
+		return err
 	}
-	sum := sha256.Sum256(der)
-	v.subject = coap.Subject{Kind: coap.SubjectKeyHash, ID: string(sum[:])}
+	v.subject = KeySubject(spki)
 	return nil
 }
 

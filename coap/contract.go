@@ -111,6 +111,7 @@ const (
 	DTLSCert
 	OSCORE
 	Internal // in process; trusted like a call
+	DTLSRPK  // DTLS with raw public keys (RFC 7250)
 )
 
 // SubjectKind says what a peer proved.

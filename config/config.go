@@ -142,11 +142,15 @@ type Seal struct {
 const (
 	EndpointOwn   = "own"   // the gateway's own, for very many sleeping nodes
 	EndpointStock = "stock" // those of go-coap and pion
+
+	HandshakePion = "pion" // handshakes with pre-shared keys by pion
+	HandshakeOwn  = "own"  // by the gateway itself, as those with raw public keys always are
 )
 
 // Endpoint says which servers nodes talk to.
 type Endpoint struct {
-	Kind string `yaml:"kind"` // EndpointOwn or EndpointStock
+	Kind      string `yaml:"kind"`      // EndpointOwn or EndpointStock
+	Handshake string `yaml:"handshake"` // HandshakePion or HandshakeOwn; of the own endpoint
 }
 
 // Limits bounds what peers can make the gateway hold or do.

@@ -46,6 +46,10 @@ func (c *Config) validate(f *faults) {
 		f.add("seal.key_file", "must name a file, even when %s is used", SealKeyEnv)
 	}
 	oneOf(f, "endpoint.kind", c.Endpoint.Kind, EndpointOwn, EndpointStock)
+	oneOf(f, "endpoint.handshake", c.Endpoint.Handshake, HandshakePion, HandshakeOwn)
+	if c.Endpoint.Kind == EndpointStock && c.Endpoint.Handshake == HandshakeOwn {
+		f.add("endpoint.handshake", "own is for endpoint.kind: own: the servers of go-coap have their handshakes done by pion")
+	}
 	inRange(f, "limits.sessions", c.Limits.Sessions, 1, 10_000_000)
 	inRange(f, "limits.handshakes", c.Limits.Handshakes, 1, 65536)
 	inRange(f, "limits.per_peer_rps", c.Limits.PerPeerRPS, 0.01, 1e6)

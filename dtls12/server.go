@@ -28,11 +28,17 @@ func (c *Config) Choose(h *ClientHello) record.Suite {
 	return 0
 }
 
+// OffersRaw says whether a client knows raw public keys.
+func (h *ClientHello) OffersRaw() bool { return h.clientRaw && h.serverRaw }
+
+// Raw says whether the handshake of a client will be one of raw public keys.
+func (c *Config) Raw(h *ClientHello) bool { return keySuite(c.Choose(h)) }
+
 // raw says whether raw public keys can be used both ways, ours of a scheme. A
 // client that names no schemes or groups is one of few of them: it gets what
 // RFC 7252, Section 9.1.3.2, has.
 func (h *ClientHello) raw(scheme int) bool {
-	return h.clientRaw && h.serverRaw && h.group() != 0 &&
+	return h.OffersRaw() && h.group() != 0 &&
 		(h.schemes == nil && scheme == schemeES256 || slices.Contains(h.schemes, scheme)) &&
 		(h.formats == nil || slices.Contains(h.formats, 0))
 }

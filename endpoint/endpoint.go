@@ -12,7 +12,8 @@
 //
 //	endpoint.go   what an Endpoint needs, and its life
 //	receive.go    from a datagram to a session or a handshake
-//	handshake.go  handshakes, and the taking over
+//	handshake.go  handshakes by pion, and the taking over
+//	half.go       handshakes of our own: raw public keys
 //	session.go    one peer: keys, counters, address
 //	message.go    the message layer of RFC 7252, incoming
 //	send.go       the message layer, outgoing: the link as the server core has it
@@ -37,6 +38,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/record"
 )
 
@@ -52,11 +54,13 @@ type Server interface {
 
 // Proof is what a finished handshake shows about the peer.
 type Proof struct {
-	// Identity is the psk_identity; nil with a certificate.
+	// Identity is the psk_identity; nil with public keys.
 	Identity []byte
-	// Certificates are those of the peer, DER, its own first; nil with a
-	// pre-shared key.
+	// Certificates are those of the peer, DER, its own first; nil without.
 	Certificates [][]byte
+	// PublicKey is the raw public key of the peer, a SubjectPublicKeyInfo in DER;
+	// nil without.
+	PublicKey []byte
 	// Exporter is the keying material exporter of RFC 5705. A nil context is
 	// absent, an empty one is present and empty.
 	Exporter func(label string, context []byte, n int) ([]byte, error)
@@ -74,14 +78,31 @@ type Keys interface {
 	Admit(ctx context.Context, p Proof) (coap.Subject, error)
 }
 
-// ErrUnknown is the error of a psk_identity for which there is no key.
-var ErrUnknown = errors.New("endpoint: unknown psk_identity")
+// RawKeys is what [Keys] are as well when peers with raw public keys may come in
+// (RFC 7250; RFC 9202, Section 3.2).
+type RawKeys interface {
+	// Known says whether the owner of a public key, a SubjectPublicKeyInfo in DER,
+	// may have an association. An error that wraps [ErrUnknown] is told to the peer
+	// as certificate_unknown, any other as internal_error.
+	Known(ctx context.Context, spki []byte) error
+}
+
+// ErrUnknown is the error of a psk_identity for which there is no key, and of a
+// public key that nobody vouches for.
+var ErrUnknown = errors.New("endpoint: unknown psk_identity or public key")
 
 // Config is what an [Endpoint] is made of.
 type Config struct {
 	Server Server
 	// Keys is nil for plain UDP: then there is no DTLS.
 	Keys Keys
+	// RawKey gives the raw public key of the gateway, and nil as long as there is
+	// none: handshakes wait for it. nil: there are no raw public keys. With it Keys
+	// are RawKeys.
+	RawKey func() *dtls12.Key
+	// OwnPSK has the handshakes with pre-shared keys done as those with raw public
+	// keys are, by package dtls12 in place of pion.
+	OwnPSK bool
 	// Options are given to pion for each handshake, after our own: further
 	// cipher suites and certificates.
 	Options []dtls.ServerOption
@@ -133,6 +154,7 @@ type Endpoint struct {
 	byCID      map[uint64]*session
 	handshakes map[netip.AddrPort]*handshake
 	halfByCID  map[uint64]*handshake
+	own        halves
 	seen       [greySlots]sighting
 	working    int // requests in handlers
 	wheel      *wheel
@@ -171,6 +193,9 @@ func New(sock Socket, cfg Config) *Endpoint {
 		handshakes: make(map[netip.AddrPort]*handshake),
 		halfByCID:  make(map[uint64]*handshake),
 		seed:       randomUint64(),
+	}
+	if cfg.Keys != nil && (cfg.RawKey != nil || cfg.OwnPSK) {
+		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half)}
 	}
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e

@@ -95,7 +95,7 @@ func (h *handshake) newCID() []byte {
 	if h.cid != 0 {
 		delete(e.halfByCID, h.cid) // pion begins anew
 	}
-	for h.cid = 0; h.cid == 0 || e.byCID[h.cid] != nil || e.halfByCID[h.cid] != nil; {
+	for h.cid = 0; h.cid == 0 || e.byCID[h.cid] != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
 		h.cid = randomUint64()
 	}
 	if !h.gone {
@@ -170,7 +170,7 @@ func (h *handshake) finish(ctx context.Context, conn *dtls.Conn) error {
 	}
 	h.session, h.conn, h.done = s, conn, true
 	h.reader = mustCipher(suite, &s.read)
-	e.metrics.handshakes.WithLabelValues("done").Inc()
+	e.metrics.handshakes.WithLabelValues(kindPSK, "done").Inc()
 	e.wheel.add(h, takeOverAfter)
 	early := h.early
 	h.early = nil
@@ -248,7 +248,7 @@ func (h *handshake) takeOver() *session {
 		_ = p.Close()
 	})
 	if x == nil {
-		e.metrics.handshakes.WithLabelValues("failed").Inc()
+		e.metrics.handshakes.WithLabelValues(kindPSK, "failed").Inc()
 		return nil
 	}
 	s.seq = x.SequenceNumber
@@ -269,7 +269,7 @@ func (h *handshake) drop(reason string) {
 	if h.gone {
 		return
 	}
-	h.e.metrics.handshakes.WithLabelValues(reason).Inc()
+	h.e.metrics.handshakes.WithLabelValues(kindPSK, reason).Inc()
 	h.forget()
 	h.stop()
 }
@@ -301,6 +301,9 @@ func (e *Endpoint) endHandshakes() {
 		} else {
 			h.drop("given-up")
 		}
+	}
+	for _, h := range e.own.byAddr {
+		h.end("given-up")
 	}
 }
 

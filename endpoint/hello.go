@@ -71,7 +71,7 @@ func (e *Endpoint) again(h hello, from netip.AddrPort, now time.Time) bool {
 // admit begins a handshake with the peer at an address, or nil.
 func (e *Endpoint) admit(h hello, from netip.AddrPort) *handshake {
 	now := time.Now()
-	n := len(e.handshakes)
+	n := len(e.handshakes) + len(e.own.byAddr)
 	if n >= (e.cfg.MaxHandshakes+1)/2 && (!h.whole || !e.again(h, from, now)) {
 		e.metrics.refused.Inc()
 		return nil
@@ -96,7 +96,11 @@ func (e *Endpoint) giveUp(now time.Time) bool {
 		}
 	}
 	if victim == nil {
-		return false
+		own := e.own.oldest(now)
+		if own != nil {
+			own.end("given-up")
+		}
+		return own != nil
 	}
 	if victim.done {
 		victim.takeOver()

@@ -10,6 +10,7 @@ type metrics struct {
 	sessions, halfOpen       prometheus.Gauge
 	handshakes               *prometheus.CounterVec
 	refused, handovers       prometheus.Counter
+	cookies                  prometheus.Counter
 	evicted, moves, withheld prometheus.Counter
 	dropped                  *prometheus.CounterVec
 	duplicates               prometheus.Counter
@@ -17,13 +18,19 @@ type metrics struct {
 	timeouts, unsent         prometheus.Counter
 }
 
+// Kinds of handshakes.
+const (
+	kindPSK = "psk"
+	kindRaw = "raw"
+)
+
 // newMetrics registers with r; endpoints that share r share the metrics.
 func newMetrics(r prometheus.Registerer) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return register(r, prometheus.NewCounter(prometheus.CounterOpts{Name: "groupgate_endpoint_" + name, Help: help}))
 	}
-	vec := func(name, help, label string) *prometheus.CounterVec {
-		return register(r, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "groupgate_endpoint_" + name, Help: help}, []string{label}))
+	vec := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return register(r, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "groupgate_endpoint_" + name, Help: help}, labels))
 	}
 	gauge := func(name, help string) prometheus.Gauge {
 		return register(r, prometheus.NewGauge(prometheus.GaugeOpts{Name: "groupgate_endpoint_" + name, Help: help}))
@@ -31,7 +38,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return &metrics{
 		sessions:        gauge("sessions", "Peers known now: DTLS associations and addresses on plain UDP."),
 		halfOpen:        gauge("handshakes", "DTLS handshakes under way."),
-		handshakes:      vec("handshakes_total", "DTLS handshakes by result: done, failed, timeout, given-up.", "result"),
+		handshakes:      vec("handshakes_total", "DTLS handshakes by kind of key (psk, or raw for raw public keys) and result: done, unknown, failed, timeout, given-up.", "kind", "result"),
+		cookies:         counter("cookies_total", "ClientHellos without cookie that were answered without keeping anything."),
 		refused:         counter("handshakes_refused_total", "ClientHellos that began no handshake, because too many were under way."),
 		handovers:       counter("handovers_total", "Sessions taken over at the first application record."),
 		evicted:         counter("evicted_total", "Peers forgotten because there were too many."),

@@ -48,6 +48,10 @@ func (e *Endpoint) record(r *record.Record, raw []byte, from netip.AddrPort, siz
 			if h.addr == from {
 				h.record(r, raw, size)
 			}
+		} else if h := e.own.byCID[id]; h != nil {
+			if h.addr == from {
+				h.record(r, raw, size)
+			}
 		} else {
 			e.metrics.dropped.WithLabelValues("unknown").Inc()
 		}
@@ -59,7 +63,9 @@ func (e *Endpoint) record(r *record.Record, raw []byte, from netip.AddrPort, siz
 		if s != nil && s.cid == 0 && s.record(r, from, size) {
 			return
 		}
-		if h != nil {
+		if own := e.own.byAddr[from]; own != nil {
+			own.record(r, raw, size)
+		} else if h != nil {
 			h.record(r, raw, size)
 		} else if s == nil {
 			e.metrics.dropped.WithLabelValues("unknown").Inc()
@@ -70,6 +76,9 @@ func (e *Endpoint) record(r *record.Record, raw []byte, from netip.AddrPort, siz
 // clear is a record without protection: it belongs to a handshake or begins
 // one. Live sessions do not care for it (RFC 6347, Section 4.2.8).
 func (e *Endpoint) clear(r *record.Record, raw []byte, from netip.AddrPort) {
+	if e.shake(r, raw, from) {
+		return
+	}
 	h := e.handshakes[from]
 	hello, isHello := readHello(r)
 	switch {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
+	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/record"
 )
 
@@ -227,7 +228,8 @@ type world struct {
 	opened   []Peer
 	closed   []coap.LinkID
 	deny     error // of Admit
-	calls    int   // of the handler
+	known    [][]byte
+	calls    int // of the handler
 	slow     time.Duration
 	wait     chan struct{} // what the handler waits for
 }
@@ -265,7 +267,21 @@ func (f front) Admit(_ context.Context, p Proof) (coap.Subject, error) {
 	if f.deny != nil {
 		return coap.Subject{}, f.deny
 	}
+	if p.PublicKey != nil {
+		return coap.Subject{Kind: coap.SubjectKeyHash, ID: string(p.PublicKey)}, nil
+	}
 	return coap.Subject{Kind: coap.SubjectPoP, ID: string(p.Identity)}, nil
+}
+
+func (f front) Known(_ context.Context, spki []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, k := range f.known {
+		if bytes.Equal(k, spki) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: public key", ErrUnknown)
 }
 
 // serveCoAP shows state to GET, counts calls, and takes its time when told to.
@@ -365,7 +381,8 @@ type peer struct {
 	t    *testing.T
 	o    *world
 	c    *client
-	conn *dtls.Conn // nil: plain UDP
+	conn *dtls.Conn   // nil: plain UDP, or
+	raw  *dtls12.Conn // an association with raw public keys
 	got  chan *coap.Message
 	over chan struct{}
 	mid  uint16
@@ -444,6 +461,9 @@ func (p *peer) close() {
 	if p.conn != nil {
 		_ = p.conn.Close()
 	}
+	if p.raw != nil {
+		_ = p.raw.Close()
+	}
 	_ = p.c.Close()
 	<-p.over
 }
@@ -451,7 +471,9 @@ func (p *peer) close() {
 func (p *peer) write(b []byte) {
 	p.t.Helper()
 	var err error
-	if p.conn != nil {
+	if p.raw != nil {
+		_, err = p.raw.Write(b)
+	} else if p.conn != nil {
 		_, err = p.conn.Write(b)
 	} else {
 		_, err = p.c.WriteTo(b, net.UDPAddrFromAddrPort(p.o.at))

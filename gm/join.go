@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ type joinCall struct {
 //	  credential that we know                                      4.00 INFO
 //	no N_S that the proof could cover                              4.00 INFO with a new one
 //	credential unsuitable                                          4.00 error 2
-//	proof wrong or empty                                           4.00 error 3
+//	proof wrong, or empty and not given by the handshake            4.00 error 3
 //	no Sender ID                                                   5.03 error 4
 //	                                                               2.01, or 2.04 for a member
 func (m *Manager) join(ctx context.Context, c *call) (*coap.Response, error) {
@@ -212,7 +213,14 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 	if mb != nil && len(cred) == 0 {
 		return m.info(j.g, nil, errors.New("no stored credential"))
 	}
-	if len(j.grant.Challenges) == 0 {
+	if len(proof) == 0 && mb == nil && j.dialect == groupcomm.Current && provenByAssociation(j.g, cred, j.req.Peer) {
+		if err := suitable(j.g, cred); err != nil {
+			return err
+		}
+		j.cred, j.ns = cred, nil
+		return nil
+	}
+	if len(j.grant.Challenges) == 0 && len(proof) > 0 {
 		ns, err := m.auth.NewChallenge(ctx, j.grant.Subject)
 		if err != nil {
 			return err
@@ -229,6 +237,43 @@ func (m *Manager) judge(ctx context.Context, j *joinCall) error {
 		return err
 	}
 	j.cred, j.ns, j.verified = cred, ns, cred
+	return nil
+}
+
+// provenByAssociation says whether a peer has shown in its handshake that it
+// holds the private key of a credential.
+//
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1: then one that is not a
+// member may leave its proof empty; a raw public key, or that of a certificate,
+// is the same key as that in the credential.
+func provenByAssociation(g *group, cred []byte, peer coap.Peer) bool {
+	if peer.Via != coap.DTLSRPK && peer.Via != coap.DTLSCert || peer.Subject.Kind != coap.SubjectKeyHash {
+		return false
+	}
+	key, err := parseCred(g.cfg, cred)
+	if err != nil {
+		return false
+	}
+	spki, err := key.SPKI()
+	sum := sha256.Sum256(spki)
+	return err == nil && peer.Subject.ID == string(sum[:])
+}
+
+// suitable says whether a credential is one for the group: error 2 when not.
+func suitable(g *group, cred []byte) error {
+	key, err := parseCred(g.cfg, cred)
+	if err == nil {
+		err = g.trust(cred)
+	}
+	if err == nil {
+		_, err = g.kdc.verifier(key)
+	}
+	if err == nil {
+		err = key.Check()
+	}
+	if err != nil {
+		return unsuitable(g.cfg, err)
+	}
 	return nil
 }
 
@@ -249,8 +294,6 @@ func provenBy(g *group, cred []byte, challenges [][]byte, input func(ns []byte) 
 		return nil, unsuitable(g.cfg, err)
 	}
 	for i, ns := range challenges {
-		// No channel that we serve proves possession of the credential's key in
-		// another way, so an empty proof is none.
 		if i == maxPoPTries || len(proof) == 0 {
 			break
 		}

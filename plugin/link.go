@@ -3,7 +3,6 @@ package plugin
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -20,6 +19,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/pool"
 	"github.com/plgd-dev/go-coap/v3/mux"
 
+	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/node"
 )
@@ -134,8 +134,7 @@ func certificateSubject(der []byte) (coap.Subject, error) {
 	if err != nil {
 		return coap.Subject{}, fmt.Errorf("plugin: peer certificate: %w", err)
 	}
-	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	return coap.Subject{Kind: coap.SubjectKeyHash, ID: string(sum[:])}, nil
+	return ace.KeySubject(cert.RawSubjectPublicKeyInfo), nil
 }
 
 // Peer describes the other end. The address is read anew: a connection ID lets

@@ -9,14 +9,17 @@ import (
 
 	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/endpoint"
 )
 
 // The gateway's own endpoint asks for all that a host's servers get by
 // [Gateway.Handler], [Gateway.PSK], [Gateway.Monitor] and [Gateway.Connected].
 var (
-	_ endpoint.Server = front{}
-	_ endpoint.Keys   = front{}
+	_ endpoint.Server  = front{}
+	_ endpoint.Keys    = front{}
+	_ endpoint.RawKeys = front{}
 )
 
 // CoAPS makes an endpoint of the gateway's own for CoAP over DTLS on a socket,
@@ -24,6 +27,7 @@ var (
 func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
 	return endpoint.New(sock, endpoint.Config{
 		Server: front{g}, Keys: front{g}, Opened: front{g}.opened,
+		RawKey: g.rawKey, OwnPSK: g.cfg.Endpoint.Handshake == config.HandshakeOwn,
 		MaxSessions: g.cfg.Limits.Sessions, MaxHandshakes: g.cfg.Limits.Handshakes,
 		Log: g.log.With("part", "coaps"), Registerer: g.registerer("coaps"),
 	})
@@ -76,6 +80,29 @@ func (f front) PSK(_ context.Context, identity []byte) ([]byte, error) {
 	return key, err
 }
 
+// rawKey is the raw public key of the gateway; nil before the rooms are up.
+func (g *Gateway) rawKey() *dtls12.Key {
+	if r := g.rooms.Load(); r != nil {
+		return r.rawKey
+	}
+	return nil
+}
+
+// Known says whether a token confirms a raw public key.
+func (f front) Known(ctx context.Context, spki []byte) error {
+	r := f.g.rooms.Load()
+	if r == nil {
+		return errStarting
+	}
+	ctx, cancel := f.g.requestContext(ctx)
+	defer cancel()
+	_, err := r.access.Holder(ctx, spki)
+	if errors.Is(err, ace.ErrIdentity) {
+		return fmt.Errorf("%w: %w", endpoint.ErrUnknown, err)
+	}
+	return err
+}
+
 // Admit says who finished a handshake, and commits a token that came with it.
 func (f front) Admit(ctx context.Context, p endpoint.Proof) (coap.Subject, error) {
 	g := f.g
@@ -88,6 +115,10 @@ func (f front) Admit(ctx context.Context, p endpoint.Proof) (coap.Subject, error
 	defer cancel()
 	if len(p.Certificates) > 0 {
 		return certificateSubject(p.Certificates[0])
+	}
+	if r := g.rooms.Load(); r != nil && p.PublicKey != nil {
+		subject, err := r.access.Proved(ctx, p.PublicKey)
+		return subject, g.diskFull(ctx, err)
 	}
 	subject, err := g.subject(ctx, p.Identity, p.Exporter)
 	return subject, g.diskFull(ctx, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/secure"
+	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
 	"github.com/seed4911071e/groupgate/store"
@@ -97,6 +98,7 @@ type built struct {
 	audit  *audit.Log
 	asked  []*outbound // the ways to Authorization Servers
 	op     *operator
+	rawKey *dtls12.Key // from setup
 }
 
 // build makes the rooms. It does no I/O.
@@ -167,7 +169,11 @@ func (b *built) setup(ctx context.Context) error {
 			return fmt.Errorf("starting %s: %w", room.name, err)
 		}
 	}
-	return nil
+	key, err := b.ace.RawKey().PrivateKey()
+	if err == nil {
+		b.rawKey, err = dtls12.NewKey(key)
+	}
+	return err
 }
 
 // recover makes an accepted rollback of the database harmless before anything
@@ -185,7 +191,7 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
-	return &rooms{access: b.ace, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), secure: b.secure, groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
+	return &rooms{access: b.ace, rawKey: b.rawKey, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), secure: b.secure, groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
 		me: b.bridge.Me(), alive: b.bridge.Alive}
 }
 

@@ -190,6 +190,8 @@ func securityName(s coap.Security) string {
 		return "dtls-psk"
 	case coap.DTLSCert:
 		return "dtls-certificate"
+	case coap.DTLSRPK:
+		return "dtls-raw-public-key"
 	case coap.OSCORE:
 		return "oscore"
 	case coap.Internal:

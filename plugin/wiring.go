@@ -8,6 +8,7 @@ import (
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/secure"
+	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
 )
@@ -34,6 +35,10 @@ type access interface {
 	// Subject tells what a finished handshake with that identity proved;
 	// conveyed when the identity is itself an access token.
 	Subject(identity []byte) (s coap.Subject, conveyed bool)
+	// Holder tells whose token confirms a raw public key, a SubjectPublicKeyInfo in
+	// DER, and Proved the same of a finished handshake (RFC 9202, Section 3.2).
+	Holder(ctx context.Context, spki []byte) (coap.Subject, error)
+	Proved(ctx context.Context, spki []byte) (coap.Subject, error)
 	// Conveyed commits a token that came in psk_identity.
 	Conveyed(ctx context.Context, token []byte, exporter func(label string, context []byte, n int) ([]byte, error)) (coap.Subject, error)
 }
@@ -61,6 +66,7 @@ type groups interface {
 // rooms are the running rooms as requests see them.
 type rooms struct {
 	access     access
+	rawKey     *dtls12.Key // of this gateway, for handshakes
 	authzInfo  coap.Handler
 	token      coap.Handler
 	introspect coap.Handler

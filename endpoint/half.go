@@ -1,0 +1,409 @@
+package endpoint
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/dtls12"
+	"github.com/seed4911071e/groupgate/record"
+)
+
+// Handshakes of our own, by package dtls12: all with raw public keys, and those
+// with pre-shared keys when Config.OwnPSK says so. pion does the others. What is
+// known of a client before it has shown that it receives at its address is
+// nothing.
+
+// halves are the handshakes of our own; guarded by Endpoint.mu.
+type halves struct {
+	cookies *dtls12.Cookies // nil: there are no such handshakes
+	byAddr  map[netip.AddrPort]*half
+	byCID   map[uint64]*half
+}
+
+// Bounds of what waits for a handshake that is working.
+const (
+	halfRoom  = 16
+	halfBytes = 16 << 10
+)
+
+// half is a peer until its session is taken over. It works in a job of the crew
+// while there is something to do, and has no goroutine else.
+//
+//	working ── Finished verified, admitted ──▶ done ── first application record ──▶ session
+//	   │                                         └───── or a minute of silence ──────▶
+//	   └─ alert, time-out, given up ──▶ gone
+type half struct {
+	e      *Endpoint
+	addr   netip.AddrPort
+	random [32]byte // of the ClientHello
+	began  time.Time
+	cid    uint64
+	kind   string // of key, for metrics
+
+	cfg   dtls12.Config
+	hello *dtls12.ClientHello // nil once the machine has it
+
+	// The machine is the job's while running is true, else whoever has
+	// Endpoint.mu may use it. So are the fields above.
+	m *dtls12.Handshake
+
+	// Guarded by Endpoint.mu.
+	running bool
+	expired bool // the machine is to look at its clock
+	planned bool // the wheel has it
+	gone    bool
+	in      [][]byte
+	size    int
+	done    bool
+	since   time.Time // it is done
+	session *session  // as it will be, with keys
+	reader  *record.Cipher
+}
+
+// key is the raw public key of the gateway, when there is one.
+func (e *Endpoint) key() *dtls12.Key {
+	if e.cfg.RawKey == nil {
+		return nil
+	}
+	return e.cfg.RawKey()
+}
+
+// shake is told of each record of epoch 0, and says whether it was for a
+// handshake of our own.
+func (e *Endpoint) shake(r *record.Record, raw []byte, from netip.AddrPort) bool {
+	if e.own.cookies == nil {
+		return false
+	}
+	h := e.own.byAddr[from]
+	hello := dtls12.ReadClientHello(r)
+	if hello == nil || h != nil && hello.Random == h.random {
+		if h != nil {
+			h.receive(raw)
+		}
+		return h != nil
+	}
+	offer := dtls12.Config{Key: e.key()}
+	if e.cfg.OwnPSK {
+		offer.PSK = noPSK
+	}
+	if hello.OffersRaw() && e.cfg.RawKey != nil && offer.Key == nil {
+		return true // it will come again
+	}
+	if offer.Choose(hello) == 0 {
+		if h == nil {
+			return false
+		}
+		return !h.yield()
+	}
+	ok, answer := e.own.cookies.Verify(e.out.buffer(), hello, from, time.Now())
+	if !ok {
+		e.metrics.cookies.Inc()
+		e.out.push(from, answer)
+		return true
+	}
+	// The client is at this address and begins anew: what was there is over.
+	if h != nil {
+		h.end("given-up")
+	}
+	if old := e.handshakes[from]; old != nil {
+		if old.done {
+			old.takeOver()
+		} else {
+			old.drop("given-up")
+		}
+	}
+	e.beginOwn(hello, from)
+	return true
+}
+
+func noPSK([]byte) ([]byte, error) { return nil, dtls12.ErrUnknown }
+
+// beginOwn makes a handshake of a ClientHello with a cookie.
+func (e *Endpoint) beginOwn(hello *dtls12.ClientHello, from netip.AddrPort) {
+	now := time.Now()
+	if len(e.own.byAddr)+len(e.handshakes) >= e.cfg.MaxHandshakes && !e.giveUp(now) {
+		e.metrics.refused.Inc()
+		return
+	}
+	h := &half{e: e, addr: from, random: hello.Random, began: now, hello: hello}
+	for h.cid = 0; h.cid == 0 || e.byCID[h.cid] != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
+		h.cid = randomUint64()
+	}
+	h.cfg = dtls12.Config{Key: e.key(), Peer: h.known, CID: binary.BigEndian.AppendUint64(nil, h.cid)}
+	if e.cfg.OwnPSK {
+		h.cfg.PSK = h.psk
+	}
+	h.kind = kindPSK
+	if h.cfg.Raw(hello) {
+		h.kind = kindRaw
+	}
+	e.own.byAddr[from], e.own.byCID[h.cid] = h, h
+	e.metrics.halfOpen.Inc()
+	h.start()
+}
+
+func (h *half) psk(identity []byte) ([]byte, error) {
+	key, err := h.e.cfg.Keys.PSK(h.e.ctx, identity)
+	if errors.Is(err, ErrUnknown) {
+		err = fmt.Errorf("%w: %w", dtls12.ErrUnknown, err)
+	}
+	return key, err
+}
+
+func (h *half) known(spki []byte) error {
+	keys, ok := h.e.cfg.Keys.(RawKeys)
+	if !ok {
+		return dtls12.ErrUnknown
+	}
+	err := keys.Known(h.e.ctx, spki)
+	if errors.Is(err, ErrUnknown) {
+		err = fmt.Errorf("%w: %w", dtls12.ErrUnknown, err)
+	}
+	return err
+}
+
+// receive takes a record that is not application data.
+func (h *half) receive(raw []byte) {
+	switch {
+	case h.done:
+		h.m.Receive(raw, time.Now()) // our last flight may have been lost
+		h.flush()
+		return
+	case len(h.in) >= halfRoom || h.size+len(raw) > halfBytes:
+		h.e.metrics.dropped.WithLabelValues("handshake").Inc()
+		return
+	}
+	h.in, h.size = append(h.in, bytes.Clone(raw)), h.size+len(raw)
+	h.start()
+}
+
+// record is told of each protected record of the peer.
+func (h *half) record(r *record.Record, raw []byte, size int) {
+	if h.done && h.application(r, size) {
+		return
+	}
+	h.receive(raw)
+}
+
+// application takes the session over when the record holds application data, or
+// the peer's goodbye.
+func (h *half) application(r *record.Record, size int) bool {
+	if r.Epoch != epoch || (r.Type == record.ConnectionID) != (h.session.cid != 0) {
+		return false
+	}
+	kind, _, err := h.reader.Open(nil, r)
+	if err != nil || kind == record.Handshake {
+		return false
+	}
+	h.takeOver().record(r, h.addr, size)
+	h.e.metrics.handovers.Inc()
+	return true
+}
+
+// start has the job run.
+func (h *half) start() {
+	if !h.running {
+		h.running = true
+		h.e.crew.do(h.work)
+	}
+}
+
+// work is the job: until nothing is left to do.
+func (h *half) work() {
+	e := h.e
+	for {
+		e.mu.Lock()
+		in, expired := h.in, h.expired
+		h.in, h.size, h.expired = nil, 0, false
+		if h.gone || len(in) == 0 && !expired && h.hello == nil {
+			h.running = false
+			e.mu.Unlock()
+			return
+		}
+		e.mu.Unlock()
+		now := time.Now()
+		if h.hello != nil {
+			h.m, h.hello = dtls12.Accept(&h.cfg, h.hello, now), nil
+		}
+		for len(in) > 0 && !h.m.Done() && h.m.Err() == nil {
+			h.m.Receive(in[0], now)
+			in = in[1:]
+		}
+		if expired {
+			h.m.Expire(now)
+		}
+		h.flush()
+		switch {
+		case h.m.Err() != nil:
+			h.failed()
+		case h.m.Done():
+			h.finish(in)
+			return
+		default:
+			e.mu.Lock()
+			h.plan()
+			e.mu.Unlock()
+		}
+	}
+}
+
+// flush sends what the machine has to say.
+func (h *half) flush() {
+	for _, d := range h.m.Output() {
+		h.e.out.push(h.addr, append(h.e.out.buffer(), d...))
+	}
+}
+
+// failed tells why a handshake came to nothing.
+func (h *half) failed() {
+	e := h.e
+	e.log.DebugContext(e.ctx, "handshake failed", "peer", h.addr, "err", h.m.Err())
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	reason := "failed"
+	if errors.Is(h.m.Err(), dtls12.ErrUnknown) {
+		reason = "unknown"
+	}
+	h.drop(reason)
+}
+
+// finish learns who the peer is: its Finished was verified. rest came after that.
+func (h *half) finish(rest [][]byte) {
+	e := h.e
+	x := h.m.Result()
+	proof := Proof{Identity: x.Identity, PublicKey: x.PeerKey, Exporter: x.Export}
+	via := coap.DTLSPSK
+	if x.PeerKey != nil {
+		via = coap.DTLSRPK
+	}
+	subject, denied := e.cfg.Keys.Admit(e.ctx, proof)
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	rest = append(rest, h.in...)
+	h.in, h.size, h.running = nil, 0, false
+	if h.gone {
+		return
+	}
+	s := e.newSession(via, h.addr)
+	s.subject, s.suite, s.read, s.write, s.peerCID = subject, x.Suite, x.Read, x.Write, string(x.PeerCID)
+	if x.CID != nil {
+		s.cid = h.cid
+	}
+	if denied != nil {
+		e.log.WarnContext(e.ctx, "association not admitted yet", "peer", h.addr, "err", denied)
+		s.pending = &proof
+	}
+	h.session, h.reader, h.done, h.since = s, mustCipher(s.suite, &s.read), true, time.Now()
+	e.metrics.handshakes.WithLabelValues(h.kind, "done").Inc()
+	h.plan()
+	for _, b := range rest {
+		if r, _, err := record.Next(b, cidSize); err == nil {
+			e.record(&r, b, h.addr, len(b))
+		}
+	}
+}
+
+// plan has the wheel tell when the machine is to look at its clock, or how long
+// it all may take.
+func (h *half) plan() {
+	if h.planned || h.gone {
+		return
+	}
+	h.planned = true
+	end := h.began.Add(handshakeTimeout)
+	if h.done {
+		end = h.since.Add(takeOverAfter)
+	} else if d := h.m.Deadline(); !d.IsZero() && d.Before(end) {
+		end = d
+	}
+	h.e.wheel.add(h, max(time.Until(end), 0))
+}
+
+// due is called by the wheel.
+func (h *half) due(*Endpoint) {
+	h.planned = false
+	now := time.Now()
+	switch {
+	case h.gone:
+	case h.done && now.Sub(h.since) >= takeOverAfter:
+		h.takeOver() // although the peer said nothing
+	case h.done:
+		h.plan()
+	case now.Sub(h.began) >= handshakeTimeout:
+		h.drop("timeout")
+	default:
+		h.expired = true
+		h.start()
+	}
+}
+
+// yield makes room for a handshake of another kind, and says whether it did: when
+// this one is finished, or had its time.
+func (h *half) yield() bool {
+	if !h.done && time.Since(h.began) < handshakeGrace {
+		return false
+	}
+	h.end("given-up")
+	return true
+}
+
+// end ends a handshake: a finished one becomes a session.
+func (h *half) end(reason string) {
+	if h.done {
+		h.takeOver()
+	} else {
+		h.drop(reason)
+	}
+}
+
+// takeOver makes the session of a finished handshake known.
+func (h *half) takeOver() *session {
+	s := h.session
+	s.seq = h.m.Number()
+	h.forget()
+	h.session, h.reader, h.m = nil, nil, nil
+	h.e.register(s)
+	h.e.crew.do(s.opened)
+	return s
+}
+
+// drop gives a handshake up.
+func (h *half) drop(reason string) {
+	if h.gone {
+		return
+	}
+	h.e.metrics.handshakes.WithLabelValues(h.kind, reason).Inc()
+	h.forget()
+}
+
+// forget removes the handshake from the tables.
+func (h *half) forget() {
+	if h.gone {
+		return
+	}
+	h.gone = true
+	o := &h.e.own
+	if o.byAddr[h.addr] == h {
+		delete(o.byAddr, h.addr)
+	}
+	delete(o.byCID, h.cid)
+	h.in, h.size = nil, 0
+	h.e.metrics.halfOpen.Dec()
+}
+
+// oldest is the handshake to be given up for another: the oldest that is not
+// finished and had its time; nil: none.
+func (o *halves) oldest(now time.Time) (victim *half) {
+	for _, h := range o.byAddr {
+		if now.Sub(h.began) >= handshakeGrace && (victim == nil || h.began.Before(victim.began)) {
+			victim = h
+		}
+	}
+	return victim
+}
