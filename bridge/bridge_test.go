@@ -1,10 +1,12 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -120,6 +122,62 @@ func (m *manager) join(t testing.TB, b *Bridge, node string, want *groupcomm.Del
 		t.Fatalf("decode mgt_key_material: %v", err)
 	}
 	return k
+}
+
+// TestEnrolled: what a member got at its join is told again, also by a gateway
+// that was restarted, until its next join without MQTT or its leave.
+func TestEnrolled(t *testing.T) {
+	s, m := storetest.Open(t, Migrations()), newManager(t)
+	b, stop := running(t, s, m, nil, nil)
+	first := m.join(t, b, "a", wantMQTT)
+	m.join(t, b, "b", nil)
+	stop()
+	b, stop = running(t, s, m, nil, func(c *Config) { c.Prefix = "elsewhere" })
+	defer stop()
+	again := func(node string) *groupcomm.MgtKeyMaterial {
+		t.Helper()
+		mgt, err := b.Enrolled(t.Context(), testGroup, node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mgt == nil {
+			return nil
+		}
+		k, err := groupcomm.DecodeMgtKeyMaterial(mgt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	k := again("a")
+	if k == nil || k.Broker != b.BrokerURI() || !strings.HasPrefix(k.Topic, "elsewhere/") {
+		t.Fatal("the broker of now is not told")
+	}
+	connect(t, k) // the password still opens the session
+	k.Broker, k.Topic, k.AckTopic = first.Broker, first.Topic, first.AckTopic
+	if !bytes.Equal(k.Encode(), first.Encode()) {
+		t.Error("it is not what the member got")
+	}
+	if again("b") != nil || again("nobody") != nil {
+		t.Error("a channel that nobody asked for")
+	}
+	// A row from before passwords were kept: the member has it, or joins again.
+	if err := s.Update(t.Context(), func(tx *store.Tx) error {
+		_, err := tx.Exec(`UPDATE bridge_registration SET sealed_secret = NULL`)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if again("a") != nil {
+		t.Error("a channel without a password")
+	}
+	m.join(t, b, "a", wantMQTT)
+	if k := again("a"); k == nil || bytes.Equal(k.Key, first.Key) {
+		t.Error("not the channel of the newest join")
+	}
+	if m.join(t, b, "a", nil); again("a") != nil {
+		t.Error("a channel after a join without one")
+	}
 }
 
 var wantMQTT = &groupcomm.Delivery{Channel: "mqtt"}

@@ -35,7 +35,10 @@ func ackTopic(prefix, rid string) string { return prefix + "/" + rid + "/ack" }
 // keyContext binds a sealed K_m to its registration.
 func keyContext(rid string) string { return "bridge/registration/" + rid }
 
-// hashSecret is what is stored of a password. One hash is enough: the password
+// secretContext binds a sealed password to its registration.
+func secretContext(rid string) string { return "bridge/secret/" + rid }
+
+// hashSecret is what a password is compared with. One hash is enough: the password
 // is 128 random bits that we chose, so there is nothing to guess that a slow
 // hash would protect. The user name makes equal passwords differ.
 func hashSecret(user, secret string) []byte {
@@ -78,12 +81,28 @@ func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm
 		key:    random(keyLen),
 		baseIV: random(baseIVLen),
 	}
-	user, password := r.rid, base64.RawURLEncoding.EncodeToString(random(secretLen))
-	hash := hashSecret(user, password)
+	password := base64.RawURLEncoding.EncodeToString(random(secretLen))
+	hash := hashSecret(r.rid, password)
+	sealed := b.store.Seal(keyContext(r.rid), r.key)
+	sealedSecret := b.store.Seal(secretContext(r.rid), []byte(password))
+	return b.mgt(&r, uri, password), func(tx *store.Tx) error {
+		if err := b.forget(tx, m); err != nil {
+			return err
+		}
+		_, err := tx.Exec(`INSERT INTO bridge_registration (rid, grp, node, kid, alg, sealed_key, base_iv, secret_hash, sealed_secret)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, r.rid, group, node, r.kid, r.alg, sealed, r.baseIV, hash, sealedSecret)
+		return err
+	}, nil
+}
+
+// mgt makes mgt_key_material for a registration; uri is the broker's, and
+// password that of its user at the embedded broker.
+func (b *Bridge) mgt(r *registration, uri, password string) []byte {
+	user := r.rid
 	if b.cfg.Broker != "" && b.cfg.MemberUser != "" {
 		user, password = b.cfg.MemberUser, b.cfg.MemberPassword
 	}
-	mgt = (&groupcomm.MgtKeyMaterial{
+	return (&groupcomm.MgtKeyMaterial{
 		KID:      r.kid,
 		Key:      r.key,
 		Alg:      r.alg,
@@ -94,15 +113,38 @@ func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm
 		Password: password,
 		AckTopic: ackTopic(b.cfg.Prefix, r.rid),
 	}).Encode()
-	sealed := b.store.Seal(keyContext(r.rid), r.key)
-	return mgt, func(tx *store.Tx) error {
-		if err := b.forget(tx, m); err != nil {
-			return err
-		}
-		_, err := tx.Exec(`INSERT INTO bridge_registration (rid, grp, node, kid, alg, sealed_key, base_iv, secret_hash)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, r.rid, group, node, r.kid, r.alg, sealed, r.baseIV, hash)
-		return err
-	}, nil
+}
+
+// Enrolled tells again what Enroll gave a member, with the broker as it is now;
+// nil when the member is not told of rekeys by MQTT.
+func (b *Bridge) Enrolled(ctx context.Context, group, node string) (mgt []byte, err error) {
+	if b.publisher == nil {
+		return nil, nil
+	}
+	r := registration{member: member{group, node}}
+	var sealed, sealedSecret []byte
+	err = b.store.View(ctx, func(tx *store.Tx) error {
+		return tx.QueryRow(`SELECT rid, kid, alg, base_iv, sealed_key, sealed_secret FROM bridge_registration WHERE grp = ? AND node = ?`,
+			group, node).Scan(&r.rid, &r.kid, &r.alg, &r.baseIV, &sealed, &sealedSecret)
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bridge: registration: %w", err)
+	}
+	uri := b.BrokerURI()
+	if sealedSecret == nil || uri == "" {
+		return nil, nil // not kept, or not set up yet: the member has it, or joins again
+	}
+	if err := b.open(&r, sealed); err != nil {
+		return nil, err
+	}
+	secret, err := b.store.Unseal(secretContext(r.rid), sealedSecret)
+	if err != nil {
+		return nil, fmt.Errorf("bridge: password of a registration: %w", err)
+	}
+	return b.mgt(&r, uri, string(secret)), nil
 }
 
 // Remove ends a membership's deliveries in the transaction that ends the

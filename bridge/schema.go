@@ -6,6 +6,8 @@ import "github.com/seed4911071e/groupgate/store"
 //
 //   - bridge_registration: who is rekeyed by MQTT, and under which key. rid is
 //     the random identifier in the topics and the user name at the broker.
+//     sealed_secret is the password, to be told again; NULL in rows from before
+//     it was kept.
 //   - bridge_message: the newest rekey message per key, as it was rendered.
 //     Only these bytes ever leave; num only grows.
 //   - bridge_confirmed: the newest version that a member is known to hold.
@@ -78,5 +80,7 @@ CREATE TABLE bridge_lease (
 	n       BIGINT NOT NULL,
 	PRIMARY KEY (grp, node)
 );
+`, `
+ALTER TABLE bridge_registration ADD COLUMN sealed_secret BLOB;
 `}}
 }

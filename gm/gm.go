@@ -49,6 +49,9 @@ type Delivery interface {
 	// join: mgt goes into label 27, commit runs in the join's transaction, and
 	// may run again. A nil want ends an earlier enrolment.
 	Enroll(ctx context.Context, group, node string, want *groupcomm.Delivery) (mgt []byte, commit func(*store.Tx) error, err error)
+	// Enrolled gives mgt again, for a member that asks for its keying material;
+	// nil when there is none.
+	Enrolled(ctx context.Context, group, node string) (mgt []byte, err error)
 	// Prepare renders the messages of a rekey that is about to happen; commit
 	// stores them in its transaction, and may run again.
 	Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit func(*store.Tx) error, err error)

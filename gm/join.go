@@ -477,13 +477,8 @@ func (m *Manager) joinResponse(ctx context.Context, j *joinCall, p sidPlace) (*c
 		}
 		d.Creds, d.PeerRoles, d.PeerIdentifiers = cr.Creds, cr.PeerRoles, cr.PeerIdentifiers
 	}
-	if j.mgt != nil {
-		mgt, err := j.g.introduceCourier(j.mgt, j.msg.CNonce)
-		if err != nil {
-			return nil, err
-		}
-		scheme := groupcomm.SchemeMQTT
-		d.RekeyingScheme, d.MgtKeyMaterial = &scheme, mgt
+	if err := j.g.tellChannel(d, j.mgt, j.msg.CNonce); err != nil {
+		return nil, err
 	}
 	code := coap.Created
 	if j.row.member != nil {

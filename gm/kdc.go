@@ -114,7 +114,8 @@ func (m *Manager) proveKDC(g *group, memberCred, cnonce []byte, d *groupcomm.Key
 
 // introduceCourier adds to mgt_key_material the credential that countersigns
 // rekeys, with its proof over the client's nonce, where it is another than
-// kdc_cred (protocol.md, Section 5).
+// kdc_cred (protocol.md, Section 5). Without a nonce, in the answer to a GET, it
+// is the credential alone: the proof was in the Join Response.
 func (g *group) introduceCourier(mgt, cnonce []byte) ([]byte, error) {
 	if g.kdc.courier == nil {
 		return mgt, nil
@@ -123,11 +124,30 @@ func (g *group) introduceCourier(mgt, cnonce []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gm: %w", err)
 	}
-	k.KDCCred, k.KDCNonce = g.kdc.courier, newKDCNonce()
+	k.KDCCred = g.kdc.courier
+	if cnonce == nil {
+		return k.Encode(), nil
+	}
+	k.KDCNonce = newKDCNonce()
 	if k.KDCCredVerify, err = g.kdc.sign(groupcomm.KDCPoPInput(cnonce, k.KDCNonce)); err != nil {
 		return nil, fmt.Errorf("gm: sign for %q: %w", g.cfg.Name, err)
 	}
 	return k.Encode(), nil
+}
+
+// tellChannel puts rekeying_scheme and mgt_key_material into d, when there are
+// any.
+func (g *group) tellChannel(d *groupcomm.KeyDistribution, mgt, cnonce []byte) error {
+	if mgt == nil {
+		return nil
+	}
+	mgt, err := g.introduceCourier(mgt, cnonce)
+	if err != nil {
+		return err
+	}
+	scheme := groupcomm.SchemeMQTT
+	d.RekeyingScheme, d.MgtKeyMaterial = &scheme, mgt
+	return nil
 }
 
 func newKDCNonce() []byte {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/gm/gmtest"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
@@ -214,7 +215,32 @@ func (d *rendering) Enroll(_ context.Context, group, node string, want *groupcom
 		return nil, nil, nil
 	}
 	d.enrolled = append(d.enrolled, "+"+node)
-	return []byte{0xa0}, func(*store.Tx) error { return nil }, nil
+	return channelOf(node), func(*store.Tx) error { return nil }, nil
+}
+
+func (d *rendering) Enrolled(_ context.Context, group, node string) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fail != nil {
+		return nil, d.fail
+	}
+	for _, e := range slices.Backward(d.enrolled) {
+		if e[1:] == node {
+			if e[0] == '-' {
+				break
+			}
+			return channelOf(node), nil
+		}
+	}
+	return nil, nil
+}
+
+// channelOf is mgt_key_material of a node.
+func channelOf(node string) []byte {
+	return (&groupcomm.MgtKeyMaterial{
+		KID: []byte("kid of m"), Key: []byte("K_m of a member."), Alg: cose.AlgAESCCM16_64_128, BaseIV: []byte("base iv of 13"),
+		Broker: "mqtt://127.0.0.1:1", Topic: "gg/" + node + "/rekey",
+	}).Encode()
 }
 
 func (d *rendering) Prepare(_ context.Context, p groupcomm.RekeyPlan) (func(*store.Tx) error, error) {
@@ -306,14 +332,73 @@ func TestEnrollment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.RekeyingScheme == nil || *got.RekeyingScheme != groupcomm.SchemeMQTT || !bytes.Equal(got.MgtKeyMaterial, []byte{0xa0}) {
+	if got.RekeyingScheme == nil || *got.RekeyingScheme != groupcomm.SchemeMQTT || !bytes.Equal(got.MgtKeyMaterial, channelOf(j.Path[3])) {
 		t.Error("labels 20 and 27")
+	}
+	// RFC 9594, Sections 4.3.2 and 4.8.1: told again, and to nobody else.
+	other := f.member("other", "g1")
+	for _, path := range [][]string{{"ace-group", "g1"}, j.Path} {
+		again := f.keys(j, path...)
+		if again.RekeyingScheme == nil || *again.RekeyingScheme != groupcomm.SchemeMQTT || !bytes.Equal(again.MgtKeyMaterial, channelOf(j.Path[3])) {
+			t.Errorf("GET %v: labels 20 and 27", path)
+		}
+	}
+	for _, path := range [][]string{{"ace-group", "g1"}, other.Path} {
+		if d := f.keys(other, path...); d.RekeyingScheme != nil || d.MgtKeyMaterial != nil {
+			t.Errorf("GET %v of another: labels 20 and 27", path)
+		}
 	}
 	if got = f.join(j, "g1", both); got.RekeyingScheme != nil || got.MgtKeyMaterial != nil {
 		t.Error("labels 20 and 27 without asking")
 	}
+	if again := f.keys(j, j.Path...); again.RekeyingScheme != nil || again.MgtKeyMaterial != nil {
+		t.Error("GET: labels 20 and 27 after a join without asking")
+	}
 	if node := j.Path[3]; !slices.Equal(d.enrolled, []string{"+" + node, "-" + node}) {
 		t.Errorf("enrolled %q", d.enrolled)
+	}
+}
+
+// keys asks for keying material.
+func (f *fixture) keys(c *gmtest.Joiner, path ...string) *groupcomm.KeyDistribution {
+	f.t.Helper()
+	r := f.do(c, coap.GET, nil, path...)
+	d, err := groupcomm.DecodeKeyDistribution(r.Payload)
+	if err != nil {
+		f.t.Fatalf("GET %v: %v, %v", path, r.Code, err)
+	}
+	return d
+}
+
+// In a group that uses the pairwise mode only, the credential that countersigns
+// rekeys comes along, without a proof: there is no nonce to prove anything over.
+func TestEnrollmentPairwiseOnly(t *testing.T) {
+	d := &rendering{}
+	f := newFixtureWith(t, storetest.Open(t, Migrations()), d, pairwiseConfig(cose.CrvX25519))
+	j := f.dhJoiner("n", cose.CrvX25519, both)
+	msg, err := j.JoinMessage("g1", both)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg.Delivery = &groupcomm.Delivery{Channel: "mqtt"}
+	joined, err := j.Accept(j.Send(t.Context(), f.m, "g1", msg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := groupcomm.DecodeMgtKeyMaterial(joined.MgtKeyMaterial)
+	if err != nil || first.KDCCredVerify == nil {
+		t.Fatalf("no proof in the Join Response: %v", err)
+	}
+	again, err := groupcomm.DecodeMgtKeyMaterial(f.keys(j, j.Path...).MgtKeyMaterial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(again.KDCCred, first.KDCCred) || again.KDCNonce != nil || again.KDCCredVerify != nil {
+		t.Error("the signing credential is not told again, or with a proof")
+	}
+	d.fail = errors.New("disk full")
+	if r := f.do(j, coap.GET, nil, j.Path...); r.Code != coap.InternalServerError {
+		t.Errorf("%v when the channel cannot be read", r.Code)
 	}
 }
 

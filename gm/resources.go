@@ -55,7 +55,28 @@ func (m *Manager) getGroup(ctx context.Context, c *call) (*coap.Response, error)
 	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {
 		return nil, err
 	}
-	return c.versioned(keyed(coap.Content, keyDistribution(c.g, c.mat).Encode()), c.g.topic()), nil
+	d, err := m.distribution(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return c.versioned(keyed(coap.Content, d.Encode()), c.g.topic()), nil
+}
+
+// distribution is the current keying material with what the member was told of
+// its channel when it joined (protocol.md, Section 5).
+func (m *Manager) distribution(ctx context.Context, c *call) (*groupcomm.KeyDistribution, error) {
+	d := keyDistribution(c.g, c.mat)
+	if m.deliver == nil {
+		return d, nil
+	}
+	mgt, err := m.deliver.Enrolled(ctx, c.g.cfg.Name, c.row.member.node)
+	if err == nil {
+		err = c.g.tellChannel(d, mgt, nil)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("gm: channel of %s/%s: %w", c.g.cfg.Name, c.row.member.node, err)
+	}
+	return d, nil
 }
 
 // getNode answers GET on a member's own node resource (RFC 9594, Section
@@ -67,7 +88,10 @@ func (m *Manager) getNode(ctx context.Context, c *call) (*coap.Response, error) 
 	if err := checkAccept(c.req, coap.ACEGroupcomm); err != nil {
 		return nil, err
 	}
-	d := keyDistribution(c.g, c.mat)
+	d, err := m.distribution(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	d.Key.SenderID = c.row.member.sid.id()
 	return c.versioned(keyed(coap.Content, d.Encode()), c.g.nodeTopic(c.row.member.node)), nil
 }

@@ -71,6 +71,7 @@ type held struct {
 func (*held) Enroll(context.Context, string, string, *groupcomm.Delivery) ([]byte, func(*store.Tx) error, error) {
 	return nil, nil, nil
 }
+func (*held) Enrolled(context.Context, string, string) ([]byte, error) { return nil, nil }
 func (*held) Prepare(context.Context, groupcomm.RekeyPlan) (func(*store.Tx) error, error) {
 	return nil, nil
 }

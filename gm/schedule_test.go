@@ -382,6 +382,8 @@ func (*reluctant) Enroll(context.Context, string, string, *groupcomm.Delivery) (
 	return nil, nil, nil
 }
 
+func (*reluctant) Enrolled(context.Context, string, string) ([]byte, error) { return nil, nil }
+
 func (*reluctant) Prepare(context.Context, groupcomm.RekeyPlan) (func(*store.Tx) error, error) {
 	return nil, nil
 }

@@ -86,7 +86,12 @@ func gidOf(v groupcomm.Version) groupcomm.Gid { return groupcomm.Gid{0xb1, 0, by
 func (g *fakeGM) full(v groupcomm.Version) *groupcomm.KeyDistribution {
 	k := g.cfg.KeyParams()
 	k.MasterSecret, k.ContextID, k.Salt = secretOf(v), gidOf(v), []byte("salt")
-	return &groupcomm.KeyDistribution{Key: k, Num: v, Profile: 1, Exi: 3600}
+	kd := &groupcomm.KeyDistribution{Key: k, Num: v, Profile: 1, Exi: 3600}
+	if g.mgt != nil {
+		scheme := groupcomm.SchemeMQTT
+		kd.RekeyingScheme, kd.MgtKeyMaterial = &scheme, g.mgt.Encode()
+	}
+	return kd
 }
 
 func rekeyOf(v groupcomm.Version, stale ...groupcomm.SenderID) []byte {

@@ -31,6 +31,7 @@ type offer struct {
 	whole bool
 	// newcomers are those that the rekey message tells of.
 	newcomers *groupcomm.RekeyMessage
+	channel   []byte // mgt_key_material; nil: the message has none
 }
 
 // verdict is what became of an offer.
@@ -70,7 +71,7 @@ func offerFull(body []byte, via string) (*offer, error) {
 	}
 	o := &offer{
 		secret: kd.Key.MasterSecret, salt: kd.Key.Salt, gid: kd.Key.ContextID, num: kd.Num, exi: kd.Exi,
-		at: time.Now(), via: via,
+		at: time.Now(), via: via, channel: kd.MgtKeyMaterial,
 	}
 	return o, o.check("get the keying material")
 }
@@ -109,6 +110,7 @@ func (o *offer) check(op string) error {
 // V' > V+1 means that rekeys were missed, V' <= V is ignored. A map without the
 // stale Sender IDs is never installed as it is.
 func (m *Member) take(o *offer) verdict {
+	m.learnChannel(o.channel)
 	m.mu.Lock()
 	s := m.state
 	switch {

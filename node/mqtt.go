@@ -1,7 +1,9 @@
 package node
 
 import (
+	"bytes"
 	"context"
+	"crypto/subtle"
 	"crypto/tls"
 	"fmt"
 	"net/url"
@@ -55,6 +57,32 @@ func readMgt(b []byte) (*groupcomm.MgtKeyMaterial, error) {
 		return g, nil
 	}
 	return nil, fmt.Errorf("%w: %s: broker %q", ErrUnsupported, op, printable(g.Broker))
+}
+
+// learnChannel takes what a GET says of the MQTT channel of this membership: the
+// broker may be elsewhere by now. The keys are those of the Join Response.
+func (m *Member) learnChannel(b []byte) {
+	m.mu.Lock()
+	old := m.mgt
+	m.mu.Unlock()
+	if old == nil || b == nil {
+		return
+	}
+	g, err := readMgt(b)
+	if err != nil || !bytes.Equal(g.KID, old.KID) || subtle.ConstantTimeCompare(g.Key, old.Key) != 1 {
+		return // of another join; the follower asks again, or joins
+	}
+	if g.Broker == old.Broker && g.Topic == old.Topic && g.AckTopic == old.AckTopic && g.User == old.User && g.Password == old.Password {
+		return
+	}
+	next := *old
+	next.Broker, next.Topic, next.AckTopic, next.User, next.Password = g.Broker, g.Topic, g.AckTopic, g.User, g.Password
+	m.mu.Lock()
+	if m.mgt == old {
+		m.mgt = &next
+	}
+	m.mu.Unlock()
+	m.signal()
 }
 
 // presenceTopic is where the node, and its last will, tell whether it is

@@ -48,6 +48,40 @@ func mqttMember(t testing.TB, broker string) (*fakeGM, *Member) {
 	return g, m
 }
 
+// What a GET says of the channel is taken when it is that of the membership: the
+// broker may be elsewhere, the keys stay those of the join.
+func TestChannelTold(t *testing.T) {
+	t.Parallel()
+	g, m := mqttMember(t, "mqtt://127.0.0.1:1")
+	told := func(mgt []byte) {
+		t.Helper()
+		kd := g.full(5)
+		kd.MgtKeyMaterial = mgt
+		o, err := offerFull(kd.Encode(), ViaPoll)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.take(o)
+	}
+	before := m.mgt
+	stranger, otherKey, unusable := mgtOf("mqtt://127.0.0.1:2"), mgtOf("mqtt://127.0.0.1:2"), mgtOf("gopher://127.0.0.1:2")
+	stranger.KID, otherKey.Key = []byte("other id"), []byte("K_m of another..")
+	for name, mgt := range map[string][]byte{
+		"nothing": nil, "no CBOR": {0xff}, "the same": g.mgt.Encode(),
+		"another kid": stranger.Encode(), "another key": otherKey.Encode(), "unusable": unusable.Encode(),
+	} {
+		if told(mgt); m.mgt != before {
+			t.Errorf("%s: the channel is another one", name)
+		}
+	}
+	moved := mgtOf("mqtts://broker.example:8883")
+	moved.Password, moved.KDCCred = "another", []byte{1}
+	told(moved.Encode())
+	if m.mgt.Broker != moved.Broker || m.mgt.Password != "another" || m.mgt.KDCCred != nil || m.mgt.Alg != before.Alg {
+		t.Error("the broker that was told is not used")
+	}
+}
+
 // RFC 9594, Section 6.2.1: only what is encrypted for this membership and
 // countersigned by the Group Manager is taken.
 func TestMQTTMessage(t *testing.T) {
