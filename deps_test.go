@@ -37,6 +37,7 @@ var arrows = map[string][]string{
 	"ace/cwt":   {"cose", "oscore"},
 	"ace":       {"ace/cwt", "coap", "coap/secure", "cose", "groupcomm", "oscore", "store"},
 	"bridge":    {"coap", "cose", "groupcomm", "store"},
+	"delegate":  {"coap", "coap/serve", "cose", "groupcomm", "node", "oscore", "store"},
 	"node":      {"coap", "coap/serve", "cose", "dtls12", "durable", "groupcomm", "oscore"},
 	"endpoint":  {"coap", "datagram", "dtls12", "record"},
 	"admin":     {"coap", "cose", "groupcomm"},
@@ -45,7 +46,7 @@ var arrows = map[string][]string{
 	"rd/rdtest": {"coap"},
 
 	"config":      {"coap", "cose", "durable", "groupcomm", "node", "spell", "store"},
-	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "dtls12", "endpoint", "gm", "groupcomm", "node", "rd", "store"},
+	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "node", "rd", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
 	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},

@@ -22,6 +22,9 @@
 //	GET  /v1/nodes              enrolled nodes, a page
 //	POST /v1/nodes              enrolls nodes, text/csv
 //	POST /v1/nodes/WHAT         WHAT: enable, disable, remove; {"identities"}
+//	GET  /v1/delegates          legacy nodes that the gateway joins for
+//	POST /v1/delegates/NAME/rejoin  after an eviction
+//	POST /v1/groups/NAME/trust  takes the next credential of an upstream Group Manager
 //
 // Everything under /v1 needs the bearer token that lies in the data folder.
 // Errors are problem details (RFC 9457) with a hint where there is one. Start
@@ -139,6 +142,7 @@ type Deps struct {
 	Tokens  Tokens
 
 	Deliveries Deliveries
+	Delegates  Delegates
 	Explainer  Explainer
 
 	Nodes     Nodes
@@ -202,6 +206,10 @@ func New(cfg Config, d Deps) *Server {
 
 		"GET /v1/groups/{name}/delivery": s.delivery,
 		"GET /v1/why/{node}":             s.why,
+
+		"GET /v1/delegates":                s.listDelegates,
+		"POST /v1/delegates/{name}/rejoin": s.rejoinDelegate,
+		"POST /v1/groups/{name}/trust":     s.trustGM,
 
 		"POST /v1/groups/{name}/activate":   s.setActive(true),
 		"POST /v1/groups/{name}/deactivate": s.setActive(false),

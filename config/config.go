@@ -28,6 +28,7 @@ type Config struct {
 	Endpoint            Endpoint            `yaml:"endpoint"`
 	Limits              Limits              `yaml:"limits"`
 	Groups              []Group             `yaml:"groups"`
+	Delegates           []Delegate          `yaml:"delegates"`
 	MQTT                MQTT                `yaml:"mqtt"`
 	ResourceDirectory   ResourceDirectory   `yaml:"resource_directory"`
 	Compat              Compat              `yaml:"compat"`
@@ -192,6 +193,9 @@ type Group struct {
 	GroupPolicies GroupPolicies `yaml:"policies"`
 	List          bool          `yaml:"list"`
 	AppGroups     []string      `yaml:"app_groups"` // names of application groups that use it
+
+	Network  Network  `yaml:"network"`
+	Upstream Upstream `yaml:"upstream"`
 }
 
 // X5 is what a group with certificates as credentials needs.

@@ -19,7 +19,6 @@ import (
 // to serve. Silence about them would promise what is not there.
 var notYet = map[string]string{
 	"proxy":               "the forward proxy",
-	"delegates":           "joining on behalf of legacy nodes",
 	"endpoint":            "the gateway's own endpoint",
 	"groups[].activation": "ordered activation",
 }
@@ -143,7 +142,7 @@ func (d *decoder) unknown(k *yaml.Node, path string, names []string) {
 	switch what, later := notYet[index.ReplaceAllString(path, "[]")]; {
 	case later:
 		d.addLine(k.Line, path, "not supported by this version (%s)", what)
-	case k.Value == "mode" || k.Value == "upstream":
+	case k.Value == "mode" || k.Value == "upstream": // as earlier designs had it
 		d.addLine(k.Line, path, "unknown key: `gm:` says where the Group Manager is")
 	default:
 		msg := "unknown key"

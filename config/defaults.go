@@ -64,7 +64,13 @@ func (g *Group) setDefaults() {
 		Gid:           Gid{Prefix: "auto", EpochBytes: 4},
 		GroupPolicies: GroupPolicies{KeyCheck: 3600},
 		List:          true,
+		Network:       Network{Leisure: time.Second, Collect: 5 * time.Second},
+		Upstream:      Upstream{RelayFlows: 1024},
 	}
+}
+
+func (d *Delegate) setDefaults() {
+	*d = Delegate{Awake: 10 * time.Second, Hold: 30 * time.Second, RPS: 10}
 }
 
 func (p *Policy) setDefaults() { *p = Policy{Lifetime: 24 * time.Hour} }

@@ -8,13 +8,16 @@ import (
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
-// GroupConfigs translates the groups section. It fails where Validate does.
+// GroupConfigs translates the groups that are managed here. It fails where Validate does.
 func (c *Config) GroupConfigs() ([]groupcomm.GroupConfig, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
 	list := make([]groupcomm.GroupConfig, 0, len(c.Groups))
 	for _, g := range c.Groups {
+		if !g.Local() {
+			continue
+		}
 		gc, err := g.groupConfig()
 		if err != nil {
 			return nil, err
@@ -30,6 +33,9 @@ func (g Group) GroupConfig() (groupcomm.GroupConfig, error) {
 	f := newFaults("", nil)
 	if !groupcomm.ValidGroupName(g.Name) {
 		f.add("name", nameRule)
+	}
+	if !g.Local() {
+		f.add("gm", "must be local: only those groups are managed here")
 	}
 	g.validate(f, "")
 	if len(f.list) > 0 {

@@ -49,7 +49,16 @@ func (c *Config) readKeys(absent func(file string) bool) error {
 			checkPSK(r.faults, key, p.Key)
 		}
 	}
+	for i := range c.Delegates {
+		a, key := &c.Delegates[i].Auth, fmt.Sprintf("delegates[%d].auth.psk_file", i)
+		r.remotePSK(key, a.PSKFile, &a.Key)
+	}
 	for i := range c.Groups {
+		u := &c.Groups[i].Upstream
+		r.remotePSK(fmt.Sprintf("groups[%d].upstream.key_file", i), u.KeyFile, &u.Key)
+		if !c.Groups[i].Local() {
+			continue
+		}
 		r.x5(fmt.Sprintf("groups[%d]", i), &c.Groups[i])
 	}
 	r.remotePSK("resource_directory.key_file", c.ResourceDirectory.KeyFile, &c.ResourceDirectory.Key)

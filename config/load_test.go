@@ -49,7 +49,7 @@ func TestExplainedExamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Tokens) != 4 || len(c.PSK) != 1 || len(c.AuthorizationServer.Policies) != 1 || len(c.Groups) != 1 {
+	if len(c.Tokens) != 4 || len(c.PSK) != 1 || len(c.AuthorizationServer.Policies) != 1 || len(c.Groups) != 2 || len(c.Delegates) != 1 {
 		t.Fatalf("examples: %+v", c)
 	}
 	want := DefaultGroup()
@@ -122,10 +122,9 @@ func TestFaults(t *testing.T) {
 		{"bool", "groups:\n- name: a\n  list: yes\n", []string{`3 groups[0].list: must be true or false, not "yes"`}},
 		{"durations", "groups:\n- name: a\n  key_lifetime: 30\n  rekey: {batch_window: -1s}\n", []string{
 			"3 groups[0].key_lifetime: must be a duration", "4 groups[0].rekey.batch_window: must be a duration"}},
-		{"not yet", "proxy: {enabled: true}\ndelegates: []\n", []string{"1 proxy: not supported by this version", "2 delegates: not supported by this version"}},
+		{"not yet", "proxy: {enabled: true}\n", []string{"1 proxy: not supported by this version"}},
 		{"old keys", "groups:\n- {name: a, mode: local}\n", []string{"2 groups[0].mode: unknown key: `gm:` says"}},
-		{"unsupported values", "groups:\n- name: a\n  gm: coaps://gm.example\n  interface: both\n  on_renewal: never\n  sign_alg: PS256\n  cred_fmt: ccs\n", []string{
-			"3 groups[0].gm: \"coaps://gm.example\" is not supported by this version; use local",
+		{"unsupported values", "groups:\n- name: a\n  gm: local\n  interface: both\n  on_renewal: never\n  sign_alg: PS256\n  cred_fmt: ccs\n", []string{
 			"5 groups[0].on_renewal: must be one of new-id, rekey", "6 groups[0].sign_alg: must be one of EdDSA, ES256"}},
 		{"interfaces", "groups:\n- name: a\n  interface: draft-04\n- name: b\n  on_renewal: rekey\n- {name: c, interface: hackathon-109, on_renewal: new-id}\n", []string{
 			"3 groups[0].interface: must be one of current, draft-03", "5 groups[1].on_renewal: is for interface draft-03 or both", "6 groups[2].on_renewal: is for"}},

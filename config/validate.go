@@ -62,6 +62,7 @@ func (c *Config) validate(f *faults) {
 	oneOf(f, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(f, "log.format", c.Log.Format, "text", "json")
 	c.validateGroups(f)
+	c.validateDelegates(f)
 }
 
 func (c *Config) warn(format string, args ...any) {

@@ -32,7 +32,10 @@ func (c *Config) validateGroups(f *faults) {
 }
 
 func (g Group) validate(f *faults, key string) {
-	supported(f, key+".gm", g.GM, "local")
+	g.validateRemote(f, key)
+	if !g.Local() {
+		return // the rest is for its Group Manager to say
+	}
 	oneOf(f, key+".interface", g.Interface, "current", "draft-03", "hackathon-109", "both")
 	g.validateLegacy(f, key)
 	g.validateAlgorithms(f, key)

@@ -22,7 +22,22 @@ const (
 	// remembered is EXCHANGE_LIFETIME with the default parameters of RFC 7252, Section
 	// 4.8.2.
 	remembered = 247 * time.Second
+	// ackDelay is how long an answer to a confirmable message may take before the
+	// message is acknowledged by itself (RFC 7252, Section 5.2.2: PROCESSING_DELAY).
+	ackDelay = time.Second
 )
+
+// Incoming is a request of a group member that was verified, and that its replay
+// window holds already.
+type Incoming struct {
+	Request   *coap.Message
+	Exchange  *oscore.GroupRequest
+	From      netip.AddrPort
+	Multicast bool
+	// Acknowledge tells the client that the response comes by itself, when it is
+	// known that it takes long; otherwise that is told after a second.
+	Acknowledge func()
+}
 
 // Served is what a [GroupServer] tells of one request.
 type Served struct {
@@ -35,12 +50,15 @@ type Served struct {
 	Err       error         // why the request was not read or not answered
 }
 
-// GroupServerConfig says where a [GroupServer] listens. Traffic and Handle are required.
+// GroupServerConfig says where a [GroupServer] listens. Traffic is required, and
+// Handle or Answer.
 type GroupServerConfig struct {
 	Traffic *Traffic
 	// Handle answers one request of a group member; nil answers nothing. It may be
 	// called from several goroutines.
 	Handle func(req *coap.Message, x *oscore.GroupRequest) *coap.Message
+	// Answer is a Handle that may take its time, until ctx ends. It goes before Handle.
+	Answer func(ctx context.Context, in *Incoming) *coap.Message
 	// Listen is the unicast address, host:port. Empty: 127.0.0.1 with any port.
 	Listen string
 	// Multicast is the IPv4 multicast address of the group; the zero value is none.
@@ -65,6 +83,7 @@ type GroupServer struct {
 	mid      uint16       // guarded by mu
 	mu       sync.Mutex
 	seen     map[messageKey]*seenMessage // guarded by mu
+	waiting  map[messageKey]chan bool    // guarded by mu: own confirmable responses
 	order    []messageKey                // guarded by mu: the oldest first
 	slots    chan struct{}
 	handlers sync.WaitGroup
@@ -83,8 +102,11 @@ type seenMessage struct {
 
 // ListenGroup opens the sockets of a server.
 func ListenGroup(ctx context.Context, cfg GroupServerConfig) (*GroupServer, error) {
-	if cfg.Traffic == nil || cfg.Handle == nil {
+	if cfg.Traffic == nil || cfg.Handle == nil && cfg.Answer == nil {
 		return nil, errors.New("node: a group server needs traffic and a handler")
+	}
+	if cfg.Answer == nil {
+		cfg.Answer = func(_ context.Context, in *Incoming) *coap.Message { return cfg.Handle(in.Request, in.Exchange) }
 	}
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
@@ -93,7 +115,7 @@ func ListenGroup(ctx context.Context, cfg GroupServerConfig) (*GroupServer, erro
 		cfg.OnServed = func(Served) {}
 	}
 	s := &GroupServer{
-		cfg: cfg, mid: uint16(rand.Uint32()), seen: map[messageKey]*seenMessage{}, slots: make(chan struct{}, maxServing),
+		cfg: cfg, mid: uint16(rand.Uint32()), seen: map[messageKey]*seenMessage{}, waiting: map[messageKey]chan bool{}, slots: make(chan struct{}, maxServing),
 	}
 	var err error
 	if s.unicast, err = listenUnicast(ctx, cfg.Listen, cfg.Interface); err != nil {
@@ -151,6 +173,10 @@ func (s *GroupServer) read(ctx context.Context, c *net.UDPConn, multicast bool) 
 			return fmt.Errorf("node: %w", err)
 		}
 		m, err := coap.DecodeMessage(buf[:n])
+		if err == nil && m.Code == coap.Empty && (m.Type == coap.Acknowledgement || m.Type == coap.Reset) {
+			s.arrived(messageKey{fromAddr(from), m.ID}, m.Type == coap.Acknowledgement)
+			continue
+		}
 		if err != nil || !m.Code.IsRequest() || m.Type != coap.Confirmable && m.Type != coap.NonConfirmable ||
 			multicast && m.Type == coap.Confirmable { // RFC 7252, Section 8.1
 			continue
@@ -192,27 +218,73 @@ func (s *GroupServer) known(k messageKey) (bool, []byte) {
 	return false, nil
 }
 
-// serve reads one request and answers it.
+// arrived notes the fate of an own confirmable response.
+func (s *GroupServer) arrived(k messageKey, acknowledged bool) {
+	s.mu.Lock()
+	w := s.waiting[k]
+	delete(s.waiting, k)
+	s.mu.Unlock()
+	if w != nil {
+		w <- acknowledged // has room for one
+	}
+}
+
+// newID is the next message ID.
+func (s *GroupServer) newID() uint16 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mid++
+	return s.mid
+}
+
+// answered keeps what is sent to a client again when its message comes again.
+func (s *GroupServer) answered(k messageKey, b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.seen[k]; e != nil {
+		e.answer = b
+	}
+}
+
+// serve reads one request and answers it: piggybacked where that is quick (RFC 7252,
+// Section 5.2.1), else after an empty acknowledgement (Section 5.2.2).
 func (s *GroupServer) serve(ctx context.Context, m *coap.Message, from netip.AddrPort, multicast bool) {
-	ev := Served{From: from, Multicast: multicast}
-	resp := s.answer(ctx, m, multicast, &ev)
+	ev, key := Served{From: from, Multicast: multicast}, messageKey{from, m.ID}
+	defer func() { s.cfg.OnServed(ev) }()
+	var acked, over bool // guarded by mu
+	var mu sync.Mutex
+	acknowledge := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if acked || over || m.Type != coap.Confirmable {
+			return
+		}
+		acked = true
+		b, _ := (&coap.Message{Type: coap.Acknowledgement, ID: m.ID}).MarshalBinary()
+		s.answered(key, b)
+		_, _ = s.unicast.WriteToUDPAddrPort(b, from)
+	}
+	late := time.AfterFunc(ackDelay, acknowledge)
+	resp := s.answer(ctx, m, multicast, &ev, acknowledge)
+	late.Stop()
+	mu.Lock()
+	over = true
+	separate := acked
+	mu.Unlock()
 	if resp == nil {
-		s.cfg.OnServed(ev)
 		return
 	}
-	resp.Token = m.Token
-	// RFC 7252, Section 5.2.1: a piggybacked response; Section 5.2.3: none to a NON.
-	s.mu.Lock()
-	resp.Type, resp.ID = coap.NonConfirmable, s.mid
-	s.mid++
-	s.mu.Unlock()
-	if m.Type == coap.Confirmable {
+	// Section 5.2.3: a message that is not confirmable answers one that is not.
+	resp.Token, resp.Type, resp.ID = m.Token, coap.NonConfirmable, s.newID()
+	switch {
+	case separate:
+		resp.Type = coap.Confirmable
+	case m.Type == coap.Confirmable:
 		resp.Type, resp.ID = coap.Acknowledgement, m.ID
 	}
 	b, err := resp.MarshalBinary()
 	if err != nil {
 		ev.Err = err
-		s.cfg.OnServed(ev)
 		return
 	}
 	if multicast && s.cfg.Leisure > 0 {
@@ -224,19 +296,52 @@ func (s *GroupServer) serve(ctx context.Context, m *coap.Message, from netip.Add
 		case <-wait.C:
 		}
 	}
-	s.mu.Lock()
-	if e := s.seen[messageKey{from, m.ID}]; e != nil {
-		e.answer = b
+	if separate {
+		ev.Err = s.insist(ctx, messageKey{from, resp.ID}, b)
+		return
 	}
-	s.mu.Unlock()
+	s.answered(key, b)
 	if _, err := s.unicast.WriteToUDPAddrPort(b, from); err != nil {
 		ev.Err = err
 	}
-	s.cfg.OnServed(ev)
+}
+
+// insist sends a confirmable response until the client has it (RFC 7252, Section 4.2).
+func (s *GroupServer) insist(ctx context.Context, k messageKey, b []byte) error {
+	w := make(chan bool, 1)
+	s.mu.Lock()
+	s.waiting[k] = w
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.waiting, k)
+		s.mu.Unlock()
+	}()
+	timeout := ackTimeout + rand.N(ackTimeout/2)
+	for range maxRetransmit + 1 {
+		if _, err := s.unicast.WriteToUDPAddrPort(b, k.from); err != nil {
+			return err
+		}
+		again := time.NewTimer(timeout)
+		select {
+		case <-ctx.Done():
+			again.Stop()
+			return ctx.Err()
+		case ok := <-w:
+			again.Stop()
+			if !ok {
+				return coap.ErrReset
+			}
+			return nil
+		case <-again.C:
+		}
+		timeout *= 2
+	}
+	return coap.ErrTimeout
 }
 
 // answer makes the protected response, the challenge, or the error that may be told.
-func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast bool, ev *Served) *coap.Message {
+func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast bool, ev *Served, acknowledge func()) *coap.Message {
 	t := s.cfg.Traffic
 	inner, x, err := t.ReadRequest(ctx, m)
 	if x != nil {
@@ -261,7 +366,7 @@ func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast boo
 		return &coap.Message{Code: r.Code, Options: r.Options, Payload: r.Payload}
 	}
 	ev.Request = inner
-	plain := s.cfg.Handle(inner, x)
+	plain := s.cfg.Answer(ctx, &Incoming{Request: inner, Exchange: x, From: ev.From, Multicast: multicast, Acknowledge: acknowledge})
 	if plain == nil {
 		return nil
 	}

@@ -386,3 +386,9 @@ func (m *Member) Leave(ctx context.Context) error {
 	m.end(errLeft)
 	return nil
 }
+
+// UpdateRights posts an access token with other rights, or a longer life, for the key
+// of the association ([TokenRequest.Update]).
+func (m *Member) UpdateRights(ctx context.Context, a *Access) error {
+	return UpdateRights(ctx, m.transport(), a)
+}

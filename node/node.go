@@ -81,6 +81,11 @@ type Config struct {
 	// possession verifies at the first join is kept for the later ones.
 	KDCCred []byte
 
+	// Saved is a membership that [Member.Save] gave, in an earlier run: the member
+	// is joined from the start, and holds the keys that it held then. Whether they
+	// are the newest [Member.Poll] tells. nil: there is none.
+	Saved []byte
+
 	// Redial opens a new association after one was lost. nil: [Member.Follow]
 	// returns [ErrLost] instead.
 	Redial func(context.Context) (Transport, error)
@@ -219,6 +224,12 @@ func New(cfg Config, t Transport) (*Member, error) {
 	}
 	if cfg.Key != nil {
 		m.useKey(cfg.Key, cfg.Cred)
+	}
+	if cfg.Saved != nil {
+		if err := m.resume(cfg.Saved); err != nil {
+			return nil, err
+		}
+		m.cfg.Saved = nil
 	}
 	if tr := cfg.Transfer; tr != nil {
 		m.ns = tr.KDCChallenge

@@ -57,6 +57,9 @@ type TrafficConfig struct {
 	// SequenceLimit is how many messages with a number of their own are protected
 	// under one Sender ID before the member asks for another; 0: 2^40.
 	SequenceLimit uint64
+	// Sequences keeps sequence numbers across restarts, for a membership that goes
+	// on after them ([Config.Resume]); nil: in memory only.
+	Sequences oscore.GroupSequences
 }
 
 // NewTraffic makes the traffic of a member, whether it has joined yet or not.
@@ -66,7 +69,9 @@ func NewTraffic(m *Member, cfg TrafficConfig) (*Traffic, error) {
 	t.material.limit = rate.NewLimiter(rate.Every(askUnknown), burstUnknown)
 	t.changed.limit = rate.NewLimiter(rate.Every(askChanged), burstChanged)
 	var err error
-	t.g, err = oscore.NewGroup(oscore.GroupConfig{Creds: t, Grace: cfg.Grace, SequenceLimit: cfg.SequenceLimit})
+	t.g, err = oscore.NewGroup(oscore.GroupConfig{
+		Creds: t, Grace: cfg.Grace, SequenceLimit: cfg.SequenceLimit, Sequences: cfg.Sequences, Resume: cfg.Sequences != nil,
+	})
 	return t, err
 }
 

@@ -62,6 +62,13 @@ type GroupConfig struct {
 	// Sequences keeps Sender Sequence Numbers across restarts. nil: in memory only,
 	// for a member that joins anew after each start.
 	Sequences GroupSequences
+	// Resume goes on with a Sender Context that was used before a restart, behind
+	// the numbers that Sequences has reserved, in place of [ErrContextLost]. What
+	// came from others before is forgotten, so under that material every Replay
+	// Window is invalid until its owner answered a challenge.
+	//
+	// draft-ietf-core-oscore-groupcomm-28, Sections 2.6.1.2 and 9.
+	Resume bool
 	// SequenceLimit is one more than the last Sender Sequence Number; 0: 2^40. Some
 	// algorithms allow fewer messages with one key than that.
 	SequenceLimit uint64
@@ -81,7 +88,10 @@ type GroupConfig struct {
 type GroupSequences interface {
 	// Open gives the largest number that was ever reserved for a Sender Context, 0
 	// for a new one, and where to reserve more. name is a digest of its Master
-	// Secret, Master Salt, Gid and Sender ID, safe to show.
+	// Secret, Master Salt, Gid and Sender ID, safe to show. With
+	// [GroupConfig.Resume] a name that was opened before is never new, though
+	// nothing was reserved, and Open is asked about the material without a Sender
+	// ID as well, of which nothing is reserved.
 	Open(name string) (reserved uint64, store Reserver, err error)
 }
 
@@ -156,6 +166,9 @@ func NewGroup(cfg GroupConfig) (*Group, error) {
 	if cfg.Creds == nil {
 		return nil, errors.New("oscore: a group needs a source of credentials")
 	}
+	if cfg.Resume && cfg.Sequences == nil {
+		return nil, errors.New("oscore: to resume, sequence numbers have to be kept")
+	}
 	if cfg.MaxRecipients < 0 || cfg.Grace < 0 {
 		return nil, errors.New("oscore: a negative limit")
 	}
@@ -222,6 +235,15 @@ func (g *Group) Install(m GroupMaterial, sender *GroupSender, stale [][]byte, al
 	next, err := newGroupContext(m)
 	if err != nil {
 		return err
+	}
+	if g.cfg.Resume {
+		// Requests may have been read under it before a restart, by another Sender
+		// ID perhaps.
+		before, _, err := g.cfg.Sequences.Open(next.name("material", nil))
+		if err != nil {
+			return fmt.Errorf("oscore: sequence numbers: %w", err)
+		}
+		next.purged = before != 0
 	}
 	if sender != nil {
 		s, err := next.newSender(sender)
@@ -458,19 +480,21 @@ func (g *Group) openSequence(c *groupContext, id []byte) (*Sequence, error) {
 			g.mu.Unlock()
 			return nil, fmt.Errorf("oscore: sequence numbers: %w", err)
 		}
-		if reserved != 0 {
+		if reserved != 0 && !g.cfg.Resume {
 			return nil, ErrContextLost
 		}
-		cfg.Store = store
+		cfg.Start, cfg.Store = reserved, store
 	}
 	return NewSequence(cfg)
 }
 
 // nameOf is the name of a Sender Context in storage: a digest of what it is derived
 // from, from which nothing of that can be had.
-func (c *groupContext) nameOf(id []byte) string {
+func (c *groupContext) nameOf(id []byte) string { return c.name("sender context", id) }
+
+func (c *groupContext) name(what string, id []byte) string {
 	h := hmac.New(sha256.New, c.secret.Bytes())
-	h.Write(cose.MustMarshal([]any{"sender context", c.suite.keyAlg, c.suite.HKDF, c.salt, c.gid, id}))
+	h.Write(cose.MustMarshal([]any{what, c.suite.keyAlg, c.suite.HKDF, c.salt, c.gid, id}))
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 

@@ -42,7 +42,7 @@ func (g *Gateway) Handler(host mux.Handler) mux.Handler {
 			g.serve(w, r) // the path is inside
 		case discovery(segments) && host != nil:
 			g.mergeDiscovery(host, w, r)
-		case ours(segments), host == nil:
+		case ours(segments), g.forGroup(segments), host == nil:
 			g.serve(w, r)
 		default:
 			host.ServeCOAP(w, r)

@@ -9,13 +9,14 @@ import (
 	"github.com/seed4911071e/groupgate/audit"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/delegate"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/store"
 )
 
 // migrations are the schemas of all rooms that keep state.
 func migrations() []store.Migrations {
-	return []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations(), audit.Migrations()}
+	return []store.Migrations{gm.Migrations(), ace.Migrations(), bridge.Migrations(), audit.Migrations(), delegate.Migrations()}
 }
 
 // MoveStore brings the state of a gateway that does not run, all of it and as it

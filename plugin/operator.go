@@ -12,6 +12,7 @@ import (
 	"github.com/seed4911071e/groupgate/audit"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/delegate"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
 )
@@ -19,13 +20,14 @@ import (
 // operator answers the admin API from several rooms: members are the Group
 // Manager's, what they confirmed is the bridge's.
 type operator struct {
-	gm     *gm.Manager
-	bridge *bridge.Bridge
-	ace    *ace.Server
-	rd     *rd.Registrar // nil: no Resource Directory
-	audit  *audit.Log
-	log    *slog.Logger
-	ready  <-chan struct{}
+	gm        *gm.Manager
+	bridge    *bridge.Bridge
+	ace       *ace.Server
+	rd        *rd.Registrar // nil: no Resource Directory
+	audit     *audit.Log
+	delegates *delegate.Room
+	log       *slog.Logger
+	ready     <-chan struct{}
 
 	links   func(coap.Subject) []coap.Peer     // that are open
 	refused func(coap.Subject) (refusal, bool) // newest refused request

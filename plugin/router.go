@@ -17,6 +17,7 @@ const (
 	pathLegacy     = "group-oscore" // groups in the dialects of 2019 and 2020
 	pathGateway    = "gw"           // what is this gateway's own
 	pathMe         = "me"
+	pathState      = "groups" // of a legacy node
 	pathWellKnown  = ".well-known"
 	pathCore       = "core"
 )
@@ -35,7 +36,7 @@ func ours(path []string) bool {
 	case pathAuthzInfo, pathToken, pathIntrospect:
 		return true
 	}
-	return groupPath(path) || mePath(path)
+	return groupPath(path) || mePath(path) || len(path) == 2 && path[0] == pathGateway && path[1] == pathState
 }
 
 // mePath reports whether the path is /gw/me.
@@ -90,11 +91,15 @@ func proxied(o coap.Options) bool { return o.Has(coap.ProxyUri) || o.Has(coap.Pr
 
 // route hands a request to the room that owns its path.
 func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	r := g.rooms.Load()
 	switch {
+	case r != nil && r.delegates.Takes(req):
+		// A legacy node's request to its group may have the form of a proxied one.
+		r.alive(req.Peer)
+		return r.delegates.ServeCoAP(ctx, req)
 	case proxied(req.Options):
 		return nil, errNoProxy // RFC 7252, Section 5.10.2
 	}
-	r := g.rooms.Load()
 	if r == nil {
 		return nil, errStarting
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/secure"
+	"github.com/seed4911071e/groupgate/delegate"
 	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
@@ -56,7 +57,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	}
 	g.audit.Store(b.audit)
 	eg, ctx := errgroup.WithContext(ctx)
-	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.secure.Run, b.admin}
+	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.secure.Run, b.admin, b.delegates}
 	if b.rd != nil {
 		runs = append(runs, b.register)
 	}
@@ -88,17 +89,18 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 
 // built is everything that Run supervises.
 type built struct {
-	g      *Gateway
-	ace    *ace.Server
-	secure *secure.Layer
-	gm     *gm.Manager
-	bridge *bridge.Bridge
-	rd     *rd.Registrar // nil: no Resource Directory
-	dir    *outbound     // the way there
-	audit  *audit.Log
-	asked  []*outbound // the ways to Authorization Servers
-	op     *operator
-	rawKey *dtls12.Key // from setup
+	g        *Gateway
+	ace      *ace.Server
+	secure   *secure.Layer
+	gm       *gm.Manager
+	bridge   *bridge.Bridge
+	rd       *rd.Registrar // nil: no Resource Directory
+	dir      *outbound     // the way there
+	audit    *audit.Log
+	delegate *delegate.Room
+	asked    []*outbound // the ways to Authorization Servers
+	op       *operator
+	rawKey   *dtls12.Key // from setup
 }
 
 // build makes the rooms. It does no I/O.
@@ -143,6 +145,16 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		},
 	})
 	b := &built{g: g, ace: as, secure: protected.Layer, gm: late.Manager, bridge: br, audit: log}
+	dcfg, err := g.delegateConfig()
+	if err != nil {
+		return nil, err
+	}
+	b.delegate, err = delegate.New(dcfg, delegate.Deps{
+		Store: st, Hub: g.server, Home: home{g, as}, Log: g.log.With("part", "delegate"), Registerer: g.registry,
+	})
+	if err != nil {
+		return nil, err
+	}
 	if b.rd, b.dir, err = g.registrar(late); err != nil {
 		return nil, err
 	}
@@ -155,7 +167,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 			b.asked = append(b.asked, e.Revocation.Client.(*outbound))
 		}
 	}
-	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, links: g.crowd.peers, refused: g.refusals.newest}
+	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, delegates: b.delegate, links: g.crowd.peers, refused: g.refusals.newest}
 	return b, nil
 }
 
@@ -164,7 +176,7 @@ func (b *built) setup(ctx context.Context) error {
 	for _, room := range []struct {
 		name  string
 		setup func(context.Context) error
-	}{{"audit", b.audit.Setup}, {"ace", b.ace.Setup}, {"gm", b.gm.Setup}, {"bridge", b.bridge.Setup}} {
+	}{{"audit", b.audit.Setup}, {"ace", b.ace.Setup}, {"gm", b.gm.Setup}, {"bridge", b.bridge.Setup}, {"delegate", b.delegate.Setup}} {
 		if err := room.setup(ctx); err != nil {
 			return fmt.Errorf("starting %s: %w", room.name, err)
 		}
@@ -186,13 +198,19 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 	if err := b.gm.Recover(ctx, lost); err != nil {
 		return err
 	}
+	if err := b.delegate.Recover(ctx); err != nil {
+		return err
+	}
 	return st.Recovered(ctx)
 }
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
 	return &rooms{access: b.ace, rawKey: b.rawKey, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), secure: b.secure, groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
-		me: b.bridge.Me(), alive: b.bridge.Alive}
+		me: b.bridge.Me(), delegates: b.delegate, alive: func(p coap.Peer) {
+			b.bridge.Alive(p)
+			b.delegate.Heard(p)
+		}}
 }
 
 // register keeps the groups in the Resource Directory until ctx ends.
@@ -216,7 +234,7 @@ func (b *built) admin(ctx context.Context) error {
 	}
 	srv := admin.New(admin.Config{Token: string(g.cfg.AdminToken.Bytes()), Version: Version(), Listeners: g.listeners}, admin.Deps{
 		Groups: b.gm, Members: b.op, Tokens: b.op, Nodes: b.op, Audit: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
-		Moves: b.gm, Deliveries: b.op, Explainer: b.op,
+		Moves: b.gm, Deliveries: b.op, Explainer: b.op, Delegates: b.op,
 	})
 	return srv.Run(ctx, l)
 }

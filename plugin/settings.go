@@ -40,6 +40,9 @@ func (g *Gateway) aceConfig() (ace.Config, error) {
 		}
 		out.AS = as
 	}
+	if err := g.delegatePeers(&out); err != nil {
+		return out, err
+	}
 	if uris := g.tokenEndpoints(); len(uris) > 0 {
 		out.ASURI = uris[0]
 	}

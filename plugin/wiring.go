@@ -8,6 +8,8 @@ import (
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/secure"
+	"github.com/seed4911071e/groupgate/coap/serve"
+	"github.com/seed4911071e/groupgate/delegate"
 	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/rd"
@@ -25,7 +27,9 @@ var (
 	_ ace.GroupInfo   = (*lateManager)(nil)
 	_ secure.Contexts = (*ace.Server)(nil) // OSCORE asks ace: whose context is this, and is it mine?
 	_ rd.Client       = (*outbound)(nil)   // rd reaches the directory over the node's transport
-	_ ace.Observer    = (*outbound)(nil)   // and ace an Authorization Server elsewhere
+	_ delegate.Home   = home{}             // delegates ask the gateway itself for tokens and keys
+	_ delegate.Hub    = (*serve.Server)(nil)
+	_ ace.Observer    = (*outbound)(nil) // and ace an Authorization Server elsewhere
 )
 
 // access is what the host adapter asks about a DTLS peer.
@@ -73,6 +77,7 @@ type rooms struct {
 	secure     *secure.Layer // requests that OSCORE protects
 	groups     groups
 	me         coap.Handler    // /gw/me
+	delegates  *delegate.Room  // for legacy nodes
 	alive      func(coap.Peer) // told of every protected request
 	tokenURIs  []string        // token endpoints, to be listed with the groups
 }

@@ -19,17 +19,18 @@ import (
 
 // cli is the command line.
 type cli struct {
-	Run     runCmd     `cmd:"" help:"Run the gateway."`
-	Check   checkCmd   `cmd:"" help:"Check a configuration file and the key files that it names."`
-	Migrate migrateCmd `cmd:"" help:"Move the whole state of a gateway that does not run to another store."`
-	Group   groupCmd   `cmd:"" help:"Look at groups of the running gateway, and change them."`
-	Why     whyCmd     `cmd:"" help:"Explain why a node can or cannot read its groups now, and what to do."`
-	Token   tokenCmd   `cmd:"" help:"Issue access tokens by hand."`
-	Node    nodeCmd    `cmd:"" help:"Play a constrained node; enroll nodes, list, disable, enable and remove them."`
-	Audit   auditCmd   `cmd:"" help:"Read the audit log of the running gateway."`
-	Bench   benchCmd   `cmd:"" help:"Measure, beside peers in the same run."`
-	Demo    demoCmd    `cmd:"" help:"Tell the whole story in one process: four nodes, a rekey, a leave, a wake-up."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Run      runCmd      `cmd:"" help:"Run the gateway."`
+	Check    checkCmd    `cmd:"" help:"Check a configuration file and the key files that it names."`
+	Migrate  migrateCmd  `cmd:"" help:"Move the whole state of a gateway that does not run to another store."`
+	Group    groupCmd    `cmd:"" help:"Look at groups of the running gateway, and change them."`
+	Why      whyCmd      `cmd:"" help:"Explain why a node can or cannot read its groups now, and what to do."`
+	Token    tokenCmd    `cmd:"" help:"Issue access tokens by hand."`
+	Node     nodeCmd     `cmd:"" help:"Play a constrained node; enroll nodes, list, disable, enable and remove them."`
+	Delegate delegateCmd `cmd:"" help:"Look at legacy nodes that the gateway joins groups for."`
+	Audit    auditCmd    `cmd:"" help:"Read the audit log of the running gateway."`
+	Bench    benchCmd    `cmd:"" help:"Measure, beside peers in the same run."`
+	Demo     demoCmd     `cmd:"" help:"Tell the whole story in one process: four nodes, a rekey, a leave, a wake-up."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 // env is what commands work with.

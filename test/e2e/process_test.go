@@ -137,6 +137,7 @@ type site struct {
 	client string
 	at     map[string]string
 	group  string // more lines about the group, for the configuration
+	more   string // more sections
 }
 
 const anyPort = "127.0.0.1:0"
@@ -179,7 +180,7 @@ authorization_server:
 groups:
   - name: sensors
     rekey: {batch_window: 50ms}
-%[6]s`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"], s.group))
+%[6]s%[7]s`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"], s.group, s.more))
 }
 
 // run starts the gateway and waits until it serves. The ports of its first life
