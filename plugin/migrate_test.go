@@ -9,12 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/seed4911071e/groupgate/ace"
-	"github.com/seed4911071e/groupgate/audit"
-	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
-	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 	"github.com/seed4911071e/groupgate/store/storetest"
@@ -61,7 +57,7 @@ func testMigrate(t *testing.T, dump string) {
 	if err := cfg.Bootstrap(); err != nil {
 		t.Fatal(err)
 	}
-	st := storetest.OpenDir(t, dir, gm.Migrations(), ace.Migrations(), bridge.Migrations(), audit.Migrations())
+	st := storetest.OpenDir(t, dir, migrations()...)
 	g, err := New(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
