@@ -42,11 +42,12 @@ var arrows = map[string][]string{
 	"endpoint":  {"coap", "datagram", "dtls12", "record"},
 	"admin":     {"coap", "cose", "groupcomm"},
 	"audit":     {"coap", "groupcomm", "store"},
+	"proxy":     {"coap", "coap/serve"},
 	"rd":        {"coap"},
 	"rd/rdtest": {"coap"},
 
 	"config":      {"coap", "cose", "durable", "groupcomm", "node", "spell", "store"},
-	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "node", "rd", "store"},
+	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "node", "proxy", "rd", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
 	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
@@ -63,7 +64,7 @@ var doors = []struct {
 	who    []string
 }{
 	{"github.com/plgd-dev/go-coap/", []string{"plugin", "plugin/host", "node", "examples/host"}},
-	{"github.com/pion/dtls/", []string{"endpoint", "plugin", "plugin/host", "node", "examples/host"}},
+	{"github.com/pion/dtls/", []string{"endpoint", "plugin", "plugin/host", "node", "proxy", "examples/host"}},
 	{"github.com/eclipse/paho.mqtt.golang", []string{"bridge", "node"}},
 	{"github.com/mochi-mqtt/", []string{"bridge"}},
 	{"modernc.org/", []string{"store", "store/storetest"}},

@@ -31,6 +31,7 @@ type Config struct {
 	Delegates           []Delegate          `yaml:"delegates"`
 	MQTT                MQTT                `yaml:"mqtt"`
 	ResourceDirectory   ResourceDirectory   `yaml:"resource_directory"`
+	Proxy               Proxy               `yaml:"proxy"`
 	Compat              Compat              `yaml:"compat"`
 	Audit               Audit               `yaml:"audit"`
 	Log                 Log                 `yaml:"log"`
@@ -104,7 +105,7 @@ type PSK struct {
 	Identity string   `yaml:"identity"`
 	Key      Secret   `yaml:"key"`      // hex in the file; filled by Bootstrap
 	KeyFile  string   `yaml:"key_file"` // hex
-	May      []string `yaml:"may"`      // "token", "introspect"
+	May      []string `yaml:"may"`      // "token", "introspect", "proxy"
 }
 
 // AuthorizationServer is the embedded AS. It protects tokens with the key of

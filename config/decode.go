@@ -18,7 +18,6 @@ import (
 // notYet are keys of the gateway's design that this version does not know how
 // to serve. Silence about them would promise what is not there.
 var notYet = map[string]string{
-	"proxy":               "the forward proxy",
 	"endpoint":            "the gateway's own endpoint",
 	"groups[].activation": "ordered activation",
 }
@@ -102,11 +101,11 @@ func (d *decoder) list(n *yaml.Node, key string, out reflect.Value) {
 }
 
 func (d *decoder) section(n *yaml.Node, key string, out reflect.Value) {
-	fields := map[string]int{}
+	fields := map[string][]int{}
 	var names []string
-	for i := range out.NumField() {
-		if name := out.Type().Field(i).Tag.Get("yaml"); name != "" && name != "-" {
-			fields[name] = i
+	for _, f := range reflect.VisibleFields(out.Type()) { // those of embedded structs as well
+		if name := f.Tag.Get("yaml"); name != "" && name != "-" {
+			fields[name] = f.Index
 			names = append(names, name)
 		}
 	}
@@ -132,7 +131,7 @@ func (d *decoder) section(n *yaml.Node, key string, out reflect.Value) {
 			continue
 		}
 		d.lines[path] = k.Line
-		d.value(v, path, out.Field(field))
+		d.value(v, path, out.FieldByIndex(field))
 	}
 }
 

@@ -28,6 +28,7 @@ func Default() *Config {
 		Limits:              Limits{Sessions: 200000, Handshakes: 256, PerPeerRPS: 50, NotifyRPS: 20000},
 		MQTT:                MQTT{TopicPrefix: "groupgate"},
 		ResourceDirectory:   ResourceDirectory{Lifetime: 25 * time.Hour},
+		Proxy:               Proxy{Enabled: true, CacheMB: 16, UDPRPS: 5, GroupTimeout: time.Minute},
 		Compat:              Compat{RISELabels: true},
 		Audit:               Audit{Retention: 2160 * time.Hour, MaxRecords: 1_000_000},
 		Log:                 Log{Level: "info", Format: "text"},
@@ -71,6 +72,15 @@ func (g *Group) setDefaults() {
 
 func (d *Delegate) setDefaults() {
 	*d = Delegate{Awake: 10 * time.Second, Hold: 30 * time.Second, RPS: 10}
+}
+
+func (r *ProxyReverse) setDefaults() {
+	r.ProxyVia.setDefaults()
+	r.List = true
+}
+
+func (v *ProxyVia) setDefaults() {
+	*v = ProxyVia{Timeout: 30 * time.Second, Parallel: 16, BlockSize: 1024}
 }
 
 func (p *Policy) setDefaults() { *p = Policy{Lifetime: 24 * time.Hour} }

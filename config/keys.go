@@ -62,6 +62,7 @@ func (c *Config) readKeys(absent func(file string) bool) error {
 		r.x5(fmt.Sprintf("groups[%d]", i), &c.Groups[i])
 	}
 	r.remotePSK("resource_directory.key_file", c.ResourceDirectory.KeyFile, &c.ResourceDirectory.Key)
+	r.proxy()
 	r.seal()
 	for _, p := range []struct {
 		key, file string

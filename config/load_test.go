@@ -52,6 +52,14 @@ func TestExplainedExamples(t *testing.T) {
 	if len(c.Tokens) != 4 || len(c.PSK) != 1 || len(c.AuthorizationServer.Policies) != 1 || len(c.Groups) != 2 || len(c.Delegates) != 1 {
 		t.Fatalf("examples: %+v", c)
 	}
+	if p := c.Proxy; len(p.Allow) != 3 || len(p.Hosts) != 1 || len(p.Reverse) != 1 {
+		t.Fatalf("examples: %+v", p)
+	}
+	var via ProxyVia
+	via.setDefaults()
+	if !reflect.DeepEqual(c.Proxy.Allow[0].ProxyVia, via) {
+		t.Errorf("the example of a proxy rule differs from the defaults:\n got %+v\nwant %+v", c.Proxy.Allow[0].ProxyVia, via)
+	}
 	want := DefaultGroup()
 	want.Name = "sensors"
 	if !reflect.DeepEqual(c.Groups[0], want) {
@@ -67,8 +75,7 @@ func TestExplainedExamples(t *testing.T) {
 
 func keysOf(t reflect.Type) map[string]bool {
 	keys := map[string]bool{}
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for _, f := range reflect.VisibleFields(t) {
 		name := f.Tag.Get("yaml")
 		if name == "" || name == "-" {
 			continue
@@ -122,7 +129,7 @@ func TestFaults(t *testing.T) {
 		{"bool", "groups:\n- name: a\n  list: yes\n", []string{`3 groups[0].list: must be true or false, not "yes"`}},
 		{"durations", "groups:\n- name: a\n  key_lifetime: 30\n  rekey: {batch_window: -1s}\n", []string{
 			"3 groups[0].key_lifetime: must be a duration", "4 groups[0].rekey.batch_window: must be a duration"}},
-		{"not yet", "proxy: {enabled: true}\n", []string{"1 proxy: not supported by this version"}},
+		{"not yet", "groups:\n- {name: a, activation: {}}\n", []string{"2 groups[0].activation: not supported by this version"}},
 		{"old keys", "groups:\n- {name: a, mode: local}\n", []string{"2 groups[0].mode: unknown key: `gm:` says"}},
 		{"unsupported values", "groups:\n- name: a\n  gm: local\n  interface: both\n  on_renewal: never\n  sign_alg: PS256\n  cred_fmt: ccs\n", []string{
 			"5 groups[0].on_renewal: must be one of new-id, rekey", "6 groups[0].sign_alg: must be one of EdDSA, ES256"}},
@@ -161,7 +168,7 @@ func TestFaults(t *testing.T) {
 			"5 tokens[3].symmetric_key: AES-CCM-16-64-128 needs a key of 16 bytes, this one has 3"}},
 		{"token alg", "tokens: [{audience: a, alg: EdDSA, symmetric_key_file: f}]\n", []string{"1 tokens[0].alg: must be one of"}},
 		{"psk", "psk:\n- {identity: a, key: 00}\n- {identity: a, key_file: f, may: [toke, proxy, introspect]}\n- {}\n", []string{
-			"2 psk[0].key: must have 16", `3 psk[1].identity: "a" is taken`, `3 psk[1].may[0]: must be one of token`, "3 psk[1].may[1]: proxy is not supported",
+			"2 psk[0].key: must have 16", `3 psk[1].identity: "a" is taken`, `3 psk[1].may[0]: must be one of token`,
 			"4 psk[2].identity: is missing", "4 psk[2]: needs one of"}},
 		{"policies", psk + "authorization_server:\n  policies:\n  - {client: b, audience: x, scope: [{group: g, roles: [boss]}], lifetime: 0s}\n  - {client: a, audience: x}\n", []string{
 			`4 authorization_server.policies[0].client: no psk entry`, `4 authorization_server.policies[0].audience: no tokens entry`,

@@ -57,6 +57,7 @@ func (c *Config) validate(f *faults) {
 	inRange(f, "limits.notify_subnet_rps", c.Limits.SubnetRPS, 0, 1e6)
 	c.validateMQTT(f)
 	c.validateResourceDirectory(f)
+	c.validateProxy(f)
 	inRange(f, "audit.retention", c.Audit.Retention, time.Hour, maxLifetime)
 	inRange(f, "audit.max_records", c.Audit.MaxRecords, 1000, 1_000_000_000)
 	oneOf(f, "log.level", c.Log.Level, "debug", "info", "warn", "error")

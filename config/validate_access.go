@@ -129,11 +129,7 @@ func (c *Config) validatePSK(f *faults) {
 		}
 		for j, may := range p.May {
 			k := fmt.Sprintf("%s.may[%d]", key, j)
-			if may == "proxy" {
-				f.add(k, "proxy is not supported by this version")
-			} else {
-				oneOf(f, k, may, "token", "introspect")
-			}
+			oneOf(f, k, may, "token", "introspect", "proxy")
 		}
 	}
 }

@@ -21,6 +21,9 @@ func (g *Gateway) wellKnown(ctx context.Context, r *rooms, req *coap.Request) (*
 		return nil, coap.Errorf(coap.NotAcceptable, "links have Content-Format 40")
 	}
 	links := withAuthority(r.groups.Links(ctx), r.tokenURIs, "")
+	if r.proxy != nil {
+		links = append(links, r.proxy.Links(ctx, req.Peer)...)
+	}
 	body, err := coap.EncodeLinks(coap.FilterLinks(links, gm.CurrentQueries(req.Options.Queries())))
 	if err != nil {
 		return nil, err

@@ -36,6 +36,8 @@ func (g *Gateway) Handler(host mux.Handler) mux.Handler {
 		path, _ := r.Options().Path()
 		segments := coap.PathOf(path)
 		switch {
+		case g.forwards(r.Options(), segments):
+			g.serve(w, r)
 		case host != nil && (r.HasOption(message.ProxyURI) || r.HasOption(message.ProxyScheme)):
 			host.ServeCOAP(w, r) // the path is one of another server
 		case r.HasOption(optionOSCORE):

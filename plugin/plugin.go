@@ -111,6 +111,7 @@ func New(cfg *config.Config, log *slog.Logger, opts ...Option) (*Gateway, error)
 		PerPeerRPS: cfg.Limits.PerPeerRPS,
 		NotifyRate: cfg.Limits.NotifyRPS,
 		SubnetRate: cfg.Limits.SubnetRPS,
+		Forwards:   g.takes,
 		Log:        log.With("part", "coap"),
 		Registerer: g.registry,
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/proxy"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -86,9 +87,6 @@ var (
 	errNoProxy = coap.Errorf(coap.ProxyingNotSupported, "no proxy here")
 )
 
-// proxied reports whether a request asks for forwarding.
-func proxied(o coap.Options) bool { return o.Has(coap.ProxyUri) || o.Has(coap.ProxyScheme) }
-
 // route hands a request to the room that owns its path.
 func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 	r := g.rooms.Load()
@@ -97,11 +95,18 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 		// A legacy node's request to its group may have the form of a proxied one.
 		r.alive(req.Peer)
 		return r.delegates.ServeCoAP(ctx, req)
-	case proxied(req.Options):
+	case proxy.Proxied(req.Options) && !g.cfg.Proxy.Active():
 		return nil, errNoProxy // RFC 7252, Section 5.10.2
 	}
 	if r == nil {
 		return nil, errStarting
+	}
+	// Before OSCORE: what is for another server is its business to unprotect.
+	if r.proxy != nil && r.proxy.Takes(req.Options) {
+		if req.Peer.Via != coap.Plain {
+			r.alive(req.Peer)
+		}
+		return r.proxy.ServeCoAP(ctx, req)
 	}
 	if req.Options.Has(coap.OSCOREOption) {
 		// What is inside comes back here, over the link of its context.

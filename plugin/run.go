@@ -17,6 +17,7 @@ import (
 	"github.com/seed4911071e/groupgate/delegate"
 	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/gm"
+	"github.com/seed4911071e/groupgate/proxy"
 	"github.com/seed4911071e/groupgate/rd"
 	"github.com/seed4911071e/groupgate/store"
 )
@@ -61,6 +62,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	if b.rd != nil {
 		runs = append(runs, b.register)
 	}
+	if b.proxy != nil {
+		runs = append(runs, b.proxy.Run)
+	}
 	eg.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -98,7 +102,8 @@ type built struct {
 	dir      *outbound     // the way there
 	audit    *audit.Log
 	delegate *delegate.Room
-	asked    []*outbound // the ways to Authorization Servers
+	asked    []*outbound  // the ways to Authorization Servers
+	proxy    *proxy.Proxy // nil: nothing is forwarded
 	op       *operator
 	rawKey   *dtls12.Key // from setup
 }
@@ -167,6 +172,9 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 			b.asked = append(b.asked, e.Revocation.Client.(*outbound))
 		}
 	}
+	if b.proxy, err = g.newProxy(as); err != nil {
+		return nil, err
+	}
 	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, delegates: b.delegate, links: g.crowd.peers, refused: g.refusals.newest}
 	return b, nil
 }
@@ -207,7 +215,7 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
 	return &rooms{access: b.ace, rawKey: b.rawKey, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), secure: b.secure, groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
-		me: b.bridge.Me(), delegates: b.delegate, alive: func(p coap.Peer) {
+		me: b.bridge.Me(), delegates: b.delegate, proxy: b.proxy, alive: func(p coap.Peer) {
 			b.bridge.Alive(p)
 			b.delegate.Heard(p)
 		}}

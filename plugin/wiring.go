@@ -12,6 +12,7 @@ import (
 	"github.com/seed4911071e/groupgate/delegate"
 	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/gm"
+	"github.com/seed4911071e/groupgate/proxy"
 	"github.com/seed4911071e/groupgate/rd"
 )
 
@@ -30,6 +31,7 @@ var (
 	_ delegate.Home   = home{}             // delegates ask the gateway itself for tokens and keys
 	_ delegate.Hub    = (*serve.Server)(nil)
 	_ ace.Observer    = (*outbound)(nil) // and ace an Authorization Server elsewhere
+	_ coap.Handler    = (*proxy.Proxy)(nil)
 )
 
 // access is what the host adapter asks about a DTLS peer.
@@ -79,5 +81,6 @@ type rooms struct {
 	me         coap.Handler    // /gw/me
 	delegates  *delegate.Room  // for legacy nodes
 	alive      func(coap.Peer) // told of every protected request
+	proxy      *proxy.Proxy    // nil: nothing is forwarded
 	tokenURIs  []string        // token endpoints, to be listed with the groups
 }

@@ -157,7 +157,7 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 // elective ones that must be ignored (RFC 7252, Section 5.4.1).
 func (s *Server) checkOptions(req *coap.Request) error {
 	known := s.cfg.Critical
-	if req.Options.Has(coap.ProxyUri) || req.Options.Has(coap.ProxyScheme) {
+	if s.cfg.Forwards(req.Options) {
 		// RFC 7252, Section 5.7.1: a proxy forwards an option that it does not
 		// know when the number says that this is safe.
 		known = slices.Clone(known)

@@ -72,6 +72,10 @@ type Config struct {
 	// Critical lists critical options that handlers understand besides those
 	// that package coap knows.
 	Critical []coap.OptionID
+	// Forwards says whether a request is passed on to another server, so that
+	// critical options that nobody here knows are passed on as well where their
+	// numbers allow it. nil: it has a proxy option.
+	Forwards func(coap.Options) bool
 	// Link finds the link of a peer that has not sent a request since the start;
 	// it returns nil when there is none. nil means that only peers that were
 	// heard can be reached by Do.
@@ -105,6 +109,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxObservations <= 0 {
 		c.MaxObservations = defaultObservations
+	}
+	if c.Forwards == nil {
+		c.Forwards = func(o coap.Options) bool { return o.Has(coap.ProxyUri) || o.Has(coap.ProxyScheme) }
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -1,0 +1,74 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/serve"
+)
+
+// What becomes of a request at an upstream.
+var (
+	errSilent  = errors.New("no answer")                 // not even an acknowledgement
+	errReset   = errors.New("the request was rejected")  // by a Reset
+	errRefused = errors.New("nobody listens there")      // by ICMP
+	errEnded   = errors.New("the association ended")     // by either end
+	errGarbage = errors.New("the answer makes no sense") // see RFC 7252, Section 5.9.3.3
+	errName    = errors.New("the name leads nowhere")
+	errPlace   = errors.New("the address is not one to be proxied to")
+	errShake   = errors.New("no association could be made")
+)
+
+// busyFor is the Max-Age of what is refused for want of room, in seconds.
+const busyFor = 2
+
+var (
+	errBusy    = unavailable(busyFor*time.Second, errors.New("proxy: too many requests wait for upstreams"))
+	errClosing = unavailable(busyFor*time.Second, errors.New("proxy: the proxy ends"))
+)
+
+// unavailable is 5.03 with the time to wait (RFC 7252, Section 5.9.3.4).
+func unavailable(d time.Duration, cause error) error {
+	r := &coap.Response{Code: coap.ServiceUnavailable}
+	setMaxAge(r, max(d, time.Second))
+	return coap.Respond(r, cause)
+}
+
+// badGateway is 5.02: the upstream answered, but not in a way that could be
+// passed on (RFC 7252, Section 5.9.3.3).
+func badGateway(err error) error { return fresh(coap.BadGateway, err) }
+
+// fresh is an error with a diagnostic text and Max-Age 0: what a proxy met a
+// moment ago says nothing about the resource.
+func fresh(code coap.Code, err error) error {
+	r := &coap.Response{Code: code, Payload: []byte(err.Error())}
+	setMaxAge(r, 0)
+	return coap.Respond(r, fmt.Errorf("proxy: %w", err))
+}
+
+// failure makes the response of what went wrong on the way to a target.
+func failure(t Target, err error) error {
+	if coap.Deliberate(err) {
+		return err
+	}
+	named := func(code coap.Code) error { return fresh(code, fmt.Errorf("%s: %w", t, err)) }
+	switch {
+	case errors.Is(err, errPlace):
+		// RFC 7252, Section 5.10.2: "unable or unwilling".
+		return named(coap.ProxyingNotSupported)
+	case errors.Is(err, errSilent), errors.Is(err, context.DeadlineExceeded):
+		return fresh(coap.GatewayTimeout, fmt.Errorf("%s: no answer in time", t))
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, serve.ErrBlockwise):
+		return fresh(coap.BadGateway, fmt.Errorf("%s: blockwise transfer failed", t))
+	case errors.Is(err, errShake):
+		return fresh(coap.BadGateway, fmt.Errorf("%s: %w", t, errShake))
+	case errors.Is(err, errName), errors.Is(err, errRefused), errors.Is(err, errReset), errors.Is(err, errEnded), errors.Is(err, errGarbage):
+		return named(coap.BadGateway)
+	}
+	return fresh(coap.BadGateway, fmt.Errorf("%s: not reached", t))
+}

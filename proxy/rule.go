@@ -1,0 +1,150 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// Rule lets some peers reach some targets.
+//
+// Exactly one of Host, Name and Prefix says what it is about: requests with a
+// proxy option to a target, requests with a Uri-Host, requests below a path.
+type Rule struct {
+	// Forward: Host is a name, "*.name", or what netip.ParsePrefix reads; the
+	// target has this Scheme and Port, and a path that begins with Path.
+	Host   string
+	Scheme string
+	Port   uint16
+	Path   []string
+
+	// By host name and by path: requests go to Upstream, and to paths there that
+	// begin with Path.
+	Name     string
+	Prefix   []string
+	Upstream Target
+	List     bool // its links are shown in /.well-known/core
+
+	Peers     []string // psk:IDENTITY, cert:SHA256 in hexadecimal, token; none: whom Deps.May admits
+	Methods   []coap.Code
+	Public    bool
+	OpenToUDP bool
+
+	Addresses  []netip.Prefix // that a name may resolve to; none: all but what is ours
+	Timeout    time.Duration
+	Parallel   int
+	BlockSize  int
+	Credential *Credential
+
+	network netip.Prefix // of Host
+}
+
+// Credential is what the gateway shows at an upstream.
+type Credential struct {
+	Identity []byte // psk_identity; nil: certificates
+	Key      func() []byte
+	Cert     func() (cert, key []byte) // PEM; nil: none
+	Roots    []byte                    // PEM
+}
+
+// id tells credentials apart without being one.
+func (c *Credential) id() string {
+	if c == nil {
+		return ""
+	}
+	h := sha256.New()
+	for _, b := range [][]byte{c.Identity, c.Roots} {
+		h.Write([]byte{byte(len(b) >> 8), byte(len(b))})
+		h.Write(b)
+	}
+	if c.Cert != nil {
+		cert, _ := c.Cert()
+		h.Write(cert)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+func (r Rule) withDefaults() Rule {
+	if r.Timeout <= 0 {
+		r.Timeout = 30 * time.Second
+	}
+	if r.Parallel <= 0 {
+		r.Parallel = 16
+	}
+	if r.BlockSize <= 0 {
+		r.BlockSize = 1024
+	}
+	r.network, _ = netip.ParsePrefix(r.Host)
+	return r
+}
+
+func (r *Rule) forward() bool { return r.Host != "" }
+
+// covers says whether a forward rule is about a target and path.
+func (r *Rule) covers(t Target, path []string) bool {
+	if r.Scheme != t.Scheme || r.Port != t.Port || !hasPrefix(path, r.Path) {
+		return false
+	}
+	if r.network.IsValid() {
+		a, ok := t.addr()
+		return ok && r.network.Contains(a)
+	}
+	if suffix, ok := strings.CutPrefix(r.Host, "*"); ok {
+		return strings.HasSuffix(t.Host, suffix) && len(t.Host) > len(suffix)
+	}
+	return t.Host == r.Host
+}
+
+func hasPrefix(path, prefix []string) bool {
+	return len(path) >= len(prefix) && slices.Equal(path[:len(prefix)], prefix)
+}
+
+// named says whether the rule names an address itself, so that it is no surprise
+// what is behind it.
+func (r *Rule) named(a netip.Addr) bool {
+	if r.network.IsValid() && r.network.Contains(a) {
+		return true
+	}
+	if t, ok := r.Upstream.addr(); ok && t == a {
+		return true
+	}
+	return slices.ContainsFunc(r.Addresses, func(n netip.Prefix) bool { return n.Contains(a) })
+}
+
+// admits says whether a peer may use the rule.
+func (p *Proxy) admits(ctx context.Context, r *Rule, peer coap.Peer) bool {
+	switch {
+	case peer.Via == coap.Internal:
+		return true
+	case peer.Via == coap.Plain:
+		return r.OpenToUDP
+	case len(r.Peers) == 0:
+		return p.deps.May(ctx, peer) == nil
+	}
+	return slices.ContainsFunc(r.Peers, func(who string) bool {
+		kind, id, _ := strings.Cut(who, ":")
+		switch kind {
+		case "psk":
+			have, _, _ := strings.Cut(peer.Subject.ID, "\x1f") // an enrolled node has its key's number behind
+			return peer.Subject.Kind == coap.SubjectPSK && have == id
+		case "cert":
+			sum, err := hex.DecodeString(id)
+			return err == nil && peer.Subject.Kind == coap.SubjectKeyHash && bytes.Equal(sum, []byte(peer.Subject.ID))
+		case "token":
+			return p.deps.Token(ctx, peer) == nil
+		}
+		return false
+	})
+}
+
+// allowed says whether the method is one of the rule's.
+func (r *Rule) allowed(method coap.Code) bool {
+	return len(r.Methods) == 0 || slices.Contains(r.Methods, method)
+}

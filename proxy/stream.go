@@ -1,0 +1,268 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// Codes of signalling messages (RFC 8323, Section 5).
+const (
+	codeCSM     coap.Code = 7<<5 | 1
+	codePing    coap.Code = 7<<5 | 2
+	codePong    coap.Code = 7<<5 | 3
+	codeRelease coap.Code = 7<<5 | 4
+	codeAbort   coap.Code = 7<<5 | 5
+)
+
+// maxFrame bounds the messages taken, in bytes: a body without blocks.
+const maxFrame = maxBody + 4096
+
+// stream is the message layer over TCP or TLS (RFC 8323, Section 3). Every peer
+// takes messages of 1152 bytes (Section 5.3.1), which a block of 1024 fits into
+// with its options, so nothing is negotiated.
+type stream struct {
+	conn net.Conn
+	hook func() bool // undoes the end with the proxy
+	gone chan struct{}
+
+	write sync.Mutex // one message at a time
+
+	mu       sync.Mutex
+	err      error
+	byToken  map[string]*waiter
+	retiring bool
+}
+
+// dialStream opens a connection and tells what we take.
+func (p *Proxy) dialStream(ctx context.Context, r *Rule, t Target, at netip.AddrPort) (link, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", at.String())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	if t.Scheme == CoAPSTCP {
+		if r.Credential == nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("%w: no credential", errShake)
+		}
+		pool, certs, err := r.Credential.certificates()
+		if err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		// RFC 8323, Section 8.2: the protocol is named "coap".
+		c := tls.Client(conn, &tls.Config{RootCAs: pool, Certificates: certs, ServerName: t.Host, NextProtos: []string{"coap"}, MinVersion: tls.VersionTLS12})
+		if err := c.HandshakeContext(ctx); err != nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("%w: %w", errShake, err)
+		}
+		conn = c
+	}
+	s := &stream{conn: conn, gone: make(chan struct{}), byToken: map[string]*waiter{}}
+	s.mu.Lock()
+	s.hook = context.AfterFunc(p.ctx, s.close)
+	s.mu.Unlock()
+	// RFC 8323, Section 5.3: the first message; option 2 is Max-Message-Size.
+	csm := &coap.Message{Code: codeCSM}
+	csm.Options.SetUint(2, maxFrame)
+	if err := s.send(ctx, csm); err != nil {
+		s.close()
+		return nil, err
+	}
+	if !p.spawn(s.read) {
+		s.close()
+		return nil, errClosing
+	}
+	return s, nil
+}
+
+func (s *stream) done() <-chan struct{} { return s.gone }
+func (s *stream) worn() bool            { return false }
+func (s *stream) close()                { s.end(errEnded) }
+
+func (s *stream) end(err error) {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.err = err
+	close(s.gone)
+	hook := s.hook
+	s.mu.Unlock()
+	hook()
+	_ = s.conn.Close() // as with datagrams
+}
+
+func (s *stream) retire() {
+	s.mu.Lock()
+	s.retiring = true
+	empty := len(s.byToken) == 0
+	s.mu.Unlock()
+	if empty {
+		s.close()
+	}
+}
+
+func (s *stream) forget(tok string) {
+	s.mu.Lock()
+	delete(s.byToken, tok)
+	empty := s.retiring && len(s.byToken) == 0
+	s.mu.Unlock()
+	if empty {
+		s.close()
+	}
+}
+
+// Do sends a request and waits for its response.
+func (s *stream) Do(ctx context.Context, m *coap.Message) (*coap.Message, error) {
+	tok := string(token())
+	defer s.forget(tok)
+	return s.observe(ctx, m, tok, nil)
+}
+
+func (s *stream) observe(ctx context.Context, m *coap.Message, tok string, fn func(*coap.Message)) (*coap.Message, error) {
+	w := &waiter{events: make(chan event, 2), fn: fn}
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return nil, errEnded
+	}
+	s.byToken[tok] = w
+	s.mu.Unlock()
+	if err := s.send(ctx, &coap.Message{Code: m.Code, Token: []byte(tok), Options: m.Options, Payload: m.Payload}); err != nil {
+		return nil, err
+	}
+	select {
+	case e := <-w.events:
+		return e.m, e.err
+	case <-s.gone:
+		return nil, errEnded
+	case <-ctx.Done():
+		if ctx.Err() == context.DeadlineExceeded {
+			return nil, errSilent
+		}
+		return nil, ctx.Err()
+	}
+}
+
+// send writes one message (RFC 8323, Section 3.2).
+func (s *stream) send(ctx context.Context, m *coap.Message) error {
+	datagram, err := (&coap.Message{Code: m.Code, Options: m.Options, Payload: m.Payload}).MarshalBinary()
+	if err != nil {
+		return err
+	}
+	body := datagram[4:] // options and payload are written the same
+	b := make([]byte, 0, len(body)+16)
+	switch n := len(body); {
+	case n < 13:
+		b = append(b, byte(n)<<4|byte(len(m.Token)))
+	case n < 269:
+		b = append(b, 13<<4|byte(len(m.Token)), byte(n-13))
+	case n < 65805:
+		b = append(b, 14<<4|byte(len(m.Token)))
+		b = binary.BigEndian.AppendUint16(b, uint16(n-269))
+	default:
+		b = append(b, 15<<4|byte(len(m.Token)))
+		b = binary.BigEndian.AppendUint32(b, uint32(n-65805))
+	}
+	b = append(b, byte(m.Code))
+	b = append(b, m.Token...)
+	b = append(b, body...)
+	s.write.Lock()
+	defer s.write.Unlock()
+	end, _ := ctx.Deadline() // none is for ever: there always is one
+	_ = s.conn.SetWriteDeadline(end)
+	if _, err := s.conn.Write(b); err != nil {
+		s.end(errEnded)
+		return errEnded
+	}
+	return nil
+}
+
+// read takes messages until the connection ends.
+func (s *stream) read() {
+	defer s.end(errEnded)
+	for {
+		m, err := readFrame(s.conn)
+		if err != nil {
+			return
+		}
+		switch {
+		case m.Code == codePing:
+			ctx, cancel := context.WithTimeout(context.Background(), ackTimeout)
+			err := s.send(ctx, &coap.Message{Code: codePong, Token: m.Token})
+			cancel()
+			if err != nil {
+				return
+			}
+		case m.Code == codeAbort:
+			return
+		case m.Code == codeRelease:
+			s.retire()
+		case m.Code.IsResponse():
+			s.response(m)
+		}
+	}
+}
+
+func (s *stream) response(m *coap.Message) {
+	s.mu.Lock()
+	w := s.byToken[string(m.Token)]
+	if w == nil {
+		s.mu.Unlock()
+		return
+	}
+	later := w.answer
+	w.answer = true
+	s.mu.Unlock()
+	switch {
+	case !later:
+		w.tell(event{m: m})
+	case w.fn != nil:
+		w.fn(m)
+	}
+}
+
+// readFrame reads one message (RFC 8323, Section 3.2).
+func readFrame(r io.Reader) (*coap.Message, error) {
+	var head [1]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	ext, base := 0, 0
+	switch head[0] >> 4 {
+	case 13:
+		ext, base = 1, 13
+	case 14:
+		ext, base = 2, 269
+	case 15:
+		ext, base = 4, 65805
+	default:
+		base = int(head[0] >> 4)
+	}
+	var raw [4]byte
+	if _, err := io.ReadFull(r, raw[4-ext:]); err != nil {
+		return nil, err
+	}
+	n := int64(binary.BigEndian.Uint32(raw[:])) + int64(base)
+	tkl := int(head[0] & 15)
+	if n > maxFrame || tkl > 8 {
+		return nil, fmt.Errorf("%w: frame of %d bytes", errGarbage, n)
+	}
+	b := make([]byte, 1+tkl+int(n))
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, err
+	}
+	m := &coap.Message{Code: coap.Code(b[0]), Token: b[1 : 1+tkl]}
+	var err error
+	m.Options, m.Payload, err = coap.DecodeOptions(nil, b[1+tkl:])
+	return m, err
+}

@@ -1,0 +1,396 @@
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/serve"
+)
+
+// link is an association with an upstream: the message layer and, where there is
+// one, the security below it.
+type link interface {
+	// Do sends a request and waits for its response.
+	coap.Requester
+	// observe sends a request with a token and calls fn for every response after
+	// the first, from the goroutine that reads, until forget.
+	observe(ctx context.Context, m *coap.Message, token string, fn func(*coap.Message)) (*coap.Message, error)
+	// forget has later responses with the token rejected.
+	forget(token string)
+	// done is closed when the association ended.
+	done() <-chan struct{}
+	// worn says that the association has to make room for another one: its message
+	// identifiers are used up.
+	worn() bool
+	// retire closes it when nothing is under way any more, close at once.
+	retire()
+	close()
+}
+
+// upstreamKey names an association. Two rules never share one: they may differ in
+// credentials and in what their names may resolve to.
+type upstreamKey struct {
+	rule   *Rule
+	target Target
+}
+
+// upstream is a server, its association, and what is known about its health.
+type upstream struct {
+	p     *Proxy
+	key   upstreamKey
+	slots chan struct{} // one for each request outstanding
+
+	mu       sync.Mutex
+	queued   int
+	users    int // requests and observations
+	used     time.Time
+	link     link
+	dialing  *dialing
+	fails    int // in a row, without any answer
+	shut     time.Time
+	pause    time.Duration
+	probing  bool
+	transfer map[string]chan struct{} // resources with a request body under way in blocks
+}
+
+type dialing struct {
+	done chan struct{}
+	link link
+	err  error
+}
+
+// upstream finds the association for a target, or makes room for one.
+func (p *Proxy) upstream(r *Rule, t Target) (*upstream, error) {
+	k := upstreamKey{r, t}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if u := p.upstreams[k]; u != nil {
+		return u, nil
+	}
+	if p.closing {
+		return nil, errClosing
+	}
+	if len(p.upstreams) >= maxUpstreams && !p.dropOldestLocked() {
+		p.metrics.refused.WithLabelValues("upstreams").Inc()
+		return nil, errBusy
+	}
+	u := &upstream{p: p, key: k, slots: make(chan struct{}, r.Parallel), used: time.Now(), transfer: map[string]chan struct{}{}}
+	p.upstreams[k] = u
+	return u, nil
+}
+
+// dropOldestLocked ends the association that nobody used for longest.
+func (p *Proxy) dropOldestLocked() bool {
+	var oldest *upstream
+	var at time.Time
+	for _, u := range p.upstreams {
+		u.mu.Lock()
+		if u.users == 0 && (oldest == nil || u.used.Before(at)) {
+			oldest, at = u, u.used
+		}
+		u.mu.Unlock()
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(p.upstreams, oldest.key)
+	p.work.Go(oldest.close)
+	return true
+}
+
+// sweepUpstreams ends associations that nobody uses.
+func (p *Proxy) sweepUpstreams(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, u := range p.upstreams {
+		idle := upstreamIdle
+		if k.target.secure() {
+			idle = sessionIdle
+		}
+		u.mu.Lock()
+		old := u.users == 0 && now.Sub(u.used) > idle && now.After(u.shut)
+		u.mu.Unlock()
+		if old {
+			delete(p.upstreams, k)
+			p.work.Go(u.close)
+		}
+	}
+}
+
+func (u *upstream) close() {
+	u.mu.Lock()
+	l := u.link
+	u.link = nil
+	u.mu.Unlock()
+	if l != nil {
+		l.close()
+	}
+}
+
+// use counts a request or an observation until release is called.
+func (u *upstream) use() (release func()) {
+	u.mu.Lock()
+	u.users++
+	u.mu.Unlock()
+	return func() {
+		u.mu.Lock()
+		u.users--
+		u.used = time.Now()
+		u.mu.Unlock()
+	}
+}
+
+// do sends a request, blockwise where needed, and waits for the response.
+func (u *upstream) do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	var r *coap.Response
+	err := u.with(ctx, func(ctx context.Context, l link) (err error) {
+		r, err = u.roundTrip(ctx, l, req)
+		return err
+	})
+	return r, err
+}
+
+// roundTrip sends one request over an association. Of one resource one body at a
+// time is sent in blocks, with a Request-Tag of its own (RFC 9175, Section 3.3:
+// the server could not tell which block belongs to which).
+func (u *upstream) roundTrip(ctx context.Context, l link, req *coap.Request) (*coap.Response, error) {
+	if len(req.Payload) > u.key.rule.BlockSize {
+		done, err := u.alone(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		tagged := *req
+		tagged.Options.Set(coap.RequestTag, token())
+		req = &tagged
+	}
+	r, err := serve.RoundTrip(ctx, l, req, u.key.rule.BlockSize, maxBody)
+	if errors.Is(err, serve.ErrBlockwise) && ctx.Err() == nil && req.Code == coap.GET {
+		// The resource may have changed on the way; once more.
+		r, err = serve.RoundTrip(ctx, l, req, u.key.rule.BlockSize, maxBody)
+	}
+	return r, err
+}
+
+// alone waits until no other body goes to the resource in blocks.
+func (u *upstream) alone(ctx context.Context, req *coap.Request) (done func(), err error) {
+	k := fmt.Sprintf("%v %q", req.Code, req.Options.Path())
+	for {
+		u.mu.Lock()
+		busy := u.transfer[k]
+		if busy == nil {
+			ch := make(chan struct{})
+			u.transfer[k] = ch
+			u.mu.Unlock()
+			return func() {
+				u.mu.Lock()
+				delete(u.transfer, k)
+				u.mu.Unlock()
+				close(ch)
+			}, nil
+		}
+		u.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// with calls f with the association when the turn comes, and learns from the
+// outcome. A secure association that was there already gets half of the time:
+// when it stays silent, the server may have forgotten it, which a new handshake
+// tells.
+func (u *upstream) with(ctx context.Context, f func(context.Context, link) error) error {
+	defer u.use()()
+	ctx, cancel := context.WithTimeout(ctx, u.key.rule.Timeout)
+	defer cancel()
+	if err := u.admit(); err != nil {
+		return err
+	}
+	if err := u.turn(ctx); err != nil {
+		u.learn(nil, true)
+		return err
+	}
+	defer func() { <-u.slots }()
+	began := time.Now()
+	l, fresh, err := u.connect(ctx)
+	if err == nil {
+		part, free := ctx, context.CancelFunc(func() {})
+		if !fresh && u.key.target.secure() {
+			part, free = halfOf(ctx)
+		}
+		err = f(part, l)
+		free()
+		if !fresh && (errors.Is(err, errSilent) || errors.Is(err, errEnded)) && ctx.Err() == nil {
+			u.drop(l)
+			if l, _, err = u.connect(ctx); err == nil {
+				err = f(ctx, l)
+			}
+		}
+	}
+	if errors.Is(err, errSilent) || errors.Is(err, errEnded) || errors.Is(err, errRefused) {
+		if l != nil {
+			u.drop(l)
+		}
+	}
+	if err == nil {
+		u.p.metrics.upstream.WithLabelValues(u.key.target.Scheme).Observe(time.Since(began).Seconds())
+	}
+	u.learn(err, false)
+	return err
+}
+
+func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
+	end, _ := ctx.Deadline()
+	return context.WithTimeout(ctx, time.Until(end)/2)
+}
+
+// turn waits for a slot: NSTART (RFC 7252, Section 4.7) is what the rule says.
+func (u *upstream) turn(ctx context.Context) error {
+	select {
+	case u.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	u.mu.Lock()
+	if u.queued >= maxQueue*cap(u.slots) {
+		u.mu.Unlock()
+		u.p.metrics.refused.WithLabelValues("queue").Inc()
+		return errBusy
+	}
+	u.queued++
+	u.mu.Unlock()
+	defer func() {
+		u.mu.Lock()
+		u.queued--
+		u.mu.Unlock()
+	}()
+	select {
+	case u.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// admit refuses requests while the circuit is broken. When the pause is over one
+// request tries.
+func (u *upstream) admit() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.shut.IsZero() {
+		return nil
+	}
+	if left := time.Until(u.shut); left > 0 || u.probing {
+		u.p.metrics.refused.WithLabelValues("broken").Inc()
+		return unavailable(max(left, time.Second)+time.Second-1, fmt.Errorf("proxy: %s did not answer lately", u.key.target))
+	}
+	u.probing = true
+	return nil
+}
+
+// learn counts what shows that the upstream is not there. unknown: the request
+// was given up before it was sent.
+func (u *upstream) learn(err error, unknown bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	probe := u.probing
+	u.probing = false
+	switch {
+	case unknown, errors.Is(err, context.Canceled), errors.Is(err, errPlace), errors.Is(err, errName):
+		return
+	case errors.Is(err, errSilent), errors.Is(err, errRefused), errors.Is(err, errShake):
+	default:
+		u.fails, u.shut, u.pause = 0, time.Time{}, 0 // it answered something
+		return
+	}
+	u.fails++
+	if u.fails < breakAfter && !probe {
+		return
+	}
+	u.pause = min(max(2*u.pause, breakMin), breakMax)
+	u.shut = time.Now().Add(u.pause)
+	u.p.metrics.breaker.Inc()
+	u.p.deps.Log.Warn("an upstream does not answer, it is left alone for a while", "target", u.key.target.String(), "for", u.pause, "err", err)
+}
+
+// connect returns the association; fresh: it was made for this request.
+func (u *upstream) connect(ctx context.Context) (l link, fresh bool, err error) {
+	u.mu.Lock()
+	if l := u.link; l != nil {
+		select {
+		case <-l.done():
+			u.link = nil
+		default:
+			if !l.worn() {
+				u.mu.Unlock()
+				return l, false, nil
+			}
+			u.link = nil
+			l.retire()
+		}
+	}
+	d := u.dialing
+	if d == nil {
+		d = &dialing{done: make(chan struct{})}
+		u.dialing = d
+		if !u.p.spawn(func() { u.dial(d) }) {
+			u.dialing = nil
+			u.mu.Unlock()
+			return nil, false, errClosing
+		}
+	}
+	u.mu.Unlock()
+	select {
+	case <-d.done:
+		return d.link, true, d.err
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+}
+
+// dial opens the association, for all who wait for it.
+func (u *upstream) dial(d *dialing) {
+	ctx, cancel := context.WithTimeout(u.p.ctx, dialTimeout)
+	defer cancel()
+	l, err := u.p.dial(ctx, u.key.rule, u.key.target)
+	result := "ok"
+	if err != nil {
+		result = "failed"
+		u.p.deps.Log.Debug("an upstream is not reached", "target", u.key.target.String(), "err", err)
+	}
+	u.p.metrics.dials.WithLabelValues(u.key.target.Scheme, result).Inc()
+	u.mu.Lock()
+	u.dialing = nil
+	if err == nil {
+		u.link = l
+	}
+	u.mu.Unlock()
+	d.link, d.err = l, err
+	close(d.done)
+}
+
+// drop gives up an association that is of no use.
+func (u *upstream) drop(l link) {
+	u.mu.Lock()
+	if u.link == l {
+		u.link = nil
+	}
+	u.mu.Unlock()
+	l.retire()
+}
+
+// token is 8 random bytes: whoever does not see the requests cannot answer them
+// (RFC 7252, Section 11.4).
+func token() []byte {
+	b := make([]byte, 8)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	return b
+}
