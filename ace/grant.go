@@ -70,6 +70,11 @@ func (s *Server) loadGrant(ctx context.Context, subject coap.Subject, now time.T
 		return nil, fmt.Errorf("ace: stored scope: %w", err)
 	}
 	g := &groupcomm.Grant{Token: hex.EncodeToString(t.core[:16]), Subject: subject, Scope: scope}
+	if k.public != nil {
+		if g.PublicKey, err = cose.KeyFromSPKI(k.public); err != nil {
+			return nil, fmt.Errorf("ace: stored public key: %w", err)
+		}
+	}
 	if t.expires != 0 {
 		g.Expires = time.Unix(t.expires, 0)
 	}

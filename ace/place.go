@@ -145,7 +145,7 @@ func (s *Server) place(ctx context.Context, v *verified, h how) (subject coap.Su
 			subject = v.subject
 			err = s.placeFirst(tx, &v, t, sealed, h, now)
 		} else {
-			subject = k.subject
+			subject, k.public = k.subject, v.public
 			err = s.placeNext(tx, k, t, h, now)
 		}
 		if err != nil || h.setup == nil {
@@ -195,7 +195,7 @@ func (s *Server) placeFirst(tx *store.Tx, v *verified, t *tokenRow, sealed []byt
 		}
 	}
 	k := &keyRow{
-		subject: v.subject, kid: v.kid, origin: v.entry.origin(), sealed: sealed,
+		subject: v.subject, kid: v.kid, origin: v.entry.origin(), sealed: sealed, public: v.public,
 		derived: v.derived, used: h.conveyed, stored: now.Unix(),
 	}
 	k.challenges = k.challenges.add(h.challenge, h.from(k), now)

@@ -74,6 +74,16 @@ func TestRawPublicKey(t *testing.T) {
 		if err != nil || len(g.Scope) != 2 || len(g.Challenges) != 1 {
 			t.Fatalf("%+v, %v", g, err)
 		}
+		if g.PublicKey == nil || !g.PublicKey.SamePublic(key) || g.PublicKey.IsPrivate() {
+			t.Error("the grant does not tell the key")
+		}
+		// A row from before keys were kept whole learns its own from the next token.
+		if err := b.store.Update(t.Context(), func(tx *store.Tx) error {
+			_, err := tx.Exec(`UPDATE ace_keys SET public = NULL`)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
 		// A narrower token, posted outside, waits for the next handshake.
 		next, _ := b.askPublic(clientPeer("clientF"), key, map[int64]any{9: wanted(groupcomm.ScopeEntry{Group: "g1", Roles: 2})})
 		b.mustPost(outside(), next)
@@ -83,7 +93,7 @@ func TestRawPublicKey(t *testing.T) {
 		if _, err := b.Proved(t.Context(), spki); err != nil {
 			t.Fatal(err)
 		}
-		if g, err := b.Grant(t.Context(), peer); err != nil || len(g.Scope) != 1 || g.Scope[0].Roles != 2 {
+		if g, err := b.Grant(t.Context(), peer); err != nil || len(g.Scope) != 1 || g.Scope[0].Roles != 2 || g.PublicKey == nil {
 			t.Errorf("after the handshake: %+v, %v", g, err)
 		}
 		// Inside the association the next takes effect at once.

@@ -69,7 +69,7 @@ CREATE TABLE ace_issued (
 	expires  INTEGER NOT NULL
 );
 CREATE INDEX ace_issued_expires ON ace_issued (expires);
-`, schemaNodes, schemaTwins, schemaContexts, schemaKeypairs}}
+`, schemaNodes, schemaTwins, schemaContexts, schemaKeypairs, schemaPublic}}
 }
 
 // ace_nodes: clients that were enrolled, with their keys, sealed, and what
@@ -118,6 +118,11 @@ CREATE TABLE ace_keypairs (
 	name   TEXT NOT NULL PRIMARY KEY,
 	sealed BLOB NOT NULL
 );
+`
+
+// ace_keys.public: a public key, as SubjectPublicKeyInfo; NULL with symmetric ones.
+const schemaPublic = `
+ALTER TABLE ace_keys ADD COLUMN public BLOB;
 `
 
 // The token hash of a token's other encoding, see ace_tokens.

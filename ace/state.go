@@ -23,6 +23,7 @@ type keyRow struct {
 	kid        []byte
 	origin     string
 	sealed     []byte
+	public     []byte // SubjectPublicKeyInfo; nil: a symmetric key
 	derived    bool
 	challenges challenges
 	used       bool
@@ -71,7 +72,7 @@ func subjectBytes(s coap.Subject) []byte { return append([]byte{byte(s.Kind)}, s
 // sealContext binds a sealed key to its row.
 func sealContext(s coap.Subject) string { return fmt.Sprintf("ace_keys/%x", subjectBytes(s)) }
 
-const keyColumns = `SELECT subject, kid, origin, sealed, derived, challenges, used, stored, gone FROM ace_keys `
+const keyColumns = `SELECT subject, kid, origin, sealed, public, derived, challenges, used, stored, gone FROM ace_keys `
 
 // keyBySubject reads a key and its tokens: store.ErrNotFound when there is none.
 func keyBySubject(tx *store.Tx, s coap.Subject) (*keyRow, error) {
@@ -86,7 +87,7 @@ func keyByKID(tx *store.Tx, kid []byte) (*keyRow, error) {
 func readKey(tx *store.Tx, row *store.Row) (*keyRow, error) {
 	var k keyRow
 	var subject, list []byte
-	err := row.Scan(&subject, &k.kid, &k.origin, &k.sealed, &k.derived, &list, &k.used, &k.stored, &k.gone)
+	err := row.Scan(&subject, &k.kid, &k.origin, &k.sealed, &k.public, &k.derived, &list, &k.used, &k.stored, &k.gone)
 	if err != nil {
 		return nil, err
 	}
@@ -121,8 +122,8 @@ func (s *Server) insertKey(tx *store.Tx, k *keyRow) error {
 	if k.kid != nil {
 		kid = k.kid
 	}
-	_, err := tx.Exec(`INSERT INTO ace_keys (subject, kid, origin, sealed, derived, challenges, used, stored, gone) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)`,
-		subjectBytes(k.subject), kid, k.origin, k.sealed, flag(k.derived), k.challenges.encode(), flag(k.used), k.stored)
+	_, err := tx.Exec(`INSERT INTO ace_keys (subject, kid, origin, sealed, public, derived, challenges, used, stored, gone) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)`,
+		subjectBytes(k.subject), kid, k.origin, k.sealed, k.public, flag(k.derived), k.challenges.encode(), flag(k.used), k.stored)
 	if err == nil {
 		tx.AfterCommit(func() { s.count(1) })
 	}
@@ -151,8 +152,8 @@ func (s *Server) count(n int64) { s.metrics.stored.Set(float64(s.stored.Add(n)))
 
 // updateKey writes what changes in a key's life.
 func (s *Server) updateKey(tx *store.Tx, k *keyRow) error {
-	_, err := tx.Exec(`UPDATE ace_keys SET challenges = ?, used = ?, stored = ?, gone = ? WHERE subject = ?`,
-		k.challenges.encode(), flag(k.used), k.stored, k.gone, subjectBytes(k.subject))
+	_, err := tx.Exec(`UPDATE ace_keys SET challenges = ?, used = ?, stored = ?, gone = ?, public = ? WHERE subject = ?`,
+		k.challenges.encode(), flag(k.used), k.stored, k.gone, k.public, subjectBytes(k.subject))
 	if err == nil {
 		tx.AfterCommit(func() { s.grants.forget(k.subject) })
 	}

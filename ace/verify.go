@@ -38,6 +38,7 @@ type verified struct {
 	subject coap.Subject
 	kid     []byte
 	key     []byte // symmetric; nil when unknown or public
+	public  []byte // SubjectPublicKeyInfo; nil when the key is symmetric
 	named   bool   // the token only names the key
 	// material is the OSCORE input material that the token confirms, which is the
 	// key; update says that the token changes the rights of material that is
@@ -297,7 +298,7 @@ func (v *verified) confirmPublic(k *cose.Key) error {
 	if err != nil {
 		return err
 	}
-	v.subject = KeySubject(spki)
+	v.subject, v.public = KeySubject(spki), spki
 	return nil
 }
 

@@ -81,7 +81,8 @@ func (m *Manager) parseLegacyJoin(ctx context.Context, j *joinCall) error {
 var errNoCred = coap.Respond(&coap.Response{Code: coap.BadRequest}, errors.New("gm: join: not exactly one stored public key that fits"))
 
 // onlyCred finds the credential that a node refers to which leaves client_cred
-// out: it must have proven exactly one that fits, in this group or others
+// out: it must have proven exactly one key that fits, by joining this group or
+// others, or by the handshake, as the public key that its token confirms
 // (draft-ietf-ace-key-groupcomm-oscore-03, Sections 4.3 and 5).
 func (m *Manager) onlyCred(ctx context.Context, j *joinCall) ([]byte, error) {
 	var found map[int64]*member
@@ -104,6 +105,21 @@ func (m *Manager) onlyCred(ctx context.Context, j *joinCall) ([]byte, error) {
 			return nil, errNoCred
 		}
 		only = mb.cred
+	}
+	if shown := j.grant.PublicKey; shown != nil {
+		cred, err := groupcomm.CredOfKey(shown.Encode())
+		if err == nil {
+			_, err = parseCred(j.g.cfg, cred)
+		}
+		switch {
+		case err != nil: // not one for this group
+		case only == nil:
+			only = cred
+		default:
+			if key, err := parseCred(j.g.cfg, only); err != nil || !key.SamePublic(shown) {
+				return nil, errNoCred
+			}
+		}
 	}
 	if only == nil {
 		return nil, errNoCred

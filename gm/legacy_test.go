@@ -219,6 +219,43 @@ func TestDraft03StoredKey(t *testing.T) {
 	}
 }
 
+// The public key that the token confirms, and that the handshake has proven,
+// counts as one that the Group Manager has (Sections 4.3 and 5).
+func TestDraft03ShownKey(t *testing.T) {
+	f := newFixture(t, legacyConfig("g1", groupcomm.Draft03))
+	ed, other := f.joiner("n", "g1", both), f.joiner("o", "g1", both)
+	p256, err := cose.GenerateKey(cose.AlgES256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare := func() *coap.Response {
+		msg := &groupcomm.LegacyJoinRequest{
+			Dialect: groupcomm.Draft03, Scope: groupcomm.EncodeTextScope(groupcomm.ScopeEntry{Group: "g1", Roles: both}),
+		}
+		return f.legacy(ed, coap.POST, msg.Encode(), "g1")
+	}
+	f.auth.Confirm(ed.Peer.Subject, p256.Public())
+	if r := bare(); r.Code != coap.BadRequest {
+		t.Errorf("with a key of another algorithm: %v", r.Code)
+	}
+	f.auth.Confirm(ed.Peer.Subject, ed.Key.Public())
+	if r := bare(); r.Code != coap.Created {
+		t.Fatalf("with the key of the token: %v", r.Code)
+	}
+	r := f.legacy(ed, coap.GET, nil, "g1", "pub-key")
+	keys, err := groupcomm.DecodeLegacyPubKeys(groupcomm.Draft03, r.Payload)
+	if err != nil || len(keys.PubKeys) != 1 || !keys.PubKeys[0].Key.SamePublic(ed.Key) {
+		t.Errorf("pub-key: %v, %v", r.Code, err)
+	}
+	if r := bare(); r.Code != coap.Created {
+		t.Errorf("the same key from the join and from the token: %v", r.Code)
+	}
+	f.auth.Confirm(ed.Peer.Subject, other.Key.Public())
+	if r := bare(); r.Code != coap.BadRequest {
+		t.Errorf("with one key from the join and another from the token: %v", r.Code)
+	}
+}
+
 func TestDraft03PubKeys(t *testing.T) {
 	f := newFixture(t, legacyConfig("g1", groupcomm.Draft03))
 	var nodes []*gmtest.Joiner

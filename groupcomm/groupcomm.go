@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
 )
 
 // Gid is the OSCORE ID Context of a group at one version of its keying
@@ -225,6 +226,9 @@ type Grant struct {
 	Subject coap.Subject
 	Scope   Scope
 	Expires time.Time // zero: never
+	// PublicKey is the key of proof of the token, which the peer has shown in its
+	// handshake; nil when that is a symmetric one.
+	PublicKey *cose.Key
 	// Challenges are the values of N_S that a proof of possession may cover,
 	// newest first.
 	Challenges [][]byte

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 )
@@ -32,6 +33,7 @@ type Authority struct {
 type token struct {
 	scope      groupcomm.Scope
 	expires    time.Time
+	public     *cose.Key
 	challenges []challenge // newest first
 }
 
@@ -54,6 +56,13 @@ func (a *Authority) Allow(s coap.Subject, scope groupcomm.Scope, expires time.Ti
 		t.challenges = old.challenges
 	}
 	a.tokens[s] = t
+}
+
+// Confirm has the subject's token confirm a public key, or none.
+func (a *Authority) Confirm(s coap.Subject, public *cose.Key) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tokens[s].public = public
 }
 
 // Revoke takes the subject's token away.
@@ -97,7 +106,7 @@ func (a *Authority) Grant(_ context.Context, p coap.Peer) (*groupcomm.Grant, err
 	if err != nil {
 		return nil, err
 	}
-	g := &groupcomm.Grant{Token: p.Subject.ID, Subject: p.Subject, Scope: t.scope, Expires: t.expires}
+	g := &groupcomm.Grant{Token: p.Subject.ID, Subject: p.Subject, Scope: t.scope, Expires: t.expires, PublicKey: t.public}
 	for _, c := range t.challenges {
 		if c.used || time.Since(c.at) < challengeLife {
 			g.Challenges = append(g.Challenges, c.ns)
