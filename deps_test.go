@@ -23,6 +23,7 @@ var arrows = map[string][]string{
 	"cose":                   {},
 	"groupcomm":              {"coap", "cose"},
 	"oscore":                 {"coap", "cose", "durable"},
+	"journal":                {"durable"},
 	"record":                 {},
 	"datagram":               {},
 	"durable":                {},
@@ -47,7 +48,7 @@ var arrows = map[string][]string{
 	"rd/rdtest": {"coap"},
 
 	"config":      {"coap", "cose", "durable", "groupcomm", "node", "spell", "store"},
-	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "node", "proxy", "rd", "store"},
+	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "journal", "node", "proxy", "rd", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
 	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},

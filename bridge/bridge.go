@@ -80,6 +80,8 @@ type Bridge struct {
 	checks    *checks
 	evict     func(ctx context.Context, group string, nodes []string) error
 
+	restored []Observer // until Run
+
 	mu        sync.Mutex
 	publicURI string
 	groups    map[string]groupState
@@ -176,7 +178,13 @@ func (b *Bridge) BrokerURI() string {
 // Run delivers until ctx ends, writes the last confirmations and returns.
 func (b *Bridge) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return b.follow(ctx) })
+	g.Go(func() error {
+		// First, so that a rekey of now finds who observes.
+		if err := b.recall(ctx); err != nil {
+			return err
+		}
+		return b.follow(ctx)
+	})
 	g.Go(func() error { return b.confirms.run(ctx) })
 	g.Go(func() error { return b.verifyAcks(ctx) })
 	g.Go(func() error { return b.catchUp(ctx) })

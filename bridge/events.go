@@ -168,6 +168,13 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 		return nil
 	}
 	b.log.InfoContext(ctx, "delivering rekey", "group", group, "version", version)
+	b.tell(ctx, group, version, body, formats, legacyVersion, legacyBody)
+	b.callRekeys(group)
+	return nil
+}
+
+// tell hands a rekey to the hub, in each form in which it is observed.
+func (b *Bridge) tell(ctx context.Context, group string, version uint64, body []byte, formats []coap.Format, legacyVersion uint64, legacyBody []byte) {
 	topic := groupTopic(group)
 	n := b.notification(ctx, topic, group, version, coap.ACEGroupcomm, body)
 	b.hub.Publish(topic, n)
@@ -181,8 +188,6 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 		b.hub.Publish(topic, b.notification(ctx, topic, group, legacyVersion, f, legacyBody))
 	}
 	b.hub.Publish(numTopic(group), b.small(ctx, group, numTopic(group), version, groupcomm.EncodeNum(version)))
-	b.callRekeys(group)
-	return nil
 }
 
 // gone says that a group is not there, for good: to try again would hold up all

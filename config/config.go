@@ -153,6 +153,8 @@ const (
 type Endpoint struct {
 	Kind      string `yaml:"kind"`      // EndpointOwn or EndpointStock
 	Handshake string `yaml:"handshake"` // HandshakePion or HandshakeOwn; of the own endpoint
+	// PersistSessions has associations and observations outlive the process.
+	PersistSessions bool `yaml:"persist_sessions"`
 }
 
 // Limits bounds what peers can make the gateway hold or do.

@@ -24,7 +24,7 @@ func Default() *Config {
 		Store:               "sqlite:groupgate.db",
 		AuthorizationServer: AuthorizationServer{Enabled: true, Issuer: "as1"},
 		Seal:                Seal{KeyFile: SealKeyFile},
-		Endpoint:            Endpoint{Kind: EndpointOwn, Handshake: HandshakePion},
+		Endpoint:            Endpoint{Kind: EndpointOwn, Handshake: HandshakePion, PersistSessions: true},
 		Limits:              Limits{Sessions: 200000, Handshakes: 256, PerPeerRPS: 50, NotifyRPS: 20000},
 		MQTT:                MQTT{TopicPrefix: "groupgate"},
 		ResourceDirectory:   ResourceDirectory{Lifetime: 25 * time.Hour},

@@ -109,6 +109,12 @@ type Config struct {
 	// Opened is told of each peer that Admit let in, before its first request;
 	// nil: nobody is.
 	Opened func(Peer)
+	// Ready is closed when requests can be served; Run does not read before. nil:
+	// at once.
+	Ready <-chan struct{}
+	// Ending is called when Run is about to end, before anything is given up; nil:
+	// nobody is.
+	Ending func()
 	// Keep is asked about peers on plain UDP that were silent for long: true keeps
 	// one that is reached by other means than its own requests, with OSCORE. nil
 	// keeps nobody.
@@ -161,6 +167,13 @@ type Endpoint struct {
 	ciphers    [cipherSlots]ciphers
 	plain      []byte // the record being read
 	receipts   receiptList
+
+	// See persist.go.
+	journal  Journal // nil: sessions end with the process
+	firstSeq uint64  // of restored sessions
+	dirty    []*session
+	scratch  []byte
+	echoKey  [16]byte
 }
 
 // New makes an endpoint on a socket, which it takes over. Run serves it.
@@ -197,6 +210,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 	if cfg.Keys != nil && (cfg.RawKey != nil || cfg.OwnPSK) {
 		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half)}
 	}
+	_, _ = rand.Read(e.echoKey[:]) // never fails (crypto/rand)
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e
 }
@@ -204,14 +218,24 @@ func New(sock Socket, cfg Config) *Endpoint {
 // LocalAddr is the address of the socket.
 func (e *Endpoint) LocalAddr() net.Addr { return e.sock.LocalAddr() }
 
-// Run serves until ctx ends, tells the peers goodbye and closes the socket. It
-// returns when all is over.
+// Run serves until ctx ends and closes the socket. Sessions that a journal keeps
+// go on after the next start; other peers are told goodbye. It returns when all is
+// over.
 func (e *Endpoint) Run(ctx context.Context) error {
+	if e.cfg.Ready != nil {
+		select {
+		case <-e.cfg.Ready:
+		case <-ctx.Done():
+			e.stop()
+			return e.sock.Close()
+		}
+	}
 	var writer, work sync.WaitGroup
 	writer.Go(func() { e.out.run(e.sock, e.metrics.unsent.Inc) })
 	background, quiet := context.WithCancel(ctx)
 	work.Go(func() { e.runWheel(background) })
 	work.Go(func() { e.runSweep(background) })
+	work.Go(func() { e.runKeep(background) })
 	var failed error
 	read := make(chan struct{})
 	go func() {
@@ -229,6 +253,10 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	e.mu.Unlock()
 	quiet()
 	work.Wait()
+	e.Keep()
+	if e.cfg.Ending != nil {
+		e.cfg.Ending()
+	}
 	e.stop()
 	e.endHandshakes()
 	e.crew.end()
@@ -278,9 +306,10 @@ func (e *Endpoint) read() error {
 	}
 }
 
-// goodbye ends every association.
+// goodbye ends every association; one that is kept only here, not for the peer.
 func (e *Endpoint) goodbye() {
 	e.mu.Lock()
+	e.journal = nil // what ends now goes on after the next start
 	all := make([]*session, 0, len(e.sessions))
 	for _, s := range e.sessions {
 		all = append(all, s)
@@ -289,7 +318,7 @@ func (e *Endpoint) goodbye() {
 	for _, s := range all {
 		e.out.throttle()
 		e.mu.Lock()
-		done := s.closeLocked(true)
+		done := s.closeLocked(!s.written)
 		e.mu.Unlock()
 		for _, f := range done {
 			f()

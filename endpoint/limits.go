@@ -84,6 +84,23 @@ const (
 	cipherSlots = 2048
 	cipherIdle  = 30 * time.Second
 
+	// keepEvery is how often what moved on in sessions is written: what was
+	// received since may be replayed after a crash, and meets a stale session.
+	// keepAtOnce is how many are written without letting others work.
+	keepEvery  = 500 * time.Millisecond
+	keepAtOnce = 256
+
+	// idReserve is how many message identifiers are used before that is written,
+	// and idLeap by how many a restored session goes on: no identifier of before
+	// is used again while copies of it may be under way.
+	idReserve = 4096
+	idLeap    = 2 * idReserve
+
+	// maxReply bounds an answer that outlives the process, and maxSubject what
+	// names a peer there, in bytes.
+	maxReply   = 1500
+	maxSubject = 1024
+
 	defaultSessions   = 200_000
 	defaultHandshakes = 256
 

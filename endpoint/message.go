@@ -16,6 +16,7 @@ type exchange struct {
 	id      uint16
 	token   []byte
 	observe bool // it may register an observation
+	effects bool // it may change something
 	receipt *receipt
 	over    bool
 	held    []held
@@ -79,7 +80,7 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	}
 	m = m.Clone()
 	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
-	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present}
+	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present, effects: effects(m)}
 	x.receipt = s.remember(m.ID, m.Token, now)
 	a := s.activity()
 	a.work = append(a.work, x)
@@ -108,7 +109,7 @@ func (x *exchange) serve(m *coap.Message) {
 	if err := s.admitted(); err != nil {
 		r := coap.ErrorResponse(err)
 		reply = &coap.Message{Code: r.Code, Token: m.Token, Options: r.Options, Payload: r.Payload}
-	} else {
+	} else if reply = x.challenge(m); reply == nil {
 		reply = e.cfg.Server.Handle(e.ctx, s, m)
 	}
 	e.mu.Lock()
@@ -141,6 +142,7 @@ func (s *session) admitted() error {
 	first := s.pending == p
 	if first {
 		s.pending, s.subject = nil, subject
+		s.keep()
 	}
 	e.mu.Unlock()
 	if first {
@@ -167,6 +169,7 @@ func (x *exchange) finish(reply *coap.Message) (after []func()) {
 	case x.con && !x.receipt.acked:
 		b := s.encode(coap.Acknowledgement, x.id, x.token, reply)
 		e.receipts.answer(x.receipt, b)
+		x.keepReply(b)
 		x.receipt.withheld = !s.emit(b)
 	case reply == nil:
 	case x.con:
@@ -209,6 +212,7 @@ func (s *session) acknowledged(m *coap.Message) {
 	if t == nil || m.Code.IsRequest() {
 		return
 	}
+	s.fresh()
 	w := t.waiter
 	if m.Code.IsResponse() && (w == nil || !bytes.Equal(w.token, m.Token)) {
 		return // RFC 7252, Section 5.3.2: it answers nothing of ours
@@ -232,6 +236,7 @@ func (s *session) rejected(m *coap.Message, from netip.AddrPort) {
 	}
 	e := s.e
 	if t := s.transmission(m.ID); t != nil {
+		s.fresh()
 		if f := t.end(coap.ErrReset); f != nil {
 			e.crew.do(f)
 		}
@@ -263,6 +268,7 @@ func (s *session) response(m *coap.Message, now time.Time) {
 		return
 	}
 	w := s.act.waiters[i]
+	s.fresh() // it has the token of a request of ours
 	if con {
 		r := s.remember(m.ID, m.Token, now)
 		s.e.receipts.answer(r, s.encode(coap.Acknowledgement, m.ID, nil, nil))

@@ -16,6 +16,8 @@ type metrics struct {
 	duplicates               prometheus.Counter
 	retransmissions          prometheus.Counter
 	timeouts, unsent         prometheus.Counter
+	restored, challenges     prometheus.Counter
+	exhausted                prometheus.Counter
 }
 
 // Kinds of handshakes.
@@ -49,6 +51,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		duplicates:      counter("duplicates_total", "Requests that came again and were answered as before."),
 		retransmissions: counter("retransmissions_total", "Confirmable messages sent again."),
 		timeouts:        counter("timeouts_total", "Confirmable messages that nobody acknowledged."),
+		restored:        counter("restored_total", "Sessions that outlived a restart."),
+		challenges:      counter("challenges_total", "Requests on restored sessions that were asked to show that they are fresh."),
+		exhausted:       counter("exhausted_total", "Sessions ended because they had used up the record numbers of this start."),
 		unsent:          counter("unsent_total", "Datagrams that the system did not take."),
 	}
 }

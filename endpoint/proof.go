@@ -21,6 +21,7 @@ func (s *session) moved(to netip.AddrPort, size int) {
 		delete(e.byAddr, s.addr)
 	}
 	s.addr = to
+	s.moves++
 	if e.byAddr[to] == nil {
 		e.byAddr[to] = s
 	}
@@ -52,6 +53,7 @@ func (s *session) afford(n int) bool {
 // to; what was held back goes out.
 func (s *session) proven() {
 	s.unproven = false
+	s.fresh()
 	if s.act == nil {
 		return
 	}

@@ -18,6 +18,7 @@ type receipt struct {
 	reply    []byte // the message that answered it; nil while there is none
 	withheld bool   // the reply waits for the peer's address to be proven
 	dead     bool
+	kept     bool // it outlives the process
 
 	next *receipt // newer
 }

@@ -120,6 +120,7 @@ func (s *session) record(r *record.Record, from netip.AddrPort, size int) bool {
 	newest := s.window.Accept(r.Seq)
 	now := time.Now()
 	s.heard = now
+	s.touched()
 	switch {
 	case from == s.addr:
 		if s.unproven {

@@ -26,6 +26,7 @@ type transmission struct {
 	tries  int
 	wait   time.Duration
 	over   bool
+	ping   bool        // an empty message, to be rejected
 	done   func(error) // nil: nobody asks
 	waiter *waiter     // of a request; nil for other messages
 }
@@ -225,6 +226,9 @@ func (s *session) transmission(id uint16) *transmission {
 func (s *session) newID() uint16 {
 	for {
 		s.nextID++
+		if s.nextID-s.keptID >= idReserve {
+			s.touched()
+		}
 		if s.transmission(s.nextID) == nil {
 			return s.nextID
 		}

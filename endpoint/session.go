@@ -21,8 +21,17 @@ type session struct {
 	subject coap.Subject
 	addr    netip.AddrPort
 	heard   time.Time
+	began   time.Time
+	moves   uint32 // to other addresses
 	gone    bool
 	kept    bool // see Config.Keep
+
+	// See persist.go.
+	written  bool   // it is in the journal
+	dirty    bool   // it moved on since
+	restored bool   // from an earlier process
+	stale    bool   // and the peer has not shown that it is there now
+	keptID   uint16 // nextID as it was written
 
 	// The record layer; unused over plain UDP.
 	suite       record.Suite
@@ -86,8 +95,9 @@ func (s *session) idle() bool {
 func (e *Endpoint) newSession(via coap.Security, addr netip.AddrPort) *session {
 	var b [12]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	now := time.Now()
 	return &session{
-		e: e, id: coap.LinkID(hex.EncodeToString(b[:8])), via: via, addr: addr, heard: time.Now(),
+		e: e, id: coap.LinkID(hex.EncodeToString(b[:8])), via: via, addr: addr, heard: now, began: now,
 		nextID: uint16(b[8])<<8 | uint16(b[9]),
 		slot:   (uint16(b[10])<<8 | uint16(b[11])) % cipherSlots,
 	}
@@ -110,6 +120,7 @@ func (e *Endpoint) register(s *session) {
 		e.byCID[s.cid] = s
 	}
 	e.metrics.sessions.Inc()
+	s.keep()
 }
 
 // makeRoom closes the session that is missed least when there are too many.
@@ -160,6 +171,7 @@ func (s *session) closeLocked(tell bool) []func() {
 		s.alert(alertWarning, alertCloseNotify)
 	}
 	s.gone = true
+	s.forgetKept()
 	delete(e.sessions, s.id)
 	if e.byAddr[s.addr] == s {
 		delete(e.byAddr, s.addr)
@@ -279,11 +291,17 @@ func (s *session) alert(level, description byte) {
 
 // seal sends one record to the session's address.
 func (s *session) seal(kind uint8, b []byte) {
-	if s.seq > record.MaxSeq {
+	last := s.e.lastSeq()
+	if s.seq >= last {
 		return // RFC 6347, Section 4.1: never again
 	}
 	seq := s.seq
 	s.seq++
+	if s.seq == last-1 && kind != record.Alert {
+		// One is left to say goodbye with: the peer shakes hands anew.
+		s.e.metrics.exhausted.Inc()
+		s.e.crew.do(s.Close)
+	}
 	s.e.out.push(s.addr, s.writer().Seal(s.e.out.buffer(), kind, epoch, seq, s.remoteCID(), b))
 }
 

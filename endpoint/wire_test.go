@@ -538,7 +538,7 @@ func (p *peer) ask(m *coap.Message) *coap.Message {
 			if r == nil {
 				break
 			}
-			if r.Type == coap.Confirmable {
+			if r.Type == coap.Confirmable && !p.reject(r) {
 				p.send(&coap.Message{Type: coap.Acknowledgement, ID: r.ID})
 			}
 			if r.Type == coap.Acknowledgement && r.ID == m.ID && r.Code == coap.Empty {
@@ -553,6 +553,15 @@ func (p *peer) ask(m *coap.Message) *coap.Message {
 			wait = time.Minute
 		}
 	}
+}
+
+// reject answers a ping.
+func (p *peer) reject(m *coap.Message) bool {
+	if m.Type != coap.Confirmable || m.Code != coap.Empty {
+		return false
+	}
+	p.send(&coap.Message{Type: coap.Reset, ID: m.ID})
+	return true
 }
 
 // numbers watches the records of the endpoint: a sequence number that occurs

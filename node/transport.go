@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -247,7 +248,20 @@ func (c *conn) working() (done func()) {
 
 // Do sends one request and waits for its response.
 func (c *conn) Do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
-	return c.doWith(ctx, req, nil)
+	r, err := c.doWith(ctx, req, nil)
+	if err != nil {
+		return nil, err
+	}
+	// A server that was restarted asks whether we are there now, before it does
+	// what the request says (RFC 9175, Section 2.3).
+	echo, ok := r.Options.Get(coap.Echo)
+	if !ok || r.Code != coap.Unauthorized {
+		return r, nil
+	}
+	again := *req
+	again.Options = slices.Clone(req.Options)
+	again.Options.Set(coap.Echo, echo)
+	return c.doWith(ctx, &again, nil)
 }
 
 // doWith is Do with a token, which is a fresh one when it is nil.

@@ -23,14 +23,19 @@ var (
 )
 
 // CoAPS makes an endpoint of the gateway's own for CoAP over DTLS on a socket,
-// which it takes over. Its Run serves.
+// which it takes over. Its Run serves, as soon as that of the gateway is ready. The
+// sessions of the first one outlive the gateway, with endpoint.persist_sessions.
 func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
-	return endpoint.New(sock, endpoint.Config{
-		Server: front{g}, Keys: front{g}, Opened: front{g}.opened,
+	e := endpoint.New(sock, endpoint.Config{
+		Server: front{g}, Keys: front{g}, Opened: front{g}.opened, Ready: g.ready, Ending: g.freeze,
 		RawKey: g.rawKey, OwnPSK: g.cfg.Endpoint.Handshake == config.HandshakeOwn,
 		MaxSessions: g.cfg.Limits.Sessions, MaxHandshakes: g.cfg.Limits.Handshakes,
 		Log: g.log.With("part", "coaps"), Registerer: g.registerer("coaps"),
 	})
+	if g.coaps == nil {
+		g.coaps = e
+	}
+	return e
 }
 
 // CoAP makes one for plain UDP.

@@ -28,6 +28,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
 	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/endpoint"
 )
 
 // goodbye bounds what a stopping gateway still waits for.
@@ -51,6 +52,7 @@ type Gateway struct {
 	ready chan struct{}         // closed when they are
 	links sync.Map              // connKey → *linkEntry
 	own   sync.Map              // coap.LinkID → *ownLink
+	coaps *endpoint.Endpoint    // whose sessions are kept; nil: there is none
 	crowd crowd
 
 	refusals refusals

@@ -57,8 +57,14 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		return err
 	}
 	g.audit.Store(b.audit)
+	kept, observing := g.keep()
+	b.bridge.Restored(observing)
 	eg, ctx := errgroup.WithContext(ctx)
 	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.secure.Run, b.admin, b.delegates}
+	if kept != nil {
+		runs = append(runs, kept.Run)
+		defer func() { err = errors.Join(err, kept.Close()) }()
+	}
 	if b.rd != nil {
 		runs = append(runs, b.register)
 	}
@@ -79,6 +85,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	g.rooms.Store(b.rooms())
 	close(g.ready)
 	<-ctx.Done()
+	g.freeze()
 	g.stop()       // running requests end
 	g.gate.close() // and are waited for, before the store closes
 	err = eg.Wait()

@@ -192,6 +192,7 @@ func (d *delivery) finish(s *Server) {
 		if d.confirm && !d.relayed {
 			sub.heard = time.Now()
 		}
+		s.keepShownLocked(sub)
 		if !n.Body.Code.IsSuccess() {
 			s.removeLocked(sub) // RFC 7641, Section 4.2
 		}

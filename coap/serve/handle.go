@@ -131,7 +131,7 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 	}
 	if present && register {
 		if err == nil && r.Observe != nil && r.Code.IsSuccess() {
-			r = s.register(x, r, start)
+			r = s.register(ctx, x, r, start)
 		} else {
 			// RFC 7641, Section 4.1: a request with the token of an observation
 			// takes its place, whatever comes of it.

@@ -95,6 +95,13 @@ const (
 	// sweepEvery is how often Run looks for what has expired.
 	sweepEvery = 10 * time.Second
 
+	// seqLeap is by how much the numbers of notifications go on after a restart.
+	seqLeap = 1024
+
+	// dumpAtOnce is how many peers' observations are written without letting
+	// others work.
+	dumpAtOnce = 256
+
 	// busyMaxAge is the Max-Age of 4.29 and 5.03, in seconds (RFC 8516, Section
 	// 3: the time to wait).
 	busyMaxAge = 2

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"time"
@@ -62,15 +63,20 @@ type observation struct {
 // an observation with the same token before a restart: the seconds of the clock
 // while notifications are rarer (RFC 7641, Sections 3.4 and 4.4).
 func (o *observation) nextSeq() uint32 {
-	const mask = 1<<24 - 1
-	next := (o.seq + 1) & mask
-	clock := uint32(time.Now().Unix()) & mask
-	if d := (clock - next) & mask; d < 1<<23 {
+	clock := uint32(time.Now().Unix()) & seqMask
+	next := (o.seq + 1) & seqMask
+	if o.seq == 0 || newer(clock, next) {
 		next = clock
 	}
 	o.seq = next
 	return next
 }
+
+// seqMask are the 24 bits of such a number.
+const seqMask = 1<<24 - 1
+
+// newer compares two of them (RFC 7641, Section 3.4).
+func newer(a, b uint32) bool { return a != b && (a-b)&seqMask < 1<<23 }
 
 // beginRegistration says that a handler is about to read a state that may then
 // be observed: what is published from now on is kept.
@@ -100,7 +106,7 @@ func (s *Server) endRegistration() {
 // register adds the observation that the response r of x asks for and returns
 // r with the Observe option; without it when the observation was dropped
 // meanwhile or there are too many.
-func (s *Server) register(x *exchange, r *coap.Response, start uint64) *coap.Response {
+func (s *Server) register(ctx context.Context, x *exchange, r *coap.Response, start uint64) *coap.Response {
 	key := x.cacheKey()
 	s.mu.Lock()
 	p := x.peer
@@ -132,18 +138,7 @@ func (s *Server) register(x *exchange, r *coap.Response, start uint64) *coap.Res
 			s.mu.Unlock()
 			return r
 		}
-		sub := t.subs[p.id]
-		if sub == nil {
-			sub = &subscription{peer: p, topic: t}
-			if len(t.subs) == 0 {
-				s.retained--
-			}
-			if t.subs == nil {
-				t.subs = make(map[coap.LinkID]*subscription, 1)
-			}
-			t.subs[p.id] = sub
-			p.subs = append(p.subs, sub)
-		}
+		sub := s.subscribeLocked(p, t)
 		o = &observation{sub: sub, token: string(x.token)}
 		sub.obs = append(slices.Clone(sub.obs), o)
 		s.observations++
@@ -172,12 +167,36 @@ func (s *Server) register(x *exchange, r *coap.Response, start uint64) *coap.Res
 		}
 	}
 	seq := o.nextSeq()
+	keeper := s.keeper
+	wait := s.keepLocked(o)
 	s.mu.Unlock()
+	if wait {
+		// What is promised is on disk first. When the disk fails the observation
+		// lasts as long as this process, as the journal tells the operator.
+		_ = keeper.Commit(ctx)
+	}
 
 	out := *r
 	out.Options = slices.Clone(r.Options)
 	out.Options.SetUint(coap.ObserveOption, seq)
 	return &out
+}
+
+// subscribeLocked finds or makes the mailbox of a link for a topic.
+func (s *Server) subscribeLocked(p *peer, t *topic) *subscription {
+	sub := t.subs[p.id]
+	if sub == nil {
+		sub = &subscription{peer: p, topic: t}
+		if len(t.subs) == 0 {
+			s.retained--
+		}
+		if t.subs == nil {
+			t.subs = make(map[coap.LinkID]*subscription, 1)
+		}
+		t.subs[p.id] = sub
+		p.subs = append(p.subs, sub)
+	}
+	return sub
 }
 
 // topicLocked finds or makes a topic. A new one counts as retained until it has
@@ -232,6 +251,7 @@ func (s *Server) deregisterLocked(p *peer, token string) {
 
 func (s *Server) forgetObservationLocked(o *observation) {
 	o.gone = true
+	s.keepEndLocked(o)
 	s.observations--
 	s.metrics.observations.Dec()
 }

@@ -14,7 +14,9 @@ type peer struct {
 	link  coap.Link // the newest: a link that slept may come back as another value
 	heard time.Time
 	plain bool // unauthenticated
-	gone  bool // closed or forgotten: nothing may be attached any more
+	// durable: its observations outlive the process.
+	durable bool
+	gone    bool // closed or forgotten: nothing may be attached any more
 
 	working int     // requests in handlers
 	budget  float64 // requests allowed at the time filled
@@ -68,7 +70,7 @@ func (s *Server) admit(link coap.Link) (*peer, *coap.Response) {
 		s.peers[id] = p
 	}
 	p.link = link
-	p.plain = from.Via == coap.Plain
+	p.plain, p.durable = from.Via == coap.Plain, durable(from.Via)
 	p.heard = now
 	if d := now.Sub(p.filled); d > 0 {
 		p.budget = min(p.budget+d.Seconds()*s.cfg.PerPeerRPS, float64(s.cfg.PerPeerBurst))
@@ -95,13 +97,14 @@ func (s *Server) lookup(id coap.LinkID) *peer {
 		return nil
 	}
 	now := time.Now()
-	plain := link.Peer().Via == coap.Plain
+	via := link.Peer().Via
+	plain := via == coap.Plain
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p := s.peers[id]; p != nil {
 		return p
 	}
-	p = &peer{id: id, link: link, plain: plain, heard: now, budget: float64(s.cfg.PerPeerBurst), filled: now}
+	p = &peer{id: id, link: link, plain: plain, durable: durable(via), heard: now, budget: float64(s.cfg.PerPeerBurst), filled: now}
 	s.peers[id] = p
 	return p
 }

@@ -139,7 +139,8 @@ type Server struct {
 
 	mu      sync.Mutex
 	peers   map[coap.LinkID]*peer
-	closing bool // Run is over: no further goroutines
+	keeper  Keeper // guarded by mu; nil: observations end with the process
+	closing bool   // Run is over: no further goroutines
 
 	// Blockwise state, guarded by mu.
 	assemblyBytes int // in all

@@ -1,0 +1,291 @@
+package endpoint
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/record"
+)
+
+// What is written of a session, so that it outlives the process. Each record
+// begins with its kind and the link; numbers are in network byte order, strings
+// begin with their length in two bytes.
+//
+//	session  all of it: at its beginning, and in each snapshot
+//	mark     what moves on: receive edge, message identifiers, address
+//	reply    the answer to a request that had side effects
+//	end      it is over
+const (
+	keptSession = 'S'
+	keptMark    = 'M'
+	keptReply   = 'R'
+	keptEnd     = 'E'
+
+	linkSize = 8 // bytes of a LinkID, before it is hexadecimal
+)
+
+var errKept = errors.New("endpoint: malformed record of a session")
+
+// mark is what moves on.
+type mark struct {
+	edge   uint64 // one above the highest record number received
+	nextID uint16
+	heard  int64 // seconds of the Unix clock
+	moves  uint32
+	addr   netip.AddrPort
+}
+
+// image is a session as it is written.
+type image struct {
+	id          [linkSize]byte
+	via         coap.Security
+	suite       record.Suite
+	read, write record.Keys
+	cid         uint64
+	peerCID     string
+	subject     coap.Subject
+	began       int64 // seconds of the Unix clock
+	mark
+}
+
+// replyImage is an answer that is kept for copies of its request.
+type replyImage struct {
+	id    [linkSize]byte
+	mid   uint16
+	at    int64 // seconds of the Unix clock
+	token string
+	reply string
+}
+
+func (m *mark) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, m.edge)
+	b = binary.BigEndian.AppendUint16(b, m.nextID)
+	b = binary.BigEndian.AppendUint64(b, uint64(m.heard))
+	b = binary.BigEndian.AppendUint32(b, m.moves)
+	b = appendString(b, string(m.addr.Addr().AsSlice()))
+	b = appendString(b, m.addr.Addr().Zone())
+	return binary.BigEndian.AppendUint16(b, m.addr.Port())
+}
+
+func (m *image) append(b []byte) []byte {
+	b = append(b, keptSession)
+	b = append(b, m.id[:]...)
+	b = append(b, byte(m.via))
+	b = binary.BigEndian.AppendUint16(b, uint16(m.suite))
+	for _, k := range []*record.Keys{&m.read, &m.write} {
+		b = append(b, k.Key[:]...)
+		b = append(b, k.IV[:]...)
+	}
+	b = binary.BigEndian.AppendUint64(b, m.cid)
+	b = appendString(b, m.peerCID)
+	b = append(b, byte(m.subject.Kind))
+	b = appendString(b, m.subject.ID)
+	b = binary.BigEndian.AppendUint64(b, uint64(m.began))
+	return m.mark.append(b)
+}
+
+func (r *replyImage) append(b []byte) []byte {
+	b = append(b, keptReply)
+	b = append(b, r.id[:]...)
+	b = binary.BigEndian.AppendUint16(b, r.mid)
+	b = binary.BigEndian.AppendUint64(b, uint64(r.at))
+	b = appendString(b, r.token)
+	return appendString(b, r.reply)
+}
+
+func appendMark(b []byte, id [linkSize]byte, m *mark) []byte {
+	b = append(b, keptMark)
+	b = append(b, id[:]...)
+	return m.append(b)
+}
+
+func appendEnd(b []byte, id [linkSize]byte) []byte { return append(append(b, keptEnd), id[:]...) }
+
+func appendString(b []byte, s string) []byte {
+	b = binary.BigEndian.AppendUint16(b, uint16(len(s)))
+	return append(b, s...)
+}
+
+// reader takes a record apart; bad is set by what does not fit.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) take(n int) []byte {
+	if r.bad || len(r.b) < n {
+		r.bad = true
+		return make([]byte, n)
+	}
+	out := r.b[:n]
+	r.b = r.b[n:]
+	return out
+}
+
+func (r *reader) u8() uint8   { return r.take(1)[0] }
+func (r *reader) u16() uint16 { return binary.BigEndian.Uint16(r.take(2)) }
+func (r *reader) u32() uint32 { return binary.BigEndian.Uint32(r.take(4)) }
+func (r *reader) u64() uint64 { return binary.BigEndian.Uint64(r.take(8)) }
+
+func (r *reader) string(most int) string {
+	n := int(r.u16())
+	if n > most {
+		r.bad = true
+		return ""
+	}
+	return string(r.take(n))
+}
+
+// seconds reads a time that a clock can show: it is never negative.
+func (r *reader) seconds() int64 {
+	v := r.u64()
+	r.bad = r.bad || v > 1<<40
+	return int64(v)
+}
+
+func (r *reader) mark() (m mark) {
+	m.edge, m.nextID, m.heard, m.moves = r.u64(), r.u16(), r.seconds(), r.u32()
+	ip, zone := r.string(16), r.string(64)
+	addr, ok := netip.AddrFromSlice([]byte(ip))
+	if addr = addr.WithZone(zone); addr.Zone() != zone {
+		ok = false
+	}
+	m.addr = netip.AddrPortFrom(addr, r.u16())
+	r.bad = r.bad || !ok || m.edge > record.MaxSeq+1
+	return m
+}
+
+func (r *reader) id() (id [linkSize]byte) {
+	copy(id[:], r.take(linkSize))
+	return id
+}
+
+func (r *reader) keys() (k record.Keys) {
+	copy(k.Key[:], r.take(len(k.Key)))
+	copy(k.IV[:], r.take(len(k.IV)))
+	return k
+}
+
+// decodeKept reads one record: an *image, a marked, a *replyImage or an ended.
+func decodeKept(b []byte) (any, error) {
+	r := &reader{b: b}
+	var out any
+	switch kind := r.u8(); kind {
+	case keptSession:
+		m := &image{id: r.id(), via: coap.Security(r.u8()), suite: record.Suite(r.u16())}
+		m.read, m.write = r.keys(), r.keys()
+		m.cid, m.peerCID = r.u64(), r.string(255)
+		m.subject = coap.Subject{Kind: coap.SubjectKind(r.u8()), ID: r.string(maxSubject)}
+		m.began, m.mark = r.seconds(), r.mark()
+		if m.via != coap.DTLSPSK && m.via != coap.DTLSCert && m.via != coap.DTLSRPK || !m.suite.Supported() || m.subject.Kind > coap.SubjectOSCORE {
+			return nil, errKept
+		}
+		out = m
+	case keptMark:
+		out = marked{r.id(), r.mark()}
+	case keptReply:
+		out = &replyImage{id: r.id(), mid: r.u16(), at: r.seconds(), token: r.string(8), reply: r.string(maxReply)}
+	case keptEnd:
+		out = ended(r.id())
+	default:
+		return nil, errKept
+	}
+	if r.bad || len(r.b) > 0 {
+		return nil, errKept
+	}
+	return out, nil
+}
+
+type (
+	marked struct {
+		id   [linkSize]byte
+		mark mark
+	}
+	ended [linkSize]byte
+)
+
+// linkID is the name of a session outside of this package.
+func linkID(id [linkSize]byte) coap.LinkID { return coap.LinkID(hex.EncodeToString(id[:])) }
+
+// linkBytes is the inverse.
+func linkBytes(id coap.LinkID) (b [linkSize]byte) {
+	if n, err := hex.Decode(b[:], []byte(id)); err != nil || n != linkSize {
+		panic("endpoint: internal error: link " + string(id))
+	}
+	return b
+}
+
+// Recovery collects what a journal kept of sessions. The zero value is ready.
+type Recovery struct {
+	sessions map[[linkSize]byte]*recovered
+}
+
+type recovered struct {
+	image
+	replies []*replyImage
+}
+
+// Apply reads one record; what speaks of a session that is over, or never was,
+// means nothing.
+func (r *Recovery) Apply(b []byte) error {
+	v, err := decodeKept(b)
+	if err != nil {
+		return err
+	}
+	if r.sessions == nil {
+		r.sessions = map[[linkSize]byte]*recovered{}
+	}
+	switch v := v.(type) {
+	case *image:
+		old := r.sessions[v.id]
+		next := &recovered{image: *v}
+		if old != nil {
+			next.replies = old.replies
+			next.mark.join(old.mark)
+		}
+		r.sessions[v.id] = next
+	case marked:
+		if s := r.sessions[v.id]; s != nil {
+			v.mark.join(s.mark)
+			s.mark = v.mark
+		}
+	case *replyImage:
+		s := r.sessions[v.id]
+		if s == nil {
+			break
+		}
+		for i, have := range s.replies {
+			if have.mid == v.mid {
+				s.replies[i] = v
+				return nil
+			}
+		}
+		if s.replies = append(s.replies, v); len(s.replies) > maxReceipts {
+			s.replies = s.replies[1:]
+		}
+	case ended:
+		delete(r.sessions, v)
+	}
+	return nil
+}
+
+// join has the edge never go back, whatever the order of what is read.
+func (m *mark) join(old mark) { m.edge, m.moves = max(m.edge, old.edge), max(m.moves, old.moves) }
+
+// Len is how many sessions there are.
+func (r *Recovery) Len() int { return len(r.sessions) }
+
+// Has says whether there is the session of a link.
+func (r *Recovery) Has(id coap.LinkID) bool {
+	var b [linkSize]byte
+	if n, err := hex.Decode(b[:], []byte(id)); err != nil || n != linkSize {
+		return false
+	}
+	return r.sessions[b] != nil
+}
+
+func unix(t time.Time) int64 { return max(0, t.Unix()) }

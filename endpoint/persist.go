@@ -1,0 +1,316 @@
+package endpoint
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/record"
+)
+
+// Sessions outlive the process in a journal. What makes that safe, argued in
+// docs/endpoint.md:
+//
+//   - Record numbers that we send: a start has a number of its own, and every
+//     session counts within start<<24 … start<<24 + 2^24 - 1, but for its first
+//     life, which counts from its handshake to the end of that range (protocol.md,
+//     Section 10). So no number is used twice under a key, whatever of the
+//     counting was on disk.
+//   - Record numbers that we receive: nothing below the edge on disk is taken. What
+//     came after it was written may be replayed, so a restored session is stale:
+//     no request with side effects is served until the peer shows, by Echo or by
+//     the acknowledgement of something that was sent in this life, that it is
+//     there now. From then on nothing older is taken.
+//   - Message identifiers begin further on than any that may have been used.
+
+// Journal is where sessions are kept.
+type Journal interface {
+	// Append has a record written soon; it waits for nothing.
+	Append(rec []byte)
+}
+
+// startShift is how many record numbers each start has, as a power of two
+// (protocol.md, Section 10).
+const startShift = 24
+
+// Restore begins to keep sessions in a journal, and brings back those of r. start
+// is the number of this start, of 24 bits. It is called before Run serves, see
+// [Config.Ready]; the peers are those to be told of to others.
+func (e *Endpoint) Restore(j Journal, start uint32, r *Recovery) []Peer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.journal = j
+	e.firstSeq = uint64(start) << startShift
+	now := time.Now()
+	all := make([]*recovered, 0, len(r.sessions))
+	for _, k := range r.sessions {
+		if now.Sub(time.Unix(k.heard, 0)) <= e.cfg.Idle {
+			all = append(all, k)
+		}
+	}
+	// The newest first: it keeps the address that two were at, and its place if
+	// there are too many.
+	slices.SortFunc(all, func(a, b *recovered) int { return int(b.heard - a.heard) })
+	all = all[:min(len(all), e.cfg.MaxSessions)]
+	peers := make([]Peer, 0, len(all))
+	for _, k := range all {
+		peers = append(peers, e.restore(k, now))
+	}
+	r.sessions = nil
+	return peers
+}
+
+// restore makes a session of what was kept of it.
+func (e *Endpoint) restore(k *recovered, now time.Time) *session {
+	s := e.newSession(k.via, k.addr)
+	s.id = linkID(k.id)
+	s.subject, s.suite, s.read, s.write = k.subject, k.suite, k.read, k.write
+	s.cid, s.peerCID = k.cid, k.peerCID
+	s.began, s.moves = time.Unix(k.began, 0), k.moves
+	s.heard = time.Unix(k.heard, 0)
+	if s.heard.After(now) {
+		s.heard = now // the clock was set back
+	}
+	s.window = record.From(k.edge)
+	s.seq = e.firstSeq
+	s.nextID = k.nextID + idLeap
+	s.keptID = s.nextID
+	s.restored, s.stale, s.dirty = true, true, true // the new identifiers are written before they are used up
+	e.dirty = append(e.dirty, s)
+	e.sessions[s.id] = s
+	if e.byAddr[s.addr] == nil {
+		e.byAddr[s.addr] = s
+	}
+	if s.cid != 0 {
+		e.byCID[s.cid] = s
+	}
+	e.metrics.sessions.Inc()
+	e.metrics.restored.Inc()
+	slices.SortStableFunc(k.replies, func(a, b *replyImage) int { return int(a.at - b.at) })
+	for _, r := range k.replies {
+		at := time.Unix(r.at, 0)
+		if age := now.Sub(at); age < 0 || age >= exchangeLifetime {
+			continue
+		}
+		kept := s.remember(r.mid, []byte(r.token), now)
+		kept.kept = true
+		e.receipts.answer(kept, []byte(r.reply))
+	}
+	return s
+}
+
+// lastSeq is the first record number that a session must not use: its start has
+// no more.
+func (e *Endpoint) lastSeq() uint64 {
+	if e.journal == nil {
+		return record.MaxSeq + 1
+	}
+	return e.firstSeq + 1<<startShift
+}
+
+// persistent says that the session is written.
+func (s *session) persistent() bool {
+	return s.e.journal != nil && s.via != coap.Plain && s.pending == nil && len(s.subject.ID) <= maxSubject
+}
+
+// write has the session written as a whole.
+func (s *session) keep() {
+	if !s.persistent() || s.gone {
+		return
+	}
+	s.written = true
+	m := s.image()
+	s.e.scratch = m.append(s.e.scratch[:0])
+	s.e.journal.Append(s.e.scratch)
+	clear(s.e.scratch)
+}
+
+func (s *session) image() *image {
+	s.keptID = s.nextID
+	return &image{
+		id: linkBytes(s.id), via: s.via, suite: s.suite, read: s.read, write: s.write,
+		cid: s.cid, peerCID: s.peerCID, subject: s.subject, began: unix(s.began), mark: s.mark(),
+	}
+}
+
+func (s *session) mark() mark {
+	return mark{edge: s.window.Next(), nextID: s.nextID, heard: unix(s.heard), moves: s.moves, addr: s.addr}
+}
+
+// touched has what moved on written soon.
+func (s *session) touched() {
+	if !s.written || s.dirty {
+		return
+	}
+	s.dirty = true
+	s.e.dirty = append(s.e.dirty, s)
+}
+
+// forgetKept has the end of a session written.
+func (s *session) forgetKept() {
+	if s.written && s.e.journal != nil {
+		s.written = false
+		s.e.journal.Append(appendEnd(s.e.scratch[:0], linkBytes(s.id)))
+	}
+}
+
+// keepReply has the answer to a request with side effects written, so that a copy
+// of the request that comes after a restart is not served again.
+func (x *exchange) keepReply(b []byte) {
+	s := x.s
+	if !x.effects || !s.written || len(b) > maxReply {
+		return
+	}
+	x.receipt.kept = true
+	r := replyImage{id: linkBytes(s.id), mid: x.id, at: unix(x.receipt.at), token: string(x.token), reply: string(b)}
+	s.e.journal.Append(r.append(nil))
+}
+
+// Keep has everything written that moved on.
+func (e *Endpoint) Keep() {
+	for {
+		e.mu.Lock()
+		if e.journal == nil {
+			e.mu.Unlock()
+			return
+		}
+		n := len(e.dirty)
+		for _, s := range e.dirty[max(0, n-keepAtOnce):] {
+			s.dirty = false
+			if s.gone {
+				continue
+			}
+			m := s.mark()
+			s.keptID = s.nextID
+			s.written = true
+			e.scratch = appendMark(e.scratch[:0], linkBytes(s.id), &m)
+			e.journal.Append(e.scratch)
+		}
+		rest := max(0, n-keepAtOnce)
+		clear(e.dirty[rest:])
+		e.dirty = e.dirty[:rest]
+		e.mu.Unlock()
+		if rest == 0 {
+			return
+		}
+	}
+}
+
+// runKeep writes what moved on until ctx ends.
+func (e *Endpoint) runKeep(ctx context.Context) {
+	t := time.NewTicker(keepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			e.Keep()
+		}
+	}
+}
+
+// Dump gives every record of the present state to emit; those of others may be
+// served meanwhile.
+func (e *Endpoint) Dump(emit func(rec []byte)) {
+	e.mu.Lock()
+	all := make([]*session, 0, len(e.sessions))
+	for _, s := range e.sessions {
+		all = append(all, s)
+	}
+	e.mu.Unlock()
+	var b []byte
+	for part := range slices.Chunk(all, keepAtOnce) {
+		e.mu.Lock()
+		for _, s := range part {
+			if !s.persistent() || s.gone {
+				continue
+			}
+			m := s.image()
+			s.written = true
+			b = m.append(b[:0])
+			emit(b)
+			if s.act == nil {
+				continue
+			}
+			for _, r := range s.act.receipts {
+				if !r.kept || len(r.reply) > maxReply {
+					continue
+				}
+				k := replyImage{id: m.id, mid: r.id, at: unix(r.at), token: string(r.token), reply: string(r.reply)}
+				b = k.append(b[:0])
+				emit(b)
+			}
+		}
+		e.mu.Unlock()
+	}
+	clear(b)
+}
+
+// effects says that a request may change something: RFC 7252, Section 5.8, for
+// the safe methods; to give up an observation is a change, too. What OSCORE
+// protects is not replayed: that has numbers of its own.
+func effects(m *coap.Message) bool {
+	if m.Options.Has(coap.OSCOREOption) {
+		return false
+	}
+	if m.Code != coap.GET && m.Code != coap.FETCH {
+		return true
+	}
+	v, ok := m.Options.Uint(coap.ObserveOption)
+	return ok && v == 1
+}
+
+// challenge asks the peer of a stale session to show that it is there now,
+// before a request with side effects is served (protocol.md, Section 10; RFC
+// 9175, Section 2.4). A client that knows no Echo is asked by a ping as well: its
+// next attempt is served.
+func (x *exchange) challenge(m *coap.Message) *coap.Message {
+	s := x.s
+	e := s.e
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !s.stale || s.gone || !x.effects {
+		return nil
+	}
+	want := e.echo(s.id)
+	if have, ok := m.Options.Get(coap.Echo); ok && hmac.Equal(have, want) {
+		s.fresh()
+		return nil
+	}
+	e.metrics.challenges.Inc()
+	if s.act == nil || !slices.ContainsFunc(s.act.sent, func(t *transmission) bool { return t.ping }) {
+		id := s.newID()
+		b, _ := (&coap.Message{Type: coap.Confirmable, ID: id}).MarshalBinary() // cannot fail: it is empty
+		s.confirmable(id, b).ping = true
+	}
+	r := &coap.Message{Code: coap.Unauthorized, Token: bytes.Clone(m.Token)}
+	r.Options.Add(coap.Echo, want)
+	r.Options.SetUint(coap.MaxAge, 0)
+	return r
+}
+
+// echo is the value that the peer of a link is to return. The key is as old as
+// this process, so nobody saw the value before a restart.
+func (e *Endpoint) echo(id coap.LinkID) []byte {
+	mac := hmac.New(sha256.New, binary.BigEndian.AppendUint64([]byte("groupgate echo "), e.seed))
+	mac.Write(e.echoKey[:])
+	mac.Write([]byte(id))
+	return mac.Sum(nil)[:8]
+}
+
+// fresh notes that the peer showed to be there now. What came before is not
+// taken any more, should it come again.
+func (s *session) fresh() {
+	if !s.stale {
+		return
+	}
+	s.stale = false
+	s.window = record.From(s.window.Next())
+	s.touched()
+}

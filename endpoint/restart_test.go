@@ -1,0 +1,569 @@
+package endpoint
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pion/dtls/v3"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/serve"
+	"github.com/seed4911071e/groupgate/record"
+)
+
+// disk is a journal in memory. A crash keeps the records up to some point, which
+// is not before what was committed.
+type disk struct {
+	mu        sync.Mutex
+	recs      []diskRecord
+	committed int
+}
+
+type diskRecord struct {
+	core bool // of the server core
+	b    []byte
+}
+
+// side is the disk as the endpoint or the server core has it.
+type side struct {
+	*disk
+	core bool
+}
+
+func (s side) Append(b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recs = append(s.recs, diskRecord{s.core, bytes.Clone(b)})
+}
+
+func (s side) Commit(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.committed = len(s.recs)
+	return nil
+}
+
+// crash returns what is on disk after a crash: some of what was not committed.
+func (d *disk) crash(rng *rand.Rand) *disk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.committed + rng.IntN(len(d.recs)-d.committed+1)
+	return &disk{recs: slices.Clone(d.recs[:n]), committed: n}
+}
+
+// resume makes the world of the next start from what is on disk.
+func resume(t *testing.T, w *wire, d *disk, start uint32, edit ...func(*Config)) *world {
+	t.Helper()
+	ready := make(chan struct{})
+	o := begin(t, w, true, append(edit, func(c *Config) { c.Ready = ready })...)
+	var peers Recovery
+	var observers serve.Recovery
+	d.mu.Lock()
+	for _, r := range d.recs {
+		err := peers.Apply
+		if r.core {
+			err = observers.Apply
+		}
+		if err := err(r.b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.mu.Unlock()
+	for _, p := range o.e.Restore(side{d, false}, start, &peers) {
+		o.core.Restore(&observers, p)
+	}
+	o.core.Keep(side{d, true})
+	o.e.cfg.Ending = func() { o.core.Keep(nil) }
+	close(ready)
+	return o
+}
+
+// kill ends a world as a crash does: nothing leaves it any more, and nothing is
+// written.
+func (o *world) kill() {
+	unlock := o.w.lock()
+	delete(o.w.ports, o.at)
+	tap := o.w.tap
+	o.w.tap = func(from, to netip.AddrPort, b []byte) bool { return from == o.at || tap != nil && tap(from, to, b) }
+	unlock()
+	o.e.mu.Lock()
+	o.e.journal = nil
+	o.e.mu.Unlock()
+	o.core.Keep(nil)
+	o.stop()
+	unlock = o.w.lock()
+	o.w.tap = tap
+	unlock()
+}
+
+// observe registers.
+func (p *peer) observe(token string) *coap.Message {
+	m := p.request(coap.GET, token, "")
+	m.Options.SetUint(coap.ObserveOption, 0)
+	return p.ask(m)
+}
+
+// fresh repeats a request with the Echo that it is asked for.
+func (p *peer) fresh(r *coap.Message, token, payload string) *coap.Message {
+	p.t.Helper()
+	echo, ok := r.Options.Get(coap.Echo)
+	if r.Code != coap.Unauthorized || !ok {
+		p.t.Fatalf("%v, echo %x", r.Code, echo)
+	}
+	m := p.request(coap.POST, token, payload)
+	m.Options.Add(coap.Echo, echo)
+	return p.ask(m)
+}
+
+// acknowledge awaits a confirmable notification, among pings, and acknowledges it.
+func (p *peer) acknowledge(payload string) *coap.Message {
+	p.t.Helper()
+	for {
+		m := p.want()
+		if m.Type != coap.Confirmable {
+			continue
+		}
+		if p.reject(m) {
+			continue
+		}
+		p.send(&coap.Message{Type: coap.Acknowledgement, ID: m.ID})
+		if string(m.Payload) == payload {
+			return m
+		}
+	}
+}
+
+// TestRestart: after a stop and a start a session goes on, with its observation,
+// and no record number comes twice.
+func TestRestart(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		kill bool
+		cid  bool
+	}{{"stopped", false, true}, {"stopped without connection ID", false, false}, {"killed", true, true}, {"killed without connection ID", true, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWire(1)
+				var nums numbers
+				w.tap = nums.watch(netip.MustParseAddrPort("198.51.100.1:5684"), 0)
+				d := &disk{}
+				o := resume(t, w, d, 100)
+				var opts []dtls.ClientOption
+				if c.cid {
+					opts = append(opts, withCID)
+				}
+				p := o.dial("node1", opts...)
+				defer p.close()
+				if r := p.observe("ob"); !r.Options.Has(coap.ObserveOption) {
+					t.Fatal("not registered")
+				}
+				before := o.began()[0].Peer()
+				ids := map[uint16]bool{}
+				done := o.publish(2, true)
+				ids[p.acknowledge("2").ID] = true
+				if err := <-done; err != nil {
+					t.Fatal(err)
+				}
+				if r := p.ask(p.request(coap.POST, "a", "x")); r.Code != coap.Changed {
+					t.Fatal(r.Code)
+				}
+				time.Sleep(2 * keepEvery)
+				if c.kill {
+					o.kill()
+				} else {
+					o.stop()
+				}
+
+				for start := range uint32(3) {
+					o = resume(t, w, d, 101+start)
+					p.o = o
+					if n := len(o.e.sessions); n != 1 {
+						t.Fatalf("%d sessions", n)
+					}
+					version := 10 + uint64(start)
+					done := o.publish(version, true)
+					m := p.acknowledge(fmt.Sprint(version))
+					if ids[m.ID] {
+						t.Errorf("message identifier %d comes again", m.ID)
+					}
+					ids[m.ID] = true
+					if err := <-done; err != nil {
+						t.Fatal(err)
+					}
+					if after := o.core.Observers(topic); len(after) != 1 || after[0] != before.Link {
+						t.Errorf("observers %v, was %v", after, before.Link)
+					}
+					// The acknowledgement showed that the peer is there.
+					if r := p.ask(p.request(coap.POST, "b", "y")); r.Code != coap.Changed {
+						t.Error(r.Code)
+					}
+					if c.cid {
+						p.c.rebind()
+						if r := p.ask(p.request(coap.POST, "c", "z")); r.Code != coap.Changed {
+							t.Error("after a rebind", r.Code)
+						}
+					}
+					if n := len(o.admittedNow()); n != 0 {
+						t.Errorf("%d handshakes", n)
+					}
+					if c.kill {
+						time.Sleep(2 * keepEvery)
+						o.kill()
+					} else {
+						o.stop()
+					}
+				}
+				for _, bad := range nums.bad {
+					t.Error("record number twice:", bad)
+				}
+			})
+		})
+	}
+}
+
+func (o *world) admittedNow() []Proof {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.admitted
+}
+
+// TestStale: on a restored session nothing with side effects is done before the
+// peer showed that it is there: by Echo, or, if it knows no Echo, by its answer
+// to a ping.
+func TestStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(2)
+		d := &disk{}
+		o := resume(t, w, d, 7)
+		knows, not := o.dial("node1", withCID), o.dial("node2", withCID)
+		defer knows.close()
+		defer not.close()
+		knows.ask(knows.request(coap.GET, "g", ""))
+		not.ask(not.request(coap.GET, "g", ""))
+		o.stop()
+
+		o = resume(t, w, d, 8)
+		defer o.stop()
+		knows.o, not.o = o, o
+		if r := knows.ask(knows.request(coap.GET, "h", "")); r.Code != coap.Content {
+			t.Errorf("a safe request: %v", r.Code)
+		}
+		calls := o.handled()
+		r := knows.ask(knows.request(coap.POST, "i", "x"))
+		if o.handled() != calls {
+			t.Error("a request of a stale session was served")
+		}
+		if r = knows.fresh(r, "j", "x"); r.Code != coap.Changed {
+			t.Errorf("with Echo: %v", r.Code)
+		}
+		if r := knows.ask(knows.request(coap.POST, "k", "y")); r.Code != coap.Changed {
+			t.Errorf("a later one: %v", r.Code)
+		}
+		// A wrong Echo is none.
+		m := not.request(coap.POST, "l", "z")
+		m.Options.Add(coap.Echo, []byte("12345678"))
+		if r := not.ask(m); r.Code != coap.Unauthorized {
+			t.Errorf("with a wrong Echo: %v", r.Code)
+		}
+		for m := not.next(time.Second); m != nil; m = not.next(time.Second) {
+			not.reject(m)
+		}
+		if r := not.ask(not.request(coap.POST, "m", "z")); r.Code != coap.Changed {
+			t.Errorf("after the ping: %v", r.Code)
+		}
+		// To give up an observation is a change; to register is none.
+		if effects(&coap.Message{Code: coap.GET}) || !effects(&coap.Message{Code: coap.DELETE}) {
+			t.Error("effects")
+		}
+	})
+}
+
+// TestReplayAfterKill: records from before a crash, whether their receipt was on
+// disk or not, cause nothing but reads when they come again after it.
+func TestReplayAfterKill(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 1))
+			w := newWire(seed)
+			at := netip.MustParseAddrPort("198.51.100.1:5684")
+			var nums numbers
+			watch := nums.watch(at, 0)
+			type sent struct {
+				from netip.AddrPort
+				b    []byte
+			}
+			var old []sent
+			w.tap = func(from, to netip.AddrPort, b []byte) bool {
+				if to == at && len(b) > 0 && b[0] == record.ConnectionID {
+					old = append(old, sent{from, bytes.Clone(b)})
+				}
+				return watch(from, to, b)
+			}
+			d := &disk{}
+			o := resume(t, w, d, 1)
+			p := o.dial("node1", withCID)
+			defer p.close()
+			p.observe("ob")
+			for i := range 5 + rng.IntN(20) {
+				p.ask(p.request(coap.POST, fmt.Sprint(i), "x"))
+				time.Sleep(time.Duration(rng.IntN(400)) * time.Millisecond)
+			}
+			o.kill()
+			d = d.crash(rng)
+
+			o = resume(t, w, d, 2)
+			defer func() { o.stop() }()
+			p.o = o
+			s := o.only()
+			edge := s.window.Next()
+			from := w.open("203.0.113.9:999") // who replays
+			unlock := w.lock()
+			again := slices.Clone(old)
+			unlock()
+			for _, r := range again {
+				src := r.from
+				if rng.IntN(2) == 0 {
+					src = from.addr
+				}
+				w.carry(src, at, r.b)
+			}
+			time.Sleep(10 * time.Second)
+			o.e.mu.Lock()
+			if s.window.Next() < edge {
+				t.Errorf("the edge went from %d to %d", edge, s.window.Next())
+			}
+			stale := s.stale
+			o.e.mu.Unlock()
+			if !stale {
+				t.Error("a replay passed for a sign of life")
+			}
+			if n := o.handled(); n > 1 { // the registration, whose receipt may not be on disk
+				t.Errorf("%d requests were served again", n)
+			}
+			// The peer itself goes on.
+			r := p.ask(p.request(coap.POST, "new", "y"))
+			if r.Code == coap.Unauthorized {
+				r = p.fresh(r, "new2", "y")
+			}
+			if r.Code != coap.Changed {
+				t.Error(r.Code)
+			}
+			calls := o.handled()
+			for _, r := range again {
+				w.carry(r.from, at, r.b)
+			}
+			time.Sleep(10 * time.Second)
+			if n := o.handled(); n != calls {
+				t.Errorf("%d requests were served again after the peer had spoken", n-calls)
+			}
+			for _, bad := range nums.bad {
+				t.Error("record number twice:", bad)
+			}
+		})
+	}
+}
+
+// only is the one session.
+func (o *world) only() *session {
+	o.t.Helper()
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	if len(o.e.sessions) != 1 {
+		o.t.Fatalf("%d sessions", len(o.e.sessions))
+	}
+	for _, s := range o.e.sessions {
+		return s
+	}
+	return nil
+}
+
+// TestAnsweredBefore: the copy of a request that was served before a restart
+// gets the answer of then.
+func TestAnsweredBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(3)
+		d := &disk{}
+		o := resume(t, w, d, 1)
+		p := o.dial("node1", withCID)
+		defer p.close()
+		m := p.request(coap.POST, "t", "x")
+		first := p.ask(m)
+		o.kill()
+		for range 2 { // from the log, and from a snapshot
+			o = resume(t, w, d, 2)
+			p.o = o
+			again := p.ask(m)
+			if again.Code != coap.Changed || !bytes.Equal(again.Payload, first.Payload) || o.handled() != 0 {
+				t.Errorf("%v %q, was %q; %d calls", again.Code, again.Payload, first.Payload, o.handled())
+			}
+			d = &disk{}
+			o.e.Dump(side{d, false}.Append)
+			o.core.Dump(side{d, true}.Append)
+			o.kill()
+		}
+		// Long after nobody repeats it.
+		time.Sleep(exchangeLifetime)
+		o = resume(t, w, d, 3)
+		defer o.stop()
+		p.o = o
+		if r := p.ask(m); r.Code != coap.Unauthorized {
+			t.Error(r.Code)
+		}
+	})
+}
+
+// TestNumbersUsedUp: a start has 2^24 record numbers for a session; then the peer
+// is told goodbye, and shakes hands anew.
+func TestNumbersUsedUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(4)
+		at := netip.MustParseAddrPort("198.51.100.1:5684")
+		var highest uint64
+		w.tap = func(from, _ netip.AddrPort, b []byte) bool {
+			if r, _, err := record.Next(b, 0); err == nil && from == at && r.Epoch == 1 {
+				highest = max(highest, r.Seq)
+			}
+			return false
+		}
+		d := &disk{}
+		o := resume(t, w, d, 5)
+		p := o.dial("node1")
+		defer p.close()
+		p.ask(p.request(coap.GET, "a", ""))
+		o.stop()
+		o = resume(t, w, d, 6)
+		defer o.stop()
+		p.o = o
+		s := o.only()
+		o.e.mu.Lock()
+		if s.seq != 6<<24 {
+			t.Errorf("begins with %#x", s.seq)
+		}
+		s.seq = 7<<24 - 3
+		o.e.mu.Unlock()
+		p.ask(p.request(coap.GET, "b", ""))
+		p.ask(p.request(coap.GET, "c", ""))
+		<-p.over // close_notify
+		synctest.Wait()
+		unlock := w.lock()
+		defer unlock()
+		if highest != 7<<24-1 {
+			t.Errorf("the last number is %#x", highest)
+		}
+		if n := len(o.e.sessions); n != 0 {
+			t.Errorf("%d sessions", n)
+		}
+	})
+}
+
+// TestNotKept: without a journal a stop is the end, and peers are told; what a
+// peer ended is not brought back.
+func TestNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(5)
+		o := begin(t, w, true)
+		p := o.dial("node1")
+		p.ask(p.request(coap.GET, "a", ""))
+		o.stop()
+		<-p.over
+		p.close()
+
+		d := &disk{}
+		o = resume(t, w, d, 1)
+		gone, stays := o.dial("node1"), o.dial("node2")
+		defer stays.close()
+		gone.ask(gone.request(coap.GET, "a", ""))
+		stays.observe("ob")
+		gone.close()
+		time.Sleep(time.Second)
+		o.stop()
+		select {
+		case <-stays.over:
+			t.Error("a peer that is kept was told goodbye")
+		default:
+		}
+		o = resume(t, w, d, 2)
+		if n := len(o.e.sessions); n != 1 {
+			t.Errorf("%d sessions", n)
+		}
+		// A session that nobody used for too long is not brought back.
+		o.stop()
+		time.Sleep(defaultIdle + time.Hour)
+		o = resume(t, w, d, 3)
+		defer o.stop()
+		if n := len(o.e.sessions); n != 0 {
+			t.Errorf("%d sessions after a week", n)
+		}
+	})
+}
+
+// kept are records of each kind.
+func kept() [][]byte {
+	id := [linkSize]byte{1, 2, 3, 4, 5, 6, 7, 8}
+	m := mark{edge: 99, nextID: 7, heard: 1e9, moves: 3, addr: netip.MustParseAddrPort("[fe80::1%eth0]:5684")}
+	i := image{id: id, via: coap.DTLSPSK, suite: record.PSKCCM8, cid: 5, peerCID: "abc", subject: coap.Subject{Kind: coap.SubjectPoP, ID: "kid"}, began: 1e9, mark: m}
+	r := replyImage{id: id, mid: 4, at: 1e9, token: "to", reply: "reply"}
+	return [][]byte{i.append(nil), appendMark(nil, id, &m), r.append(nil), appendEnd(nil, id)}
+}
+
+// encodeKept is the inverse of decodeKept.
+func encodeKept(v any) []byte {
+	switch v := v.(type) {
+	case *image:
+		return v.append(nil)
+	case marked:
+		return appendMark(nil, v.id, &v.mark)
+	case *replyImage:
+		return v.append(nil)
+	}
+	return appendEnd(nil, v.(ended))
+}
+
+func TestKeptRecords(t *testing.T) {
+	for _, b := range kept() {
+		v, err := decodeKept(b)
+		if err != nil {
+			t.Fatalf("%q: %v", b[0], err)
+		}
+		if again := encodeKept(v); !bytes.Equal(again, b) {
+			t.Errorf("%x is encoded as %x", b, again)
+		}
+		for n := range b {
+			if _, err := decodeKept(b[:n]); err == nil {
+				t.Errorf("%q: a prefix of %d bytes is read", b[0], n)
+			}
+		}
+		if _, err := decodeKept(append(bytes.Clone(b), 0)); err == nil {
+			t.Errorf("%q: a byte too many is read", b[0])
+		}
+	}
+	if s := fmt.Sprint(errKept); strings.Contains(s, "abc") {
+		t.Error(s)
+	}
+}
+
+func FuzzKept(f *testing.F) {
+	for _, b := range kept() {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		v, err := decodeKept(b)
+		if err != nil {
+			return
+		}
+		if again := encodeKept(v); !bytes.Equal(again, b) {
+			t.Errorf("%x is encoded as %x", b, again)
+		}
+		var r Recovery
+		_ = r.Apply(b)
+	})
+}

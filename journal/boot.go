@@ -1,0 +1,130 @@
+package journal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"time"
+)
+
+// The number of a start (protocol.md, Section 10): max(last + 1, minutes since
+// 2025-01-01 UTC), 24 bits. The file is replaced, and on disk, before anything
+// is read for use; a crash after that costs a number. The minutes move a folder
+// forward that was put back from a copy together with its file, and the file
+// one whose clock was set back or stands still. More than a year ahead of the
+// last number nothing is restored: either the clock is wrong, or nobody waits
+// for the sessions any more.
+//
+//	"groupgate boot 1\n" | boot (4 bytes) | generation (8 bytes) | CRC-32C (4 bytes)
+//
+// The generation is that of the log which this start begins. Files that end
+// more than one below it are an older copy: nothing is restored either.
+const (
+	bootName  = "boot"
+	bootMagic = "groupgate boot 1\n"
+	bootSize  = len(bootMagic) + 4 + 8 + 4
+
+	maxBoot  = 1<<24 - 1
+	bootYear = 366 * 24 * 60
+)
+
+var bootZero = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+type bootMark struct {
+	boot uint32
+	gen  uint64
+}
+
+func (m bootMark) encode() []byte {
+	b := append(make([]byte, 0, bootSize), bootMagic...)
+	b = binary.BigEndian.AppendUint32(b, m.boot)
+	b = binary.BigEndian.AppendUint64(b, m.gen)
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+var errBoot = errors.New("journal: the file \"boot\" is not what was written")
+
+// decodeBoot reads exactly what encode writes.
+func decodeBoot(b []byte) (m bootMark, err error) {
+	if len(b) != bootSize || string(b[:len(bootMagic)]) != bootMagic ||
+		crc32.Checksum(b[:bootSize-4], castagnoli) != binary.BigEndian.Uint32(b[bootSize-4:]) {
+		return m, errBoot
+	}
+	m.boot = binary.BigEndian.Uint32(b[len(bootMagic):])
+	m.gen = binary.BigEndian.Uint64(b[len(bootMagic)+4:])
+	if m.boot > maxBoot {
+		return m, errBoot
+	}
+	return m, nil
+}
+
+// nextBoot is the number after last; known is false without one. fresh says
+// that nothing may be restored.
+func nextBoot(last uint32, known bool, now time.Time) (boot uint32, fresh bool, err error) {
+	minutes := int64(now.Sub(bootZero) / time.Minute)
+	minutes = max(0, minutes)
+	if !known {
+		return uint32(min(minutes, maxBoot)), true, nil
+	}
+	ahead := minutes > int64(last)+bootYear
+	next := max(int64(last)+1, minutes)
+	if ahead && minutes > maxBoot/2 {
+		next = int64(last) + 1 // a clock decades ahead must not use the numbers up
+	}
+	if next > maxBoot {
+		return 0, true, ErrStarts
+	}
+	return uint32(next), ahead, nil
+}
+
+// start takes the number of this start and has it on disk. stale says why
+// nothing of what is there may be restored. newest is the generation of the
+// newest file, 0 for none.
+func (j *Journal) start(newest uint64) (boot uint32, stale string, err error) {
+	var last bootMark
+	known := true
+	b, err := j.fs.read(bootName, int64(bootSize))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		known, stale = false, "the number of the last start is missing"
+	case err != nil && !errors.Is(err, errLarge):
+		return 0, "", fmt.Errorf("journal: %w", err)
+	default:
+		if last, err = decodeBoot(b); err != nil {
+			// It is replaced as a whole, so this is no crash.
+			known, stale = false, "the number of the last start is unreadable"
+		}
+	}
+	boot, fresh, err := nextBoot(last.boot, known, j.o.now())
+	switch {
+	case err != nil:
+		return 0, "", err
+	case !known:
+	case fresh:
+		stale = "the clock is more than a year ahead of the last start"
+	case newest+1 < last.gen:
+		stale = "the files are older than the last start: were they put back from a copy?"
+	}
+	f, err := j.fs.create(bootName + ".new")
+	if err == nil {
+		_, err = f.Write(bootMark{boot, newest + 1}.encode())
+		if err == nil {
+			err = f.Sync()
+		}
+		err = errors.Join(err, f.Close())
+	}
+	if err == nil {
+		err = j.fs.rename(bootName+".new", bootName)
+	}
+	if err == nil {
+		err = j.fs.sync()
+	}
+	if err != nil {
+		return 0, "", fmt.Errorf("journal: number of this start: %w", err)
+	}
+	return boot, stale, nil
+}

@@ -1,0 +1,144 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+)
+
+// compact begins a new log, writes a snapshot of everything beside it, and
+// removes what was before. Whoever reads finds either all of the old files, or
+// the snapshot; the new log counts in both cases.
+func (j *Journal) compact() {
+	err := j.rotate()
+	if err == nil {
+		j.write.Lock()
+		gen := j.gen
+		j.write.Unlock()
+		err = j.snapshot(gen)
+	}
+	if err != nil {
+		j.write.Lock()
+		if j.owing = true; j.out == nil {
+			j.fail(err)
+		}
+		j.write.Unlock()
+		j.log.Warn("no snapshot of the sessions could be written; it is tried again", "err", err)
+		return
+	}
+	j.met.compactions.Inc()
+}
+
+// rotate has what is appended from now on written to a new log. After a failure
+// it is appended again: the snapshot that follows has what was lost.
+func (j *Journal) rotate() error {
+	j.write.Lock()
+	defer j.write.Unlock()
+	if j.out != nil {
+		j.flushLocked()
+	}
+	w, err := j.create(logName(j.gen+1), kindLog, j.gen+1)
+	if err != nil {
+		return err
+	}
+	if j.out != nil {
+		_ = j.out.f.Close() // it is on disk
+	}
+	j.gen++
+	j.out = w
+	j.mu.Lock()
+	was := j.failed
+	j.failed = nil
+	j.mu.Unlock()
+	j.met.failed.Set(0)
+	if was != nil {
+		j.log.Info("sessions can be written to disk again")
+	}
+	return nil
+}
+
+// snapshot writes everything there is.
+func (j *Journal) snapshot(gen uint64) (err error) {
+	name := snapshotName(gen)
+	w, err := j.create(name+".new", kindSnapshot, gen)
+	if err != nil {
+		return err
+	}
+	var buf []byte
+	j.o.Dump(func(kind byte, rec []byte) {
+		if len(rec) > MaxRecord {
+			panic("journal: internal error: record too long")
+		}
+		if buf = appendRecord(buf, kind, rec); len(buf) >= maxFrame && err == nil {
+			err = w.records(buf)
+			buf = buf[:0]
+		}
+	})
+	if err == nil {
+		err = w.records(buf)
+	}
+	if err == nil {
+		err = w.end()
+	}
+	if err == nil {
+		err = w.sync()
+	}
+	if err = errors.Join(err, w.f.Close()); err == nil {
+		err = j.fs.rename(name+".new", name)
+	}
+	if err == nil {
+		err = j.fs.sync()
+	}
+	if err != nil {
+		_ = j.fs.remove(name + ".new") // best effort: the next one replaces it
+		return fmt.Errorf("journal: snapshot: %w", err)
+	}
+	j.write.Lock()
+	defer j.write.Unlock()
+	j.base, j.owing = w.size, false
+	j.met.bytes.Set(float64(j.base + j.out.sizeOr0()))
+	return j.removeBelow(gen)
+}
+
+func (w *writer) sizeOr0() int64 {
+	if w == nil {
+		return 0
+	}
+	return w.size
+}
+
+// removeBelow removes the files of older generations.
+func (j *Journal) removeBelow(gen uint64) error {
+	l, err := j.list()
+	if err != nil {
+		return err
+	}
+	for _, g := range l.logs {
+		if g < gen {
+			err = errors.Join(err, j.fs.remove(logName(g)))
+		}
+	}
+	for _, g := range l.snapshots {
+		if g < gen {
+			err = errors.Join(err, j.fs.remove(snapshotName(g)))
+		}
+	}
+	return errors.Join(err, j.fs.sync())
+}
+
+// Erase removes a folder and what is in it: for who keeps nothing over restarts.
+func Erase(dir string) error {
+	s := system{dir}
+	j := &Journal{fs: s}
+	names, err := s.list()
+	if err != nil || len(names) == 0 {
+		return nil // there is none
+	}
+	l, err := j.list()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(s.remove(bootName), j.removeBelow(l.newest()+1)); err != nil {
+		return fmt.Errorf("journal: erase: %w", err)
+	}
+	return nil
+}

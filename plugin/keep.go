@@ -1,0 +1,118 @@
+package plugin
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/seed4911071e/groupgate/bridge"
+	"github.com/seed4911071e/groupgate/coap/serve"
+	"github.com/seed4911071e/groupgate/endpoint"
+	"github.com/seed4911071e/groupgate/journal"
+)
+
+// Sessions and observations of the gateway's own endpoint outlive it in a journal
+// in the data folder (docs/endpoint.md). Endpoint and server core each write
+// records of their own and know nothing of the file; here they meet.
+
+// sessionsDir is the folder of the journal, in the data folder.
+const sessionsDir = "sessions"
+
+// Whose a record of the journal is.
+const (
+	ofEndpoint byte = 'e'
+	ofServe    byte = 's'
+)
+
+// stream is the journal as one owner of records sees it.
+type stream struct {
+	*journal.Journal
+	kind byte
+}
+
+func (s stream) Append(rec []byte) { s.Journal.Append(s.kind, rec) }
+
+var (
+	_ endpoint.Journal = stream{}
+	_ serve.Keeper     = stream{}
+)
+
+// keep opens the journal and brings back what is in it; nil where nothing is
+// kept. It is called before anything is served, with the data folder locked. A
+// journal that cannot be used stops nothing: nodes shake hands anew.
+func (g *Gateway) keep() (*journal.Journal, []bridge.Observer) {
+	dir := filepath.Join(g.cfg.DataDir, sessionsDir)
+	e := g.coaps
+	if e == nil || !g.cfg.Endpoint.PersistSessions {
+		if err := journal.Erase(dir); err != nil {
+			g.log.Warn("sessions that were kept earlier could not be removed", "folder", dir, "err", err)
+		}
+		return nil, nil
+	}
+	log := g.log.With("part", "sessions")
+	began := time.Now()
+	open := func() (j *journal.Journal, peers *endpoint.Recovery, observers *serve.Recovery, found journal.Found, err error) {
+		peers, observers = &endpoint.Recovery{}, &serve.Recovery{}
+		j, found, err = journal.Open(journal.Options{
+			Dir: dir, Key: g.cfg.Seal.Key.Bytes(), Log: log, Registerer: g.registry,
+			Dump: func(emit func(byte, []byte)) {
+				e.Dump(func(rec []byte) { emit(ofEndpoint, rec) })
+				g.server.Dump(func(rec []byte) { emit(ofServe, rec) })
+			},
+		}, func(kind byte, rec []byte) error {
+			switch kind {
+			case ofEndpoint:
+				return peers.Apply(rec)
+			case ofServe:
+				return observers.Apply(rec)
+			}
+			return fmt.Errorf("record of kind %d", kind)
+		})
+		return j, peers, observers, found, err
+	}
+	j, peers, observers, found, err := open()
+	if err != nil && !isIO(err) {
+		log.Error("the sessions that were kept cannot be used: nodes shake hands anew", "folder", dir, "err", err)
+		if err = journal.Erase(dir); err == nil {
+			j, peers, observers, found, err = open()
+		}
+	}
+	if err != nil {
+		log.Error("sessions will not outlive this process; is the disk full, or read-only?", "folder", dir, "err", err)
+		return nil, nil
+	}
+	if found.Stale != "" {
+		log.Warn("the sessions that were kept are given up: nodes shake hands anew", "because", found.Stale)
+	}
+	var observing []bridge.Observer
+	var observations int
+	restored := e.Restore(stream{j, ofEndpoint}, j.Boot(), peers)
+	for _, p := range restored {
+		front{g}.opened(p)
+		if topics := g.server.Restore(observers, p); len(topics) > 0 {
+			observing = append(observing, bridge.Observer{Peer: p.Peer(), Topics: topics})
+			observations += len(topics)
+		}
+	}
+	g.server.Keep(stream{j, ofServe})
+	log.Info("sessions restored", "sessions", len(restored), "observations", observations, "start", j.Boot(),
+		"records", found.Records, "torn_bytes", found.Torn, "took", time.Since(began).Round(time.Millisecond))
+	return j, observing
+}
+
+// isIO says that a journal could not be opened because of the disk, not because
+// of what is on it.
+func isIO(err error) bool {
+	return !errors.Is(err, journal.ErrUnreadable) && !errors.Is(err, journal.ErrStarts)
+}
+
+// freeze has what is known of sessions written as it is now: what ends with the
+// process goes on after its next start.
+func (g *Gateway) freeze() {
+	if g.coaps == nil {
+		return
+	}
+	g.coaps.Keep()
+	g.server.Freeze()
+}
