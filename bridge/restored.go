@@ -32,6 +32,12 @@ func groupOf(topic string) (group, node string, ok bool) {
 	return group, node, group != ""
 }
 
+// Publishes says whether a topic is one of those to which rekeys are published.
+func Publishes(topic string) bool {
+	_, _, ok := groupOf(topic)
+	return ok
+}
+
 // recall finds out whom the observers of before a restart are, and publishes the
 // newest state of their groups: who was shown it already is not told again.
 func (b *Bridge) recall(ctx context.Context) error {

@@ -52,6 +52,9 @@ func (s side) Commit(context.Context) error {
 	return nil
 }
 
+// Keeps: all are kept.
+func (s side) Keeps(string) bool { return true }
+
 // crash returns what is on disk after a crash: some of what was not committed.
 func (d *disk) crash(rng *rand.Rand) *disk {
 	d.mu.Lock()

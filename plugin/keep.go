@@ -33,6 +33,9 @@ type stream struct {
 
 func (s stream) Append(rec []byte) { s.Journal.Append(s.kind, rec) }
 
+// Keeps: those who publish to other topics do not know them after a restart.
+func (s stream) Keeps(topic string) bool { return bridge.Publishes(topic) }
+
 var (
 	_ endpoint.Journal = stream{}
 	_ serve.Keeper     = stream{}

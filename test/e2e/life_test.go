@@ -208,8 +208,7 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Vera's observation went with the association: her next question meets
-	// silence, so she dials again and registers anew, by herself.
+	// Vera's association and observation outlived the gateway.
 	vera.holds(version)
 	s.shown("both confirmed after the restart", func(g *admin.GroupInfo) bool {
 		a, b := row(g, node), row(g, mike.joined.NodeName)
