@@ -114,48 +114,80 @@ func rekeyToBeSigned(signAlg int64, bodyProtected, ciphertext []byte) []byte {
 	})
 }
 
-// OpenRekey verifies and decrypts a rekey message. kid and alg must be those of
-// the key. It returns the encoded rekey message and the version in the nonce,
-// which must be the one inside. The message is refused, with [ErrSignature],
-// when kdcPub did not countersign it; with [ErrDecrypt] for every other reason
-// that lies in cryptography.
-func OpenRekey(key, baseIV, kid []byte, alg int64, kdcPub *Key, msg []byte) (plaintext []byte, num uint64, err error) {
+// RekeyEnvelope is a rekey message whose countersignature verified, and that is
+// not decrypted yet.
+type RekeyEnvelope struct {
+	KID []byte // of the administrative key that opens it
+	Num uint64 // version in the nonce, which must be the one inside
+
+	m *Encrypt0
+}
+
+// ReadRekey verifies a rekey message before anything is done with its key: it is
+// refused, with [ErrSignature], when kdcPub did not countersign it.
+func ReadRekey(kdcPub *Key, msg []byte) (*RekeyEnvelope, error) {
 	m, err := DecodeEncrypt0(msg)
 	if err != nil {
-		return nil, 0, fmt.Errorf("rekey message: %w", err)
+		return nil, fmt.Errorf("rekey message: %w", err)
 	}
-	_, n, _, ok := AEADSizes(alg)
+	_, n, _, ok := AEADSizes(m.Protected.Alg)
 	if !ok {
-		return nil, 0, fmt.Errorf("cose: AEAD algorithm %d is not supported", alg)
-	}
-	if len(baseIV) != n {
-		return nil, 0, fmt.Errorf("cose: rekey: Base IV has %d bytes, not %d", len(baseIV), n)
+		return nil, fmt.Errorf("cose: AEAD algorithm %d is not supported", m.Protected.Alg)
 	}
 	piv := m.Unprotected.PartialIV
 	if len(piv) != n {
-		return nil, 0, errors.New("rekey message: Partial IV has a wrong length")
-	}
-	if !bytes.Equal(m.Protected.KID, kid) {
-		return nil, 0, errors.New("rekey message: another key identifier")
+		return nil, errors.New("rekey message: Partial IV has a wrong length")
 	}
 	rest := piv[2:]
 	if len(rest) > 8 {
 		if !allZero(rest[:len(rest)-8]) {
-			return nil, 0, errors.New("rekey message: version is too large")
+			return nil, errors.New("rekey message: version is too large")
 		}
 		rest = rest[len(rest)-8:]
 	}
+	e := &RekeyEnvelope{KID: m.Protected.KID, m: m}
 	for _, b := range rest {
-		num = num<<8 | uint64(b)
+		e.Num = e.Num<<8 | uint64(b)
 	}
 	if err := verifyRekey(kdcPub, m); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	plaintext, err = m.openWith(alg, key, xor(baseIV, piv), nil)
+	return e, nil
+}
+
+// Open decrypts with the key that KID names. The message is refused, with
+// [ErrDecrypt], for every reason that lies in cryptography.
+func (e *RekeyEnvelope) Open(alg int64, key, baseIV []byte) ([]byte, error) {
+	_, n, _, ok := AEADSizes(alg)
+	if !ok {
+		return nil, fmt.Errorf("cose: AEAD algorithm %d is not supported", alg)
+	}
+	if len(baseIV) != n {
+		return nil, fmt.Errorf("cose: rekey: Base IV has %d bytes, not %d", len(baseIV), n)
+	}
+	piv := e.m.Unprotected.PartialIV
+	if len(piv) != n {
+		return nil, errors.New("rekey message: Partial IV has a wrong length")
+	}
+	return e.m.openWith(alg, key, xor(baseIV, piv), nil)
+}
+
+// OpenRekey verifies and decrypts a rekey message for one key. kid and alg must
+// be those of the key. It returns the encoded rekey message and the version in
+// the nonce, which must be the one inside. See [ReadRekey] and
+// [RekeyEnvelope.Open] for errors.
+func OpenRekey(key, baseIV, kid []byte, alg int64, kdcPub *Key, msg []byte) (plaintext []byte, num uint64, err error) {
+	e, err := ReadRekey(kdcPub, msg)
 	if err != nil {
 		return nil, 0, err
 	}
-	return plaintext, num, nil
+	if !bytes.Equal(e.KID, kid) {
+		return nil, 0, errors.New("rekey message: another key identifier")
+	}
+	if plaintext, err = e.Open(alg, key, baseIV); err != nil {
+		return nil, 0, err
+	}
+	return plaintext, e.Num, nil
 }
 
 func verifyRekey(kdcPub *Key, m *Encrypt0) error {
