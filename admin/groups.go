@@ -37,6 +37,9 @@ type GroupAsk struct {
 	KeyCheck        *uint64  `json:"key_check,omitempty"`        // seconds
 	ExpirationDelta *uint64  `json:"expiration_delta,omitempty"` // seconds
 	AppGroups       []string `json:"app_groups,omitempty"`
+
+	KeyTree         uint32 `json:"key_tree,omitempty"`          // its degree; 0: members are told one by one
+	ControlGroupURI string `json:"control_group_uri,omitempty"` // of a group with a key tree
 }
 
 // What answers a member that asks for a new Sender ID in a legacy dialect.
@@ -54,6 +57,7 @@ func AskFor(c groupcomm.GroupConfig) GroupAsk {
 		MaxStaleSets: c.MaxStaleSets, GidPrefix: hex.EncodeToString(c.GidPrefix), GidEpochBytes: c.GidEpochBytes, GidReuse: c.GidReuse,
 		Unlisted: !c.List, Interface: c.Interface.String(), OnRenewal: renewNewID, ExpiryGrace: c.ExpiryGrace.String(),
 		ExpiryBatch: c.ExpiryBatch.String(), KeyCheck: &c.KeyCheck, ExpirationDelta: &c.ExpirationDelta, AppGroups: c.AppGroups,
+		KeyTree: c.KeyTree, ControlGroupURI: c.ControlGroupURI,
 	}
 	if c.RekeyOnRenewal {
 		ask.OnRenewal = renewRekey
@@ -130,6 +134,7 @@ func (a GroupAsk) config() (groupcomm.GroupConfig, error) {
 		}
 		c.GidPrefix = prefix
 	}
+	c.KeyTree, c.ControlGroupURI = a.KeyTree, a.ControlGroupURI
 	if a.MaxStaleSets != 0 {
 		c.MaxStaleSets = a.MaxStaleSets
 	}

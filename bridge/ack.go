@@ -147,9 +147,10 @@ func (b *Bridge) ackContexts(ctx context.Context, batch []ack) (map[string]*ackC
 			c := &ackContext{registration: registration{rid: a.rid}}
 			var s []byte
 			var rendered, confirmed int64
-			err := tx.QueryRow(`SELECT r.grp, r.node, r.sealed_key, COALESCE(m.num, 0), COALESCE(c.version, 0)
+			err := tx.QueryRow(`SELECT r.grp, r.node, r.sealed_key, COALESCE(m.num, t.num, 0), COALESCE(c.version, 0)
 				FROM bridge_registration r
 				LEFT JOIN bridge_message m ON m.kid = r.kid
+				LEFT JOIN bridge_tree t ON t.tid = r.tid AND r.leaf >= 0
 				LEFT JOIN bridge_confirmed c ON c.grp = r.grp AND c.node = r.node
 				WHERE r.rid = ?`, a.rid).Scan(&c.member.group, &c.member.node, &s, &rendered, &confirmed)
 			if errors.Is(err, store.ErrNotFound) {

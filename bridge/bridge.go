@@ -77,6 +77,7 @@ type Bridge struct {
 	calls     *calls
 	lookups   *lookups
 	alarms    *alarms
+	casts     *casts
 	checks    *checks
 	evict     func(ctx context.Context, group string, nodes []string) error
 
@@ -108,6 +109,7 @@ func New(cfg Config, d Deps) *Bridge {
 		calls:    newCalls(),
 		lookups:  newLookups(),
 		alarms:   newAlarms(),
+		casts:    newCasts(),
 		checks:   newChecks(),
 		evict:    d.Evict,
 		groups:   map[string]groupState{},
@@ -115,7 +117,7 @@ func New(cfg Config, d Deps) *Bridge {
 	b.met = newMetrics(d.Registerer, b)
 	b.confirms = newConfirmer(d.Store, d.Log, b.met, b.checks.add)
 	if b.cfg.embedded() {
-		b.broker = newBroker(b.cfg, b.log, brokerHooks{secretHash: b.secretHash, ack: b.takeAck, present: b.present})
+		b.broker = newBroker(b.cfg, b.log, brokerHooks{secretHash: b.secretHash, branch: b.branch, ack: b.takeAck, present: b.present})
 	}
 	if b.cfg.mqtt() {
 		b.publisher = newPublisher(b)
@@ -192,6 +194,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	g.Go(func() error { return b.finish(ctx) })
 	g.Go(func() error { return b.recognize(ctx) })
 	g.Go(func() error { return b.tryAgain(ctx) })
+	g.Go(func() error { return b.castRekeys(ctx) })
 	g.Go(func() error { return b.store.Lead(ctx, "bridge-patrol", b.patrol) })
 	if b.broker != nil {
 		g.Go(func() error { return b.broker.run(ctx) })
@@ -298,7 +301,8 @@ func (b *Bridge) knowGroup(group string) {
 func (b *Bridge) knownGroups(ctx context.Context) (groups []string, err error) {
 	err = b.store.View(ctx, func(tx *store.Tx) error {
 		groups = nil
-		rows, err := tx.Query(`SELECT grp FROM bridge_registration UNION SELECT grp FROM bridge_confirmed UNION SELECT grp FROM bridge_rekey`)
+		rows, err := tx.Query(`SELECT grp FROM bridge_registration UNION SELECT grp FROM bridge_confirmed UNION SELECT grp FROM bridge_rekey
+			UNION SELECT grp FROM bridge_tree WHERE grp <> ''`)
 		if err != nil {
 			return err
 		}

@@ -197,8 +197,8 @@ func (m *manager) plan() groupcomm.RekeyPlan {
 		Sign:    m.key.Sign,
 	}
 	for _, v := range m.members {
-		if !v.Lapsed {
-			p.Nodes = append(p.Nodes, v.Node)
+		if v.Lapsed {
+			p.Excluded = append(p.Excluded, v.Node)
 		}
 	}
 	return p

@@ -30,6 +30,8 @@ type brokerHooks struct {
 	// secretHash returns what is stored of a member's password, or
 	// store.ErrNotFound.
 	secretHash func(ctx context.Context, user string) ([]byte, error)
+	// branch returns where a member is in a key tree; nil: in none.
+	branch func(ctx context.Context, user string) (*branch, error)
 	// ack takes an acknowledgement; see Bridge.takeAck.
 	ack func(ctx context.Context, topic string, payload []byte, done func(ok bool)) bool
 	// present says that a member's session began or ended.

@@ -49,6 +49,11 @@ type Config struct {
 	MaxClients    int // connections to the embedded broker; 0: 10000
 	InsecurePlain bool
 
+	// MulticastInterface is where rekeys of key trees leave by IP multicast, ""
+	// as the system routes; MulticastHops is over how many routers, 0: 1.
+	MulticastInterface string
+	MulticastHops      int
+
 	// PublicURI is what members are told. "": Broker, or the address of the
 	// embedded broker's TLS listener, else of its plain one.
 	PublicURI string
@@ -71,6 +76,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.AsleepAfter == 0 {
 		c.AsleepAfter = defaultAsleepAfter
+	}
+	if c.MulticastHops == 0 {
+		c.MulticastHops = 1
 	}
 	c.Policy = c.Policy.withDefaults()
 	return c

@@ -18,8 +18,10 @@ const (
 	channelObserve = "observe"
 	channelMQTT    = "mqtt"
 	channelPoll    = "poll"
-	channelControl = "control"
-	channelNone    = "none"
+	// channelMulticast is IP multicast, of a key tree.
+	channelMulticast = "multicast"
+	channelControl   = "control"
+	channelNone      = "none"
 )
 
 // confirmation is the newest version that a member showed.

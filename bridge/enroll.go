@@ -10,6 +10,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/groupcomm/keytree"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -24,6 +25,7 @@ type registration struct {
 	alg    int64
 	key    []byte // K_m
 	baseIV []byte
+	route  string // channel that the member asked for
 }
 
 func rekeyTopic(prefix, rid string) string { return prefix + "/" + rid + "/rekey" }
@@ -63,14 +65,16 @@ func random(n int) []byte {
 // response is no confirmation.
 func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm.Delivery) (mgt []byte, commit func(*store.Tx) error, err error) {
 	m := member{group, node}
-	if want == nil || want.Channel != channelMQTT || b.publisher == nil {
-		return nil, func(tx *store.Tx) error { return b.forget(tx, m) }, nil
+	inTree := want != nil && want.Tree && want.Degree != 0
+	overMQTT := want != nil && want.Channel == channelMQTT && b.publisher != nil
+	if !overMQTT && !(inTree && want.Channel == channelMulticast) {
+		return nil, func(tx *store.Tx) error { return b.forget(tx, m, nil) }, nil
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}
 	uri := b.BrokerURI()
-	if uri == "" {
+	if uri == "" && overMQTT {
 		return nil, nil, errors.New("bridge: enrol before setup")
 	}
 	r := registration{
@@ -80,71 +84,118 @@ func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm
 		alg:    cose.AlgAESCCM16_64_128,
 		key:    random(keyLen),
 		baseIV: random(baseIVLen),
+		route:  want.Channel,
 	}
 	password := base64.RawURLEncoding.EncodeToString(random(secretLen))
 	hash := hashSecret(r.rid, password)
 	sealed := b.store.Seal(keyContext(r.rid), r.key)
 	sealedSecret := b.store.Seal(secretContext(r.rid), []byte(password))
-	return b.mgt(&r, uri, password), func(tx *store.Tx) error {
-		if err := b.forget(tx, m); err != nil {
+	if r.route == channelMulticast {
+		hash, sealedSecret = []byte{}, nil // nobody logs in
+	}
+	return b.mgt(&r, uri, password).Encode(), func(tx *store.Tx) error {
+		leaf := int64(-1)
+		keep := &leaf // its place in the tree
+		if !inTree {
+			keep = nil
+		}
+		if err := b.forget(tx, m, keep); err != nil {
 			return err
 		}
-		_, err := tx.Exec(`INSERT INTO bridge_registration (rid, grp, node, kid, alg, sealed_key, base_iv, secret_hash, sealed_secret)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, r.rid, group, node, r.kid, r.alg, sealed, r.baseIV, hash, sealedSecret)
-		return err
+		_, err := tx.Exec(`INSERT INTO bridge_registration (rid, grp, node, kid, alg, sealed_key, base_iv, secret_hash, sealed_secret, route)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, r.rid, group, node, r.kid, r.alg, sealed, r.baseIV, hash, sealedSecret, r.route)
+		if err != nil || !inTree {
+			return err
+		}
+		return b.settle(tx, group, want.Degree, &r, leaf)
 	}, nil
 }
 
 // mgt makes mgt_key_material for a registration; uri is the broker's, and
 // password that of its user at the embedded broker.
-func (b *Bridge) mgt(r *registration, uri, password string) []byte {
+func (b *Bridge) mgt(r *registration, uri, password string) *groupcomm.MgtKeyMaterial {
 	user := r.rid
 	if b.cfg.Broker != "" && b.cfg.MemberUser != "" {
 		user, password = b.cfg.MemberUser, b.cfg.MemberPassword
 	}
-	return (&groupcomm.MgtKeyMaterial{
-		KID:      r.kid,
-		Key:      r.key,
-		Alg:      r.alg,
-		BaseIV:   r.baseIV,
-		Broker:   uri,
-		Topic:    rekeyTopic(b.cfg.Prefix, r.rid),
-		User:     user,
-		Password: password,
-		AckTopic: ackTopic(b.cfg.Prefix, r.rid),
-	}).Encode()
+	k := &groupcomm.MgtKeyMaterial{
+		KID: r.kid, Key: r.key, Alg: r.alg, BaseIV: r.baseIV, Broker: uri, User: user, Password: password,
+		Topic: rekeyTopic(b.cfg.Prefix, r.rid), AckTopic: ackTopic(b.cfg.Prefix, r.rid),
+	}
+	if r.route == channelMulticast {
+		k.Broker, k.User, k.Password, k.Topic, k.AckTopic = "", "", "", "", ""
+		k.Tree = []byte{} // the rest says Enrolled
+	}
+	return k
 }
 
-// Enrolled tells again what Enroll gave a member, with the broker as it is now;
-// nil when the member is not told of rekeys by MQTT.
+// Enrolled tells again what Enroll gave a member, with the broker as it is now,
+// and in a key tree with its way as of now; nil when the member is neither told of
+// rekeys by MQTT nor in a tree. A member that lost its place in a tree, because its
+// token had expired when the group was rekeyed, gets another.
 func (b *Bridge) Enrolled(ctx context.Context, group, node string) (mgt []byte, err error) {
-	if b.publisher == nil {
-		return nil, nil
+	for range 2 {
+		mgt, lost, err := b.enrolled(ctx, member{group, node})
+		if err != nil || !lost {
+			return mgt, err
+		}
+		if err := b.resettle(ctx, group, node); err != nil {
+			return nil, err
+		}
 	}
-	r := registration{member: member{group, node}}
+	return nil, nil // it changes too fast: it asks again
+}
+
+// enrolled reads it; lost says that the member is to have a place in a tree, and
+// has none.
+func (b *Bridge) enrolled(ctx context.Context, m member) (mgt []byte, lost bool, err error) {
+	r := registration{member: m}
 	var sealed, sealedSecret []byte
+	var tid string
+	var leaf int64
+	var t *tree
+	var path []keytree.Node
 	err = b.store.View(ctx, func(tx *store.Tx) error {
-		return tx.QueryRow(`SELECT rid, kid, alg, base_iv, sealed_key, sealed_secret FROM bridge_registration WHERE grp = ? AND node = ?`,
-			group, node).Scan(&r.rid, &r.kid, &r.alg, &r.baseIV, &sealed, &sealedSecret)
+		t, path = nil, nil
+		err := tx.QueryRow(`SELECT rid, kid, alg, base_iv, sealed_key, sealed_secret, route, tid, leaf
+			FROM bridge_registration WHERE grp = ? AND node = ?`, m.group, m.node).
+			Scan(&r.rid, &r.kid, &r.alg, &r.baseIV, &sealed, &sealedSecret, &r.route, &tid, &leaf)
+		if err != nil || tid == "" || leaf < 0 {
+			return err
+		}
+		if t, err = treeOf(tx, m.group); err != nil || t == nil {
+			return err
+		}
+		path, err = keytree.Open(t.Shape, b.treeRows(tx, t.tid)).Path(uint32(leaf))
+		return err
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bridge: registration: %w", err)
+		return nil, false, fmt.Errorf("bridge: registration: %w", err)
+	}
+	if tid != "" && leaf < 0 {
+		return nil, true, nil
 	}
 	uri := b.BrokerURI()
-	if sealedSecret == nil || uri == "" {
-		return nil, nil // not kept, or not set up yet: the member has it, or joins again
+	if r.route == channelMQTT && (b.publisher == nil || sealedSecret == nil || uri == "") {
+		return nil, false, nil // not kept, or not set up yet: the member has it, or joins again
 	}
 	if err := b.open(&r, sealed); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	secret, err := b.store.Unseal(secretContext(r.rid), sealedSecret)
-	if err != nil {
-		return nil, fmt.Errorf("bridge: password of a registration: %w", err)
+	var secret []byte
+	if sealedSecret != nil {
+		if secret, err = b.store.Unseal(secretContext(r.rid), sealedSecret); err != nil {
+			return nil, false, fmt.Errorf("bridge: password of a registration: %w", err)
+		}
 	}
-	return b.mgt(&r, uri, string(secret)), nil
+	k := b.mgt(&r, uri, string(secret))
+	if t != nil {
+		b.addBranch(k, t, path)
+	}
+	return k.Encode(), false, nil
 }
 
 // Remove ends a membership's deliveries in the transaction that ends the
@@ -154,10 +205,12 @@ func (b *Bridge) Remove(tx *store.Tx, group, node string) error {
 	if _, err := tx.Exec(`DELETE FROM bridge_lease WHERE grp = ? AND node = ?`, group, node); err != nil {
 		return err
 	}
-	return b.forget(tx, member{group, node})
+	return b.forget(tx, member{group, node}, nil)
 }
 
-func (b *Bridge) forget(tx *store.Tx, m member) error {
+// forget ends the enrolment of a member. Its place in a tree is vacated, or, if
+// leaf is not nil, put there to be taken over.
+func (b *Bridge) forget(tx *store.Tx, m member, leaf *int64) error {
 	for _, q := range []string{
 		`DELETE FROM bridge_confirmed WHERE grp = ? AND node = ?`, `DELETE FROM bridge_life WHERE grp = ? AND node = ?`,
 	} {
@@ -165,9 +218,11 @@ func (b *Bridge) forget(tx *store.Tx, m member) error {
 			return err
 		}
 	}
-	var rid string
+	var rid, tid string
 	var kid []byte
-	err := tx.QueryRow(`SELECT rid, kid FROM bridge_registration WHERE grp = ? AND node = ?`, m.group, m.node).Scan(&rid, &kid)
+	place := int64(-1)
+	err := tx.QueryRow(`SELECT rid, kid, tid, leaf FROM bridge_registration WHERE grp = ? AND node = ?`, m.group, m.node).
+		Scan(&rid, &kid, &tid, &place)
 	if errors.Is(err, store.ErrNotFound) {
 		tx.AfterCommit(func() { b.forgotten(m, "") })
 		return nil
@@ -187,6 +242,14 @@ func (b *Bridge) forget(tx *store.Tx, m member) error {
 	} {
 		if _, err := tx.Exec(q.sql, q.arg); err != nil {
 			return err
+		}
+	}
+	switch {
+	case place >= 0 && leaf != nil:
+		*leaf = place
+	case place >= 0:
+		if err := b.vacate(tx, tid, place); err != nil {
+			return fmt.Errorf("bridge: key tree of %q: %w", m.group, err)
 		}
 	}
 	tx.AfterCommit(func() { b.forgotten(m, rid) })

@@ -159,6 +159,7 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 		// that were not there before.
 		b.publisher.wakeGroup(group)
 	}
+	b.casts.set(group, castDue{})
 	// Asked for before the version is noted, so that a failure is tried again.
 	formats, legacyVersion, legacyBody, err := b.legacyRekey(ctx, group)
 	if err != nil {

@@ -27,12 +27,13 @@ type gate struct {
 
 	ctx context.Context // of the broker's run: the library's calls carry none
 
-	mu  sync.Mutex
-	bad map[string]int // refused acknowledgements per connected member
+	mu       sync.Mutex
+	bad      map[string]int     // refused acknowledgements per connected member
+	branches map[string]*branch // of connected members in key trees
 }
 
 func newGate(prefix string, hooks brokerHooks, log *slog.Logger) *gate {
-	return &gate{prefix: prefix, hooks: hooks, log: log, secret: random(32), bad: map[string]int{}}
+	return &gate{prefix: prefix, hooks: hooks, log: log, secret: random(32), bad: map[string]int{}, branches: map[string]*branch{}}
 }
 
 func (g *gate) start(ctx context.Context) { g.ctx = ctx }
@@ -116,7 +117,40 @@ func (g *gate) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 	if write {
 		return topic == ackTopic(g.prefix, user) || topic == presenceTopic(g.prefix, user)
 	}
-	return topic == rekeyTopic(g.prefix, user)
+	return topic == rekeyTopic(g.prefix, user) || g.onBranch(user, topic)
+}
+
+// onBranch says whether a topic is that of a node above a member's leaf. The
+// place of a connected member is looked up once, and again when it seems to have
+// changed.
+func (g *gate) onBranch(user, topic string) bool {
+	tid, id, ok := parseTreeTopic(g.prefix, topic)
+	if !ok {
+		return false
+	}
+	g.mu.Lock()
+	at := g.branches[user]
+	g.mu.Unlock()
+	if at.has(tid, id) {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, lookupTimeout)
+	defer cancel()
+	at, err := g.hooks.branch(ctx, user)
+	if err != nil {
+		if g.ctx.Err() == nil {
+			g.log.ErrorContext(ctx, "cannot look up a place in a key tree", "err", err)
+		}
+		return false
+	}
+	g.mu.Lock()
+	if at != nil {
+		g.branches[user] = at
+	} else {
+		delete(g.branches, user)
+	}
+	g.mu.Unlock()
+	return at.has(tid, id)
 }
 
 // OnPublish takes the acknowledgements of members out of the broker's hands,
@@ -171,6 +205,9 @@ func (g *gate) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
 	user := string(cl.Properties.Username)
 	g.mu.Lock()
 	delete(g.bad, user)
+	if !cl.IsTakenOver() {
+		delete(g.branches, user)
+	}
 	g.mu.Unlock()
 	if cl.ID == memberID(user) && !cl.IsTakenOver() {
 		g.hooks.present(g.ctx, user, false)

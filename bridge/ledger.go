@@ -54,7 +54,7 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 	if err != nil {
 		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
-	confirmed, enrolled, err := b.readLedger(ctx, group)
+	confirmed, routes, err := b.readLedger(ctx, group)
 	if err != nil {
 		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
@@ -79,12 +79,16 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 			Want:      a.want,
 			Channels:  a.tried,
 		}
-		if a.online && enrolled[m.Node] {
+		route := routes[m.Node]
+		if a.online && route.channel == channelMQTT {
 			e.Online = &a.connected
 		}
+		if route.tree && a.relayed.IsZero() && state.branched.num == version && state.branched.at.After(a.heard) {
+			a.relayed = state.branched.at // sent to all at once
+		}
 		switch {
-		case enrolled[m.Node]:
-			e.Channel = channelMQTT
+		case route.channel != "":
+			e.Channel = route.channel
 		case a.channel != "":
 			e.Channel = a.channel
 		case c.channel != "":
@@ -144,10 +148,16 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// readLedger reads the confirmations of a group and who is enrolled for MQTT.
-func (b *Bridge) readLedger(ctx context.Context, group string) (confirmed map[string]confirmation, enrolled map[string]bool, err error) {
+// route is how an enrolled member is told.
+type route struct {
+	channel string
+	tree    bool // it has a place in the group's key tree
+}
+
+// readLedger reads the confirmations of a group and who is enrolled.
+func (b *Bridge) readLedger(ctx context.Context, group string) (confirmed map[string]confirmation, routes map[string]route, err error) {
 	err = b.store.View(ctx, func(tx *store.Tx) error {
-		confirmed, enrolled = map[string]confirmation{}, map[string]bool{}
+		confirmed, routes = map[string]confirmation{}, map[string]route{}
 		rows, err := tx.Query(`SELECT node, version, channel, at FROM bridge_confirmed WHERE grp = ?`, group)
 		if err != nil {
 			return err
@@ -164,19 +174,22 @@ func (b *Bridge) readLedger(ctx context.Context, group string) (confirmed map[st
 		if err := rows.Err(); err != nil {
 			return err
 		}
-		regs, err := tx.Query(`SELECT node FROM bridge_registration WHERE grp = ?`, group)
+		regs, err := tx.Query(`SELECT node, route, leaf FROM bridge_registration WHERE grp = ?`, group)
 		if err != nil {
 			return err
 		}
 		defer regs.Close()
 		for regs.Next() {
 			var node string
-			if err := regs.Scan(&node); err != nil {
+			var r route
+			var leaf int64
+			if err := regs.Scan(&node, &r.channel, &leaf); err != nil {
 				return err
 			}
-			enrolled[node] = true
+			r.tree = leaf >= 0
+			routes[node] = r
 		}
 		return regs.Err()
 	})
-	return confirmed, enrolled, err
+	return confirmed, routes, err
 }

@@ -32,7 +32,16 @@ type rendered struct {
 // enrolled meanwhile: stored messages win over newly rendered ones.
 func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit func(*store.Tx) error, err error) {
 	at := time.Now()
-	none := func(tx *store.Tx) error { return noteRekey(tx, plan.Group, plan.Num, at) }
+	branches, err := b.prepareTree(ctx, plan)
+	if err != nil {
+		return nil, fmt.Errorf("bridge: prepare %q: %w", plan.Group, err)
+	}
+	none := func(tx *store.Tx) error {
+		if err := noteRekey(tx, plan.Group, plan.Num, at); err != nil {
+			return err
+		}
+		return branches.commit(tx)
+	}
 	if b.publisher == nil {
 		return none, nil
 	}
@@ -81,7 +90,7 @@ func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit 
 		return nil, err
 	}
 	return func(tx *store.Tx) error {
-		if err := noteRekey(tx, plan.Group, plan.Num, at); err != nil {
+		if err := none(tx); err != nil {
 			return err
 		}
 		return storeMessages(tx, plan.Group, plan.Num, out)
@@ -96,7 +105,7 @@ const messagesAtOnce = 64
 // meanwhile gets none, and a message that is there already stays as it is.
 func storeMessages(tx *store.Tx, group string, num uint64, out []rendered) error {
 	alive := make(map[string]bool, len(out))
-	rows, err := tx.Query(`SELECT kid FROM bridge_registration WHERE grp = ?`, group)
+	rows, err := tx.Query(`SELECT kid FROM bridge_registration WHERE grp = ? AND leaf < 0`, group)
 	if err != nil {
 		return fmt.Errorf("bridge: store messages: %w", err)
 	}
@@ -142,9 +151,9 @@ func storeMessages(tx *store.Tx, group string, num uint64, out []rendered) error
 // entitled reads the registrations that a plan is for and that have no message
 // of that version or a newer one yet.
 func (b *Bridge) entitled(ctx context.Context, plan groupcomm.RekeyPlan) ([]registration, error) {
-	nodes := make(map[string]bool, len(plan.Nodes))
-	for _, n := range plan.Nodes {
-		nodes[n] = true
+	excluded := make(map[string]bool, len(plan.Excluded))
+	for _, n := range plan.Excluded {
+		excluded[n] = true
 	}
 	var regs []registration
 	var sealed [][]byte
@@ -152,7 +161,7 @@ func (b *Bridge) entitled(ctx context.Context, plan groupcomm.RekeyPlan) ([]regi
 		regs, sealed = nil, nil
 		rows, err := tx.Query(`SELECT r.rid, r.node, r.kid, r.alg, r.sealed_key, r.base_iv
 			FROM bridge_registration r LEFT JOIN bridge_message m ON m.kid = r.kid
-			WHERE r.grp = ? AND (m.num IS NULL OR m.num < ?)`, plan.Group, int64(plan.Num))
+			WHERE r.grp = ? AND r.leaf < 0 AND (m.num IS NULL OR m.num < ?)`, plan.Group, int64(plan.Num))
 		if err != nil {
 			return err
 		}
@@ -163,7 +172,7 @@ func (b *Bridge) entitled(ctx context.Context, plan groupcomm.RekeyPlan) ([]regi
 			if err := rows.Scan(&r.rid, &r.member.node, &r.kid, &r.alg, &s, &r.baseIV); err != nil {
 				return err
 			}
-			if nodes[r.member.node] {
+			if !excluded[r.member.node] {
 				regs, sealed = append(regs, r), append(sealed, s)
 			}
 		}

@@ -134,6 +134,7 @@ func (p *publisher) session(ctx context.Context) error {
 	p.mu.Unlock()
 	signal(p.wake)
 	relayed := map[string]uint64{} // by rid: what this broker took in this session
+	trees := map[string]uint32{}   // by tree: the change up to which it took everything
 	for {
 		select {
 		case <-ctx.Done():
@@ -150,6 +151,9 @@ func (p *publisher) session(ctx context.Context) error {
 			if err := p.deleteRevoked(ctx, c, relayed); err != nil {
 				return err
 			}
+			if err := p.clearTrees(ctx, c); err != nil {
+				return err
+			}
 		}
 		if w.all {
 			if w.groups, err = p.b.knownGroups(ctx); err != nil {
@@ -158,6 +162,9 @@ func (p *publisher) session(ctx context.Context) error {
 		}
 		for _, g := range w.groups {
 			if err := p.publishGroup(ctx, c, g, relayed); err != nil {
+				return err
+			}
+			if err := p.publishTree(ctx, c, g, trees); err != nil {
 				return err
 			}
 		}

@@ -82,5 +82,64 @@ CREATE TABLE bridge_lease (
 );
 `, `
 ALTER TABLE bridge_registration ADD COLUMN sealed_secret BLOB;
-`}}
+`, schemaTree}}
 }
+
+// schemaTree: key trees.
+//
+//   - bridge_tree: a group's tree. tid is the random identifier in its topics, of
+//     which the first bytes are that of its keys; next and spare are for the places
+//     of leaves, num is the newest version that was rendered, seq grows with
+//     every change. grp is empty when the group is gone, and what the broker
+//     retains is still to be deleted.
+//   - bridge_tree_node: nodes with members below; pos is level << 32 | index.
+//     version and step name the sealed key.
+//   - bridge_tree_free: places that were given back.
+//   - bridge_tree_message: the newest message under the key of a place; empty
+//     when what is retained is to be deleted. at is the seq of the tree then.
+//
+// A registration with a leaf is told by the tree; its key is that of the leaf.
+// route is the channel that it asked for.
+const schemaTree = `
+CREATE TABLE bridge_tree (
+	tid     TEXT    NOT NULL PRIMARY KEY,
+	grp     TEXT    NOT NULL,
+	degree  BIGINT  NOT NULL,
+	height  BIGINT  NOT NULL,
+	seq     BIGINT  NOT NULL,
+	next    BIGINT  NOT NULL,
+	spare   BIGINT  NOT NULL,
+	num     BIGINT  NOT NULL,
+	base_iv BLOB    NOT NULL
+);
+CREATE INDEX bridge_tree_grp ON bridge_tree (grp);
+CREATE TABLE bridge_tree_node (
+	tid        TEXT   NOT NULL,
+	pos        BIGINT NOT NULL,
+	version    BIGINT NOT NULL,
+	step       BIGINT NOT NULL,
+	used       BIGINT NOT NULL,
+	dirty      BIGINT NOT NULL,
+	sealed_key BLOB   NOT NULL,
+	PRIMARY KEY (tid, pos)
+);
+CREATE INDEX bridge_tree_dirty ON bridge_tree_node (tid) WHERE dirty = 1;
+CREATE TABLE bridge_tree_free (
+	tid TEXT   NOT NULL,
+	idx BIGINT NOT NULL,
+	PRIMARY KEY (tid, idx)
+);
+CREATE TABLE bridge_tree_message (
+	tid  TEXT   NOT NULL,
+	pos  BIGINT NOT NULL,
+	num  BIGINT NOT NULL,
+	at   BIGINT NOT NULL,
+	body BLOB   NOT NULL,
+	PRIMARY KEY (tid, pos)
+);
+CREATE INDEX bridge_tree_message_at ON bridge_tree_message (tid, at);
+ALTER TABLE bridge_registration ADD COLUMN tid TEXT NOT NULL DEFAULT '';
+ALTER TABLE bridge_registration ADD COLUMN leaf BIGINT NOT NULL DEFAULT -1;
+ALTER TABLE bridge_registration ADD COLUMN route TEXT NOT NULL DEFAULT 'mqtt';
+CREATE INDEX bridge_registration_single ON bridge_registration (grp) WHERE leaf < 0;
+`

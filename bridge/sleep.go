@@ -119,7 +119,7 @@ func (b *Bridge) canHave(ctx context.Context, found []groupcomm.Member, channel 
 			enrolled = false
 			for _, f := range found {
 				var n int
-				if err := tx.QueryRow(`SELECT COUNT(*) FROM bridge_registration WHERE grp = ? AND node = ?`, f.Group, f.Node).Scan(&n); err != nil {
+				if err := tx.QueryRow(`SELECT COUNT(*) FROM bridge_registration WHERE grp = ? AND node = ? AND route = 'mqtt'`, f.Group, f.Node).Scan(&n); err != nil {
 					return err
 				}
 				enrolled = enrolled || n > 0

@@ -106,6 +106,7 @@ type Format uint16
 // Content-Formats of the IANA registry that the gateway speaks.
 const (
 	TextPlain      Format = 0
+	COSEEncrypt0   Format = 16  // application/cose; cose-type="cose-encrypt0"
 	ACE            Format = 19  // application/ace+cbor
 	LinkFormat     Format = 40  // application/link-format
 	CBOR           Format = 60  // application/cbor

@@ -30,6 +30,7 @@ type Config struct {
 	Groups              []Group             `yaml:"groups"`
 	Delegates           []Delegate          `yaml:"delegates"`
 	MQTT                MQTT                `yaml:"mqtt"`
+	Multicast           Multicast           `yaml:"multicast"`
 	ResourceDirectory   ResourceDirectory   `yaml:"resource_directory"`
 	Proxy               Proxy               `yaml:"proxy"`
 	Compat              Compat              `yaml:"compat"`
@@ -213,7 +214,9 @@ type Rekey struct {
 	OnJoin      bool          `yaml:"on_join"`
 	OnStart     bool          `yaml:"on_start"`
 	BatchWindow time.Duration `yaml:"batch_window"`
-	Scheme      string        `yaml:"scheme"`
+	Scheme      string        `yaml:"scheme"` // point-to-point or key-tree
+	TreeDegree  int           `yaml:"tree_degree"`
+	Multicast   string        `yaml:"control_group_uri"` // where rekeys of a key tree are multicast too; "": nowhere
 	OnExpiry    OnExpiry      `yaml:"on_expiry"`
 }
 
@@ -241,6 +244,12 @@ type Gid struct {
 type GroupPolicies struct {
 	KeyCheck        uint64 `yaml:"key_check"`
 	ExpirationDelta uint64 `yaml:"expiration_delta"`
+}
+
+// Multicast says where rekeys of key trees leave for their control_group_uri.
+type Multicast struct {
+	Interface string `yaml:"interface"` // "": as the system routes
+	Hops      int    `yaml:"hops"`      // routers that let it pass, 1: none
 }
 
 // MQTT is the broker over which sleeping members are rekeyed.

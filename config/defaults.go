@@ -1,6 +1,10 @@
 package config
 
-import "time"
+import (
+	"time"
+
+	"github.com/seed4911071e/groupgate/groupcomm/keytree"
+)
 
 // Names of the files that the gateway creates in its data folder, besides
 // node.ClientFile.
@@ -22,6 +26,7 @@ func Default() *Config {
 			MQTT:  "127.0.0.1:1883",
 		},
 		Store:               "sqlite:groupgate.db",
+		Multicast:           Multicast{Hops: 1},
 		AuthorizationServer: AuthorizationServer{Enabled: true, Issuer: "as1"},
 		Seal:                Seal{KeyFile: SealKeyFile},
 		Endpoint:            Endpoint{Kind: EndpointOwn, Handshake: HandshakePion, PersistSessions: true},
@@ -58,6 +63,7 @@ func (g *Group) setDefaults() {
 		Rekey: Rekey{
 			BatchWindow: 2 * time.Second,
 			Scheme:      "point-to-point",
+			TreeDegree:  keytree.DefaultDegree,
 			OnExpiry:    OnExpiry{Grace: 24 * time.Hour, Batch: time.Hour},
 		},
 		Delivery:      Delivery{RetryFor: 24 * time.Hour, UnreachableAfter: 168 * time.Hour},

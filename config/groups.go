@@ -75,6 +75,9 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		AppGroups:       g.AppGroups,
 		RekeyOnRenewal:  g.OnRenewal == "rekey",
 	}
+	if g.Rekey.Scheme == schemeKeyTree {
+		gc.KeyTree, gc.ControlGroupURI = uint32(g.Rekey.TreeDegree), g.Rekey.Multicast
+	}
 	gc.Interface, _ = groupcomm.InterfaceByName(g.Interface)
 	if gc.ECDHAlg != 0 {
 		gc.ECDHCrv, _ = groupcomm.CurveByName(g.ECDHCurve)

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/groupcomm/keytree"
 )
 
 const nameRule = "must be 1 to 63 letters, digits or . _ ~ -, the first a letter or digit, for it is a path segment in URIs"
@@ -52,7 +53,7 @@ func (g Group) validate(f *faults, key string) {
 			f.add(key+".delivery.evict_after", "must not be shorter than unreachable_after")
 		}
 	}
-	supported(f, key+".rekey.scheme", g.Rekey.Scheme, "point-to-point")
+	g.Rekey.validateScheme(f, key+".rekey")
 	if g.Rekey.OnStart {
 		f.add(key+".rekey.on_start", "a restart never rekeys by itself in this version")
 	}
@@ -177,3 +178,24 @@ func supported(f *faults, key, value string, now ...string) {
 	}
 	f.add(key, notSupported, fmt.Sprintf("%q", value), use)
 }
+
+// validateScheme: how rekeys are told to many members.
+func (r Rekey) validateScheme(f *faults, key string) {
+	oneOf(f, key+".scheme", r.Scheme, schemeOneByOne, schemeKeyTree)
+	inRange(f, key+".tree_degree", r.TreeDegree, keytree.MinDegree, keytree.MaxDegree)
+	if r.Multicast == "" {
+		return
+	}
+	if r.Scheme != schemeKeyTree {
+		f.add(key+".control_group_uri", "needs scheme: %s", schemeKeyTree)
+	}
+	if err := groupcomm.CheckControlGroupURI(r.Multicast); err != nil {
+		f.add(key+".control_group_uri", "%v", err)
+	}
+}
+
+// Schemes of rekeying.
+const (
+	schemeOneByOne = "point-to-point"
+	schemeKeyTree  = "key-tree"
+)

@@ -27,18 +27,22 @@ func (s *snapshot) findElders(tx *store.Tx, g *group) error {
 	if !g.cfg.GidReuse {
 		return nil
 	}
-	old := map[string]bool{}
+	out := map[string]bool{}
+	for _, node := range s.excluded {
+		out[node] = true
+	}
 	err := eachMember(tx, `m.group_id = ? AND m.birth_gid = ? ORDER BY m.node`, []any{g.id, []byte(s.gid)},
 		func(mb *member) error {
 			s.elders = append(s.elders, mb)
-			old[mb.node] = true
+			if !out[mb.node] { // else its token expired
+				s.excluded = append(s.excluded, mb.node)
+				s.entitled--
+			}
 			return nil
 		})
 	if err != nil || len(s.elders) == 0 {
 		return err
 	}
-	s.nodes = slices.DeleteFunc(s.nodes, func(node string) bool { return old[node] })
-	s.members = len(s.nodes) > 0
 	for _, mb := range s.elders {
 		if mb.sid != noSID {
 			s.stale = append(s.stale, mb.sid.id())

@@ -450,7 +450,13 @@ func (m *Manager) enroll(ctx context.Context, j *joinCall) error {
 	if j.row.member == nil && j.msg.Delivery == nil {
 		return nil // nothing asked for, and nothing to end
 	}
-	mgt, commit, err := m.deliver.Enroll(ctx, j.g.cfg.Name, j.node, j.msg.Delivery)
+	want := j.msg.Delivery
+	if want != nil && want.Tree {
+		asked := *want
+		asked.Degree = j.g.cfg.KeyTree
+		want = &asked
+	}
+	mgt, commit, err := m.deliver.Enroll(ctx, j.g.cfg.Name, j.node, want)
 	if err != nil {
 		j.enroller = ""
 		return fmt.Errorf("gm: enrolment of %s/%s: %w", j.g.cfg.Name, j.node, err)
@@ -477,7 +483,7 @@ func (m *Manager) joinResponse(ctx context.Context, j *joinCall, p sidPlace) (*c
 		}
 		d.Creds, d.PeerRoles, d.PeerIdentifiers = cr.Creds, cr.PeerRoles, cr.PeerIdentifiers
 	}
-	if err := j.g.tellChannel(d, j.mgt, j.msg.CNonce); err != nil {
+	if err := m.tellNewChannel(ctx, j, d); err != nil {
 		return nil, err
 	}
 	code := coap.Created

@@ -1,6 +1,7 @@
 package gm
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
@@ -136,7 +137,9 @@ func (g *group) introduceCourier(mgt, cnonce []byte) ([]byte, error) {
 }
 
 // tellChannel puts rekeying_scheme and mgt_key_material into d, when there are
-// any.
+// any, and where a key tree is multicast. What a member in a key tree is given is
+// for it alone; notifications, which are shared, are rekey messages (protocol.md,
+// Section 6).
 func (g *group) tellChannel(d *groupcomm.KeyDistribution, mgt, cnonce []byte) error {
 	if mgt == nil {
 		return nil
@@ -145,9 +148,30 @@ func (g *group) tellChannel(d *groupcomm.KeyDistribution, mgt, cnonce []byte) er
 	if err != nil {
 		return err
 	}
+	k, err := groupcomm.DecodeMgtKeyMaterial(mgt)
+	if err != nil {
+		return fmt.Errorf("gm: %w", err)
+	}
 	scheme := groupcomm.SchemeMQTT
+	if k.Tree != nil {
+		scheme, d.ControlGroupURI = groupcomm.SchemeKeyTree, g.cfg.ControlGroupURI
+	}
 	d.RekeyingScheme, d.MgtKeyMaterial = &scheme, mgt
 	return nil
+}
+
+// tellNewChannel is tellChannel for one that just joined: its place in a key tree
+// was found in the transaction of its join, and what it is to know may have changed
+// with those of others.
+func (m *Manager) tellNewChannel(ctx context.Context, j *joinCall, d *groupcomm.KeyDistribution) error {
+	mgt := j.mgt
+	if mgt != nil && j.msg.Delivery.Tree && j.g.cfg.KeyTree != 0 {
+		var err error
+		if mgt, err = m.deliver.Enrolled(ctx, j.g.cfg.Name, j.node); err != nil {
+			return fmt.Errorf("gm: channel of %s/%s: %w", j.g.cfg.Name, j.node, err)
+		}
+	}
+	return j.g.tellChannel(d, mgt, j.msg.CNonce)
 }
 
 func newKDCNonce() []byte {

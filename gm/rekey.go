@@ -86,7 +86,7 @@ func (m *Manager) rekey(ctx context.Context, g *group, why reasons, detail strin
 			g.gate.Unlock()
 		}
 		switch {
-		case errors.Is(err, errMoved):
+		case errors.Is(err, errMoved), errors.Is(err, groupcomm.ErrPlanMoved):
 			m.met.overtaken.Inc()
 			if err := m.settle(ctx); err != nil {
 				return 0, err
@@ -130,8 +130,8 @@ type snapshot struct {
 	reasons   reasons
 	stale     []groupcomm.SenderID
 	elders    []*member // evicted with this rekey
-	nodes     []string  // entitled to the new material
-	members   bool      // there are entitled members
+	excluded  []string  // members that are not entitled to the new material
+	entitled  int64     // how many are
 	reserved  reservation
 }
 
@@ -204,7 +204,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 			"gid", mat.gid.String(), "nodes", nodeNames(s.elders))
 	}
 	m.log.InfoContext(ctx, "group rekeyed", "group", g.cfg.Name, "reason", detail, "version", mat.num,
-		"gid", mat.gid.String(), "stale", len(s.stale), "members", len(s.nodes))
+		"gid", mat.gid.String(), "stale", len(s.stale), "members", s.entitled)
 	m.poke()
 	return mat, nil
 }
@@ -222,8 +222,12 @@ func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
 	}
 	// A member whose token expired gets no newer key, whether or not the expiry
 	// has been worked off.
-	rows, err := tx.Query(`SELECT node FROM gm_members WHERE group_id = ? AND lapsed = 0 AND (expires = 0 OR expires > ?)
-		ORDER BY node`, g.id, time.Now().UnixMilli())
+	// The number of members is large, that of those without a token is not.
+	if err := tx.QueryRow(`SELECT COUNT(*) FROM gm_members WHERE group_id = ?`, g.id).Scan(&s.entitled); err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query(`SELECT node FROM gm_members WHERE group_id = ? AND expires BETWEEN 1 AND ?
+		UNION SELECT node FROM gm_members WHERE group_id = ? AND lapsed = 1`, g.id, time.Now().UnixMilli(), g.id)
 	if err != nil {
 		return nil, err
 	}
@@ -233,9 +237,9 @@ func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
 		if err := rows.Scan(&node); err != nil {
 			return nil, err
 		}
-		s.nodes = append(s.nodes, node)
+		s.excluded = append(s.excluded, node)
 	}
-	s.members = len(s.nodes) > 0
+	s.entitled -= int64(len(s.excluded))
 	return s, rows.Err()
 }
 
@@ -287,9 +291,10 @@ func (m *Manager) prepare(ctx context.Context, g *group, s *snapshot, mat *mater
 		Group:   g.cfg.Name,
 		Num:     mat.num,
 		Message: msg,
-		Nodes:   s.nodes,
 		SignAlg: g.kdc.signAlg,
 		Sign:    g.kdc.sign,
+
+		Excluded: s.excluded,
 	})
 }
 
@@ -318,7 +323,7 @@ func (m *Manager) writeRekey(tx *store.Tx, g *group, s *snapshot, mat *material,
 	n, err := tx.Exec(`UPDATE gm_groups SET num = ?, gid = ?, gid_epoch = ?, gid_wraps = ?, exp = ?, handed = ?,
 		sid_free = sid_free + ?, stale_from = ?, due_at = 0, due_reasons = 0
 		WHERE id = ? AND num = ? AND changes = ?`,
-		mat.num, []byte(mat.gid), s.place.epoch, s.place.wraps, mat.exp, s.members,
+		mat.num, []byte(mat.gid), s.place.epoch, s.place.wraps, mat.exp, s.entitled > 0,
 		len(s.stale), staleFrom, g.id, s.num, s.changes)
 	if err != nil {
 		return err

@@ -351,13 +351,13 @@ func TestRekeyLeavesOutExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &rendering{}
 		f := newFixtureWith(t, storetest.Open(t, Migrations()), d, groupConfig("g1"))
-		stay := f.member("stay", "g1")
-		f.expiring("a", time.Hour)
+		f.member("stay", "g1")
+		gone := f.expiring("a", time.Hour)
 		f.rekey("g1")
 		after(time.Hour)
 		f.rekey("g1")
-		if len(d.plans[0].Nodes) != 2 || len(d.plans[1].Nodes) != 1 || d.plans[1].Nodes[0] != stay.Path[3] {
-			t.Errorf("plans for %q and %q", d.plans[0].Nodes, d.plans[1].Nodes)
+		if len(d.plans[0].Excluded) != 0 || len(d.plans[1].Excluded) != 1 || d.plans[1].Excluded[0] != gone.Path[3] {
+			t.Errorf("plans without %q and %q", d.plans[0].Excluded, d.plans[1].Excluded)
 		}
 	})
 }

@@ -9,7 +9,7 @@ import "github.com/seed4911071e/groupgate/store"
 // Times: exp is in seconds since 1970 as on the wire; due_at and expires are
 // in milliseconds, 0 meaning never.
 func Migrations() store.Migrations {
-	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5}}
+	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5, schema6}}
 }
 
 const schema1 = `
@@ -117,4 +117,10 @@ CREATE TABLE gm_retired (
 // before it was noted it is that of most: active.
 const schema5 = `
 ALTER TABLE gm_groups ADD COLUMN moved_from INTEGER NOT NULL DEFAULT 1;
+`
+
+// schema6: a rekey of a large group looks for the few members whose tokens
+// expired.
+const schema6 = `
+CREATE INDEX gm_members_expires ON gm_members (group_id, expires);
 `

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/cose"
+	"github.com/seed4911071e/groupgate/groupcomm/keytree"
 )
 
 // Defaults and limits of a group that no specification fixes.
@@ -206,6 +207,17 @@ func (c GroupConfig) Validate() error {
 	// draft-ietf-ace-key-groupcomm-oscore-21, Section 7.1: N is greater than 1.
 	if c.MaxStaleSets != 0 && c.MaxStaleSets < 2 {
 		fault("max_stale_sets: must be 2 or more")
+	}
+	if c.KeyTree != 0 && (c.KeyTree < keytree.MinDegree || c.KeyTree > keytree.MaxDegree) {
+		fault("key tree: degree must be %d to %d", keytree.MinDegree, keytree.MaxDegree)
+	}
+	if c.ControlGroupURI != "" {
+		if err := CheckControlGroupURI(c.ControlGroupURI); err != nil {
+			fault("control_group_uri: %w", err)
+		}
+		if c.KeyTree == 0 {
+			fault("control_group_uri: needs a key tree")
+		}
 	}
 	if c.GidEpochBytes < 0 || c.GidEpochBytes > 8 {
 		fault("gid.epoch_bytes: must be 1 to 8")

@@ -11,6 +11,7 @@ package groupcomm
 
 import (
 	"encoding/hex"
+	"errors"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -82,6 +83,12 @@ type GroupConfig struct {
 
 	// Interface says in which dialects the group is served.
 	Interface Interface `json:",omitempty"`
+	// KeyTree is the degree of the group's key tree (rekeying_scheme -65538); 0:
+	// members are told one by one.
+	KeyTree uint32 `json:",omitempty"`
+	// ControlGroupURI is where rekeys of the key tree are sent by IP multicast
+	// too; "": nowhere.
+	ControlGroupURI string `json:",omitempty"`
 	// RekeyOnRenewal: a member that asks for a new Sender ID in a legacy dialect
 	// is refused with 4.06, and the whole group is rekeyed.
 	RekeyOnRenewal bool `json:",omitempty"`
@@ -141,7 +148,12 @@ type JoinRequest struct {
 // Delivery is the value of the private parameter 'delivery' (-65537): how a
 // member wants to be told of rekeys.
 type Delivery struct {
-	Channel string // 0: "mqtt"
+	Channel string // 0: "mqtt" or "multicast"; "": the ones of RFC 9594
+	Phased  bool   // 1: "phased": it takes part in a switch of two phases
+	Tree    bool   // 2: true: it follows a key tree, if the group has one
+
+	// Degree is that of the group's key tree, 0: none. It is not on the wire.
+	Degree uint32
 }
 
 // KeyDistribution is the body of a Join Response and of GET on the group or
@@ -161,6 +173,7 @@ type KeyDistribution struct {
 	KDCCredVerify   []byte     // 19
 	RekeyingScheme  *int64     // 20
 	MgtKeyMaterial  []byte     // 27
+	ControlGroupURI string     // 28: where one-to-many rekeys are sent by IP multicast
 }
 
 // Policies is 'group_policies' (label 16).
@@ -195,8 +208,10 @@ type CredsResponse struct {
 	PeerIdentifiers []SenderID
 }
 
-// MgtKeyMaterial is what the private rekeying scheme -65537 puts into label 27:
-// the member's key and its MQTT coordinates.
+// MgtKeyMaterial is what the private rekeying schemes put into label 27: the
+// member's key and its MQTT coordinates, and with -65538 its part of the key tree.
+// Then Key is that of its leaf, and there are no coordinates if it listens to IP
+// multicast; a later answer leaves the password out.
 type MgtKeyMaterial struct {
 	KID      []byte // 0: 8 bytes, unique per Group Manager
 	Key      []byte // 1: K_m
@@ -208,6 +223,9 @@ type MgtKeyMaterial struct {
 	Password string // 7
 	AckTopic string // 8
 
+	Tree      []byte // 9: of package keytree; nil: none
+	TreeTopic string // 10: topics of nodes are below it, /LEVEL/INDEX
+
 	// In a group that uses the pairwise mode only: the credential that
 	// countersigns rekeys, and the proof that the Group Manager has its key.
 	KDCCred       []byte // 17
@@ -218,6 +236,9 @@ type MgtKeyMaterial struct {
 // SchemeMQTT is the private value of rekeying_scheme (label 20) and the label
 // of 'delivery'.
 const SchemeMQTT int64 = -65537
+
+// SchemeKeyTree is the private value of rekeying_scheme (label 20) of a key tree.
+const SchemeKeyTree int64 = -65538
 
 // Grant is what a peer may do now, as its access token says. It is looked up
 // anew at every request.
@@ -237,14 +258,20 @@ type Grant struct {
 	Exported bool
 }
 
+// ErrPlanMoved says that what a rekey was prepared for changed before it was
+// written: it is prepared again.
+var ErrPlanMoved = errors.New("groupcomm: the delivery changed since the rekey was prepared")
+
 // RekeyPlan is a decided rekey that is not yet on disk: what is to be
 // delivered, and to whom.
 type RekeyPlan struct {
 	Group   string
 	Num     Version
-	Message []byte   // encoded RekeyMessage
-	Nodes   []string // node names entitled to it
-	SignAlg int64
+	Message []byte // encoded RekeyMessage
+	// Excluded are the node names of members that are not entitled to it: their
+	// tokens expired, or this rekey evicts them.
+	Excluded []string
+	SignAlg  int64
 	// Sign signs with the Group Manager's key of this group.
 	Sign func(message []byte) ([]byte, error)
 }

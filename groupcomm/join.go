@@ -96,13 +96,20 @@ func (j *JoinRequest) Encode() []byte {
 		m[labelControlURI] = j.ControlURI
 	}
 	if j.Delivery != nil {
-		m[labelDelivery] = map[int64]any{deliveryChannel: j.Delivery.Channel}
+		m[labelDelivery] = j.Delivery.fields()
 	}
 	return cose.MustMarshal(m)
 }
 
-// deliveryChannel is the key of the channel inside 'delivery'.
-const deliveryChannel int64 = 0
+// Keys inside 'delivery'.
+const (
+	deliveryChannel int64 = 0
+	deliveryPhases  int64 = 1
+	deliveryTree    int64 = 2
+)
+
+// phased is the value of deliveryPhases.
+const phased = "phased"
 
 // DecodeJoinRequest reads the map. RFC 9594, Section 4.3.1: scope and cnonce
 // are required; whether client_cred and client_cred_verify may be missing
@@ -127,12 +134,11 @@ func DecodeJoinRequest(b []byte) (*JoinRequest, error) {
 		}
 	}
 	if raw, ok := f.m[labelDelivery]; ok && f.err == nil {
-		d := decodeFields("delivery", raw)
-		// Without a channel the parameter asks for something else than a channel.
-		if d.m.Has(deliveryChannel) {
-			j.Delivery = &Delivery{Channel: d.text(deliveryChannel)}
+		d, err := DecodeDelivery(raw)
+		f.fail(err)
+		if err == nil && *d != (Delivery{}) {
+			j.Delivery = d
 		}
-		f.fail(d.err)
 	}
 	if f.err != nil {
 		return nil, f.err
@@ -140,16 +146,31 @@ func DecodeJoinRequest(b []byte) (*JoinRequest, error) {
 	return j, nil
 }
 
-// Encode gives the value of 'delivery'.
-func (d *Delivery) Encode() []byte {
-	return cose.MustMarshal(map[int64]any{deliveryChannel: d.Channel})
+func (d *Delivery) fields() map[int64]any {
+	m := map[int64]any{}
+	if d.Channel != "" {
+		m[deliveryChannel] = d.Channel
+	}
+	if d.Phased {
+		m[deliveryPhases] = phased
+	}
+	if d.Tree {
+		m[deliveryTree] = true
+	}
+	return m
 }
 
-// DecodeDelivery reads the value of 'delivery'.
+// Encode gives the value of 'delivery'.
+func (d *Delivery) Encode() []byte { return cose.MustMarshal(d.fields()) }
+
+// DecodeDelivery reads the value of 'delivery'. What it does not know it leaves
+// out.
 func DecodeDelivery(b []byte) (*Delivery, error) {
 	f := decodeFields("delivery", b)
-	f.need(deliveryChannel)
-	d := &Delivery{Channel: f.text(deliveryChannel)}
+	d := &Delivery{Channel: f.text(deliveryChannel), Phased: f.text(deliveryPhases) == phased}
+	tree, _, err := f.m.Bool(deliveryTree)
+	f.fail(err)
+	d.Tree = tree
 	if f.err != nil {
 		return nil, f.err
 	}

@@ -125,6 +125,9 @@ func (k *KeyDistribution) Encode() []byte {
 		m[labelRekeyingScheme] = *k.RekeyingScheme
 	}
 	putBytes(m, labelMgtKeyMaterial, k.MgtKeyMaterial)
+	if k.ControlGroupURI != "" {
+		m[labelControlGroupURI] = k.ControlGroupURI
+	}
 	return cose.MustMarshal(m)
 }
 
@@ -168,6 +171,8 @@ func DecodeKeyDistribution(b []byte) (*KeyDistribution, error) {
 		KDCNonce:       f.bytes(labelKDCNonce),
 		KDCCredVerify:  f.bytes(labelKDCCredVerify),
 		MgtKeyMaterial: f.bytes(labelMgtKeyMaterial),
+
+		ControlGroupURI: f.text(labelControlGroupURI),
 	}
 	k.Creds, k.PeerRoles, k.PeerIdentifiers = f.creds()
 	if f.m.Has(labelRekeyingScheme) {
@@ -281,7 +286,7 @@ func DecodeCredsResponse(b []byte) (*CredsResponse, error) {
 	return c, nil
 }
 
-// Keys inside 'mgt_key_material' of the rekeying scheme -65537.
+// Keys inside 'mgt_key_material' of the private rekeying schemes.
 const (
 	mgtKID      int64 = 0
 	mgtKey      int64 = 1
@@ -292,6 +297,8 @@ const (
 	mgtUser     int64 = 6
 	mgtPassword int64 = 7
 	mgtAckTopic int64 = 8
+	mgtTree     int64 = 9
+	mgtTreeTop  int64 = 10
 )
 
 // Encode gives the content of the byte string 'mgt_key_material' (label 27).
@@ -299,11 +306,13 @@ func (k *MgtKeyMaterial) Encode() []byte {
 	m := map[int64]any{mgtKID: k.KID, mgtKey: k.Key, mgtAlg: k.Alg, mgtBaseIV: k.BaseIV}
 	for label, v := range map[int64]string{
 		mgtBroker: k.Broker, mgtTopic: k.Topic, mgtUser: k.User, mgtPassword: k.Password, mgtAckTopic: k.AckTopic,
+		mgtTreeTop: k.TreeTopic,
 	} {
 		if v != "" {
 			m[label] = v
 		}
 	}
+	putBytes(m, mgtTree, k.Tree)
 	putBytes(m, labelKDCCred, k.KDCCred)
 	putBytes(m, labelKDCNonce, k.KDCNonce)
 	putBytes(m, labelKDCCredVerify, k.KDCCredVerify)
@@ -314,7 +323,10 @@ func (k *MgtKeyMaterial) Encode() []byte {
 // key and Base IV suit the algorithm.
 func DecodeMgtKeyMaterial(b []byte) (*MgtKeyMaterial, error) {
 	f := decodeFields("mgt_key_material", b)
-	f.need(mgtKID, mgtKey, mgtAlg, mgtBaseIV, mgtBroker, mgtTopic)
+	f.need(mgtKID, mgtKey, mgtAlg, mgtBaseIV)
+	if !f.m.Has(mgtTree) {
+		f.need(mgtBroker, mgtTopic)
+	}
 	k := &MgtKeyMaterial{
 		KID:      f.bytes(mgtKID),
 		Key:      f.bytes(mgtKey),
@@ -325,6 +337,9 @@ func DecodeMgtKeyMaterial(b []byte) (*MgtKeyMaterial, error) {
 		User:     f.text(mgtUser),
 		Password: f.text(mgtPassword),
 		AckTopic: f.text(mgtAckTopic),
+
+		Tree:      f.bytes(mgtTree),
+		TreeTopic: f.text(mgtTreeTop),
 
 		KDCCred:       f.bytes(labelKDCCred),
 		KDCNonce:      f.bytes(labelKDCNonce),

@@ -29,6 +29,7 @@ const (
 	labelClientCredVerify int64 = 24
 	labelControlURI       int64 = 26
 	labelMgtKeyMaterial   int64 = 27
+	labelControlGroupURI  int64 = 28
 	labelSignInfo         int64 = 29
 	labelKDCChallenge     int64 = 30
 	labelECDHInfo         int64 = 31

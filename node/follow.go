@@ -44,9 +44,11 @@ func (m *Member) Follow(ctx context.Context) error {
 	}
 	broker := newSubscription()
 	defer broker.stop()
+	var ears cast
+	defer ears.stop()
 	var b backoff
 	for {
-		err := m.session(ctx, &b, broker)
+		err := m.session(ctx, &b, broker, &ears)
 		m.mu.Lock()
 		ended := m.ended
 		m.mu.Unlock()
@@ -77,12 +79,15 @@ func (m *Member) Follow(ctx context.Context) error {
 
 // session follows over one association. It returns when the membership is over,
 // the association is lost, or the observation has to be registered anew.
-func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) error {
+func (m *Member) session(ctx context.Context, b *backoff, broker *subscription, ears *cast) error {
 	s, t, err := m.joined()
 	if err != nil {
 		return err
 	}
 	broker.follow(m)
+	if err := ears.follow(m); err != nil {
+		m.emit(Event{Kind: Refused, Via: ViaMulticast, Err: err})
+	}
 	over := make(chan error, 1)
 	fail := func(err error) {
 		select {
@@ -107,7 +112,7 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 	defer func() { w.stop(ctx) }()
 	broker.awaitUp(ctx)
 	watch := func() error {
-		err := w.set(ctx, !broker.isUp())
+		err := w.set(ctx, !broker.isUp() && ears.conn == nil)
 		select {
 		case err := <-over: // says more than that the registration failed
 			return err
@@ -130,6 +135,12 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 	}
 	poll := time.NewTicker(m.pollEvery(s))
 	defer poll.Stop()
+	// link rings when a message of the key tree did not come, soon when the version
+	// that came by multicast is to be shown, at a moment of the node's own.
+	link, soon := stopped(), stopped()
+	defer link.Stop()
+	defer soon.Stop()
+	missed, waits := 0, false
 	for {
 		if err := m.catchUp(ctx); err != nil {
 			return err
@@ -159,6 +170,30 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 			}
 		case <-restarted:
 			return errRestarted
+		case <-m.behind:
+			if !waits {
+				waits = true
+				link.Reset(patience(missed))
+			}
+		case <-link.C:
+			waits = false
+			if !m.isBehind() {
+				missed = 0
+				continue
+			}
+			missed++
+			if err := m.renewBranch(ctx); err != nil {
+				return err
+			}
+			if m.isBehind() {
+				signalOne(m.behind)
+			}
+		case <-m.show:
+			soon.Reset(rand.N(showWithin))
+		case <-soon.C:
+			if err := m.poll(ctx); err != nil {
+				return err
+			}
 		case <-poll.C:
 			if err := m.poll(ctx); err != nil {
 				return err
@@ -166,6 +201,17 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription) 
 			b.reset()
 		}
 	}
+}
+
+// showWithin is the time in which the members of a group show that they have what
+// came to all of them at once.
+const showWithin = 2 * time.Second
+
+// stopped is a timer that does not run.
+func stopped() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
 }
 
 // groupWatch is how the Group Manager tells of rekeys: over MQTT while the

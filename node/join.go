@@ -12,6 +12,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/groupcomm/keytree"
 )
 
 // Join becomes a member of the group: POST /ace-group/GROUP.
@@ -166,8 +167,11 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 	if m.cfg.WantCreds || again {
 		r.GetCreds = &groupcomm.GetCreds{All: true}
 	}
-	if m.cfg.MQTT {
-		r.Delivery = &groupcomm.Delivery{Channel: ViaMQTT}
+	switch {
+	case m.cfg.MQTT:
+		r.Delivery = &groupcomm.Delivery{Channel: ViaMQTT, Tree: true}
+	case m.cfg.Multicast:
+		r.Delivery = &groupcomm.Delivery{Channel: ViaMulticast, Tree: true}
 	}
 	switch {
 	case m.cfg.Roles == groupcomm.Monitor:
@@ -210,13 +214,20 @@ func (m *Member) accept(r *coap.Response, nc []byte, wantCreds bool) error {
 		return err
 	}
 	var mgt *groupcomm.MgtKeyMaterial
-	if m.cfg.MQTT && kd.RekeyingScheme != nil && *kd.RekeyingScheme == groupcomm.SchemeMQTT {
-		if mgt, err = readMgt(kd.MgtKeyMaterial); err == nil && want.params.sign == nil {
+	var tree *keytree.Follower
+	if r := kd.RekeyingScheme; r != nil && (m.cfg.MQTT || m.cfg.Multicast) {
+		switch *r {
+		case groupcomm.SchemeMQTT:
+			mgt, err = readMgt(kd.MgtKeyMaterial)
+		case groupcomm.SchemeKeyTree:
+			mgt, tree, err = readBranch(kd.MgtKeyMaterial)
+		}
+		if err == nil && mgt != nil && want.params.sign == nil {
 			kdc, err = courier(mgt, nc)
 		}
 		if err != nil {
 			// CoAP delivers as well: a broker that cannot be used costs a channel.
-			mgt = nil
+			mgt, tree = nil, nil
 			m.emit(Event{Kind: Refused, Via: ViaMQTT, Err: err})
 		}
 	}
@@ -225,6 +236,7 @@ func (m *Member) accept(r *coap.Response, nc []byte, wantCreds bool) error {
 		s.Peers = m.state.Peers
 	}
 	m.state, m.kdc, m.pinned, m.mgt = s, kdc, s.KDCCred, mgt
+	m.tree, m.groupURI = tree, kd.ControlGroupURI
 	m.missed, m.ended, m.acked = nil, nil, ackState{}
 	m.mu.Unlock()
 	m.signal()

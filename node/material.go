@@ -110,7 +110,7 @@ func (o *offer) check(op string) error {
 // V' > V+1 means that rekeys were missed, V' <= V is ignored. A map without the
 // stale Sender IDs is never installed as it is.
 func (m *Member) take(o *offer) verdict {
-	m.learnChannel(o.channel)
+	m.learnChannel(o.channel, o.num)
 	m.mu.Lock()
 	s := m.state
 	switch {

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,8 +44,7 @@ func readMgt(b []byte) (*groupcomm.MgtKeyMaterial, error) {
 		return nil, badAnswer(op, "%v", err)
 	}
 	for _, topic := range []string{g.Topic, g.AckTopic} {
-		// MQTT 3.1.1, Section 4.7.1: a filter would subscribe to more than one's own.
-		if topic == "" || len(topic) > maxTopic || strings.ContainsAny(topic, "+#\x00") || strings.HasPrefix(topic, "$") {
+		if !usableTopic(topic) {
 			return nil, badAnswer(op, "unusable topic %q", printable(topic))
 		}
 	}
@@ -61,11 +61,15 @@ func readMgt(b []byte) (*groupcomm.MgtKeyMaterial, error) {
 
 // learnChannel takes what a GET says of the MQTT channel of this membership: the
 // broker may be elsewhere by now. The keys are those of the Join Response.
-func (m *Member) learnChannel(b []byte) {
+func (m *Member) learnChannel(b []byte, num groupcomm.Version) {
 	m.mu.Lock()
-	old := m.mgt
+	old, tree := m.mgt, m.tree != nil
 	m.mu.Unlock()
 	if old == nil || b == nil {
+		return
+	}
+	if tree {
+		m.learnBranch(b, num)
 		return
 	}
 	g, err := readMgt(b)
@@ -83,6 +87,12 @@ func (m *Member) learnChannel(b []byte) {
 	}
 	m.mu.Unlock()
 	m.signal()
+}
+
+// usableTopic: MQTT 3.1.1, Section 4.7.1: a filter would subscribe to more than
+// one's own.
+func usableTopic(topic string) bool {
+	return topic != "" && len(topic) <= maxTopic && !strings.ContainsAny(topic, "+#\x00") && !strings.HasPrefix(topic, "$")
 }
 
 // presenceTopic is where the node, and its last will, tell whether it is
@@ -150,10 +160,13 @@ func (m *Member) openMQTT(payload []byte) error {
 		return badAnswer(op, "%d bytes", len(payload))
 	}
 	m.mu.Lock()
-	mgt, kdc := m.mgt, m.kdc
+	mgt, kdc, tree := m.mgt, m.kdc, m.tree != nil
 	m.mu.Unlock()
 	if mgt == nil {
 		return nil // left meanwhile
+	}
+	if tree {
+		return m.openBranch(payload, ViaMQTT)
 	}
 	plain, num, err := cose.OpenRekey(mgt.Key, mgt.BaseIV, mgt.KID, mgt.Alg, kdc, payload)
 	if err != nil {
@@ -253,9 +266,10 @@ func (s *subscription) follow(m *Member) {
 		return
 	}
 	s.stop()
-	if mgt != nil {
+	if mgt != nil && mgt.Broker != "" {
 		s.start(m, mgt)
 	}
+	s.mgt = mgt
 }
 
 func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
@@ -289,11 +303,7 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 			}
 		}).
 		SetOnConnectHandler(func(c mqtt.Client) {
-			t := c.Subscribe(mgt.Topic, 1, func(_ mqtt.Client, msg mqtt.Message) {
-				if ctx.Err() == nil && msg.Topic() == mgt.Topic {
-					m.receiveMQTT(msg.Payload())
-				}
-			})
+			t := subscribe(c, m.topics(mgt))
 			select { // paho gives this handler a goroutine of its own
 			case <-ctx.Done():
 			case <-t.Done():
@@ -311,15 +321,25 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 		o.SetWill(topic, presentGone, 1, true)
 	}
 	s.mgt, s.cancel = mgt, cancel
+	// Whatever comes: a broker that sends what was not asked for is not believed.
+	o.SetDefaultPublishHandler(func(_ mqtt.Client, msg mqtt.Message) {
+		if ctx.Err() == nil && slices.Contains(m.topics(mgt), msg.Topic()) {
+			m.receiveMQTT(msg.Payload())
+		}
+	})
 	s.client = mqtt.NewClient(o)
 	s.client.Connect() // goes on by itself until Disconnect
-	client := s.client
+	client, known := s.client, len(m.topics(mgt))
 	s.wg.Go(func() {
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-m.ackWake:
+			}
+			if topics := m.topics(mgt); len(topics) > known {
+				subscribe(client, topics[known:]) // the tree grew; each connect subscribes to all
+				known = len(topics)
 			}
 			if msg := m.dueAck(mgt); msg != nil {
 				// Not waited for: with QoS 1 paho keeps it until the broker has it,
@@ -330,9 +350,19 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 	})
 }
 
+// subscribe asks for topics; the default handler takes what comes.
+func subscribe(c mqtt.Client, topics []string) mqtt.Token {
+	filters := map[string]byte{}
+	for _, topic := range topics {
+		filters[topic] = 1
+	}
+	return c.SubscribeMultiple(filters, nil)
+}
+
 // stop disconnects and waits for what it started.
 func (s *subscription) stop() {
 	if s.client == nil {
+		s.mgt = nil
 		return
 	}
 	s.cancel()

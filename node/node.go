@@ -29,6 +29,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/groupcomm/keytree"
 )
 
 // Limits. RFC 9594 recommends nonces of at least 8 bytes; 64 bounds what a peer
@@ -75,6 +76,11 @@ type Config struct {
 	// MQTT asks for rekeys over MQTT as well (private label -65537). Group
 	// Managers that do not know it ignore it.
 	MQTT bool
+	// Multicast asks for rekeys by IP multicast, in a group with a key tree that
+	// has a control_group_uri; MulticastInterface is where to listen, "": the
+	// loopback interface.
+	Multicast          bool
+	MulticastInterface string
 	// BrokerTLS is used with mqtts brokers; nil: the system's roots.
 	BrokerTLS *tls.Config
 	// KDCCred pins the Group Manager's credential. nil: the one whose proof of
@@ -119,6 +125,8 @@ const (
 	ViaPoll    = "poll"
 	ViaMQTT    = "mqtt"
 	ViaControl = "control"
+
+	ViaMulticast = "multicast"
 )
 
 // Event is one thing that happened to a membership.
@@ -181,9 +189,14 @@ type Member struct {
 	state  *State                       // nil: not joined; never modified once set
 	missed *offer                       // newest material that cannot be installed yet
 	mgt    *groupcomm.MgtKeyMaterial
+	tree   *keytree.Follower // nil: the group has none, or the node did not ask
 	acked  ackState
 	ended  error         // why the membership is over
 	wake   chan struct{} // for Follow
+
+	groupURI string        // control_group_uri; "": none
+	behind   chan struct{} // for Follow: a link of the key tree seems to be missed
+	show     chan struct{} // for Follow: nobody knows of the version held
 
 	ackWake chan struct{} // for the MQTT channel
 	control []string      // path of the control_uri; nil: none
@@ -221,6 +234,8 @@ func New(cfg Config, t Transport) (*Member, error) {
 		wake:   make(chan struct{}, 1),
 
 		ackWake: make(chan struct{}, 1),
+		behind:  make(chan struct{}, 1),
+		show:    make(chan struct{}, 1),
 	}
 	if cfg.Key != nil {
 		m.useKey(cfg.Key, cfg.Cred)
@@ -357,7 +372,7 @@ func (m *Member) end(reason error) {
 	}
 	m.ended = reason
 	was := m.state
-	m.state, m.missed, m.mgt = nil, nil, nil
+	m.state, m.missed, m.mgt, m.tree = nil, nil, nil, nil
 	m.mu.Unlock()
 	m.signal()
 	e := Event{Kind: Left}

@@ -119,6 +119,7 @@ func (g *Gateway) bridgeConfig() bridge.Config {
 		CAFile: c.Path(c.MQTT.CAFile), CertFile: c.Path(c.MQTT.CertFile), KeyFile: c.Path(c.MQTT.KeyFile),
 		User: c.MQTT.User, Password: string(c.MQTT.Password.Bytes()), InsecurePlain: c.MQTT.Insecure,
 		MemberUser: c.MQTT.MemberUser, MemberPassword: string(c.MQTT.MemberPassword.Bytes()),
+		MulticastInterface: c.Multicast.Interface, MulticastHops: c.Multicast.Hops,
 	}
 	bc.Policies = map[string]bridge.Policy{}
 	for _, gr := range c.Groups {

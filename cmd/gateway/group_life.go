@@ -31,6 +31,9 @@ type groupCreateCmd struct {
 	KeyCheck    uint64        `default:"3600" help:"Key Update Check Interval that members are told, in seconds."`
 	Delta       uint64        `name:"expiration-delta" default:"0" help:"Seconds after the expiry of keying material in which members may still decrypt."`
 	AppGroup    []string      `help:"Application group that uses the group; may be given several times."`
+	Scheme      string        `default:"point-to-point" help:"How rekeys are told: point-to-point, or key-tree for large groups."`
+	TreeDegree  int           `default:"4" help:"Children of a node of the key tree."`
+	GroupURI    string        `name:"control-group-uri" placeholder:"URI" help:"Where rekeys of the key tree are sent by IP multicast too, such as coap://239.0.0.5:5683/rekey."`
 	Unlisted    bool          `help:"Leave the group out of /.well-known/core."`
 	JSON        bool          `help:"Print JSON."`
 }
@@ -40,6 +43,7 @@ func (c *groupCreateCmd) group() config.Group {
 	g := config.DefaultGroup()
 	g.Name, g.SignAlg, g.GpEncAlg, g.Alg, g.ECDHCurve, g.HKDF = c.Name, c.SignAlg, c.GpEncAlg, c.Alg, c.ECDHCurve, c.HKDF
 	g.KeyLifetime, g.Rekey.BatchWindow, g.Rekey.OnJoin = c.KeyLifetime, c.BatchWindow, c.OnJoin
+	g.Rekey.Scheme, g.Rekey.TreeDegree, g.Rekey.Multicast = c.Scheme, c.TreeDegree, c.GroupURI
 	g.Rekey.OnExpiry = config.OnExpiry{Grace: c.Grace, Batch: c.Batch}
 	g.Gid, g.List = config.Gid{Prefix: c.GidPrefix, EpochBytes: c.GidEpoch, Reuse: c.GidReuse}, !c.Unlisted
 	g.CredFmt, g.Interface, g.OnRenewal, g.MaxStaleSets, g.AppGroups = c.CredFmt, c.Interface, c.OnRenewal, c.StaleSets, c.AppGroup

@@ -58,6 +58,7 @@ type nodeJoinCmd struct {
 	Interface   string        `default:"current" enum:"current,draft-03,hackathon-109" help:"Dialect to speak: current, or draft-03 or hackathon-109 where the group is served in that."`
 	OSCORE      bool          `name:"oscore" help:"Protect requests with OSCORE over plain CoAP (RFC 9203) instead of DTLS."`
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
+	Multicast   string        `name:"rekey-multicast" placeholder:"INTERFACE" help:"Receive rekeys by IP multicast on this interface, in a group with a key tree and a control_group_uri."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
 	Sleep       time.Duration `placeholder:"DURATION" help:"Sleep this long between short times awake, instead of listening all the time."`
 	Creds       bool          `default:"true" negatable:"" help:"Ask for the credentials of the other members."`
@@ -76,8 +77,11 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 		return errors.New("--sleep: a negative time")
 	}
 	dialect, _ := groupcomm.InterfaceByName(c.Interface)
-	if dialect != groupcomm.Current && (c.MQTT || c.Sleep != 0) {
-		return errors.New("--mqtt and --sleep are for --interface current: the older drafts have no parameter that asks for MQTT, and their nodes observe the group or ask for news every --poll")
+	if c.MQTT && c.Multicast != "" {
+		return errors.New("--mqtt and --rekey-multicast: one of them brings the rekeys")
+	}
+	if dialect != groupcomm.Current && (c.MQTT || c.Multicast != "" || c.Sleep != 0) {
+		return errors.New("--mqtt, --rekey-multicast and --sleep are for --interface current: the older drafts have no parameter that asks for MQTT, and their nodes observe the group or ask for news every --poll")
 	}
 	if dialect != groupcomm.Current && c.OSCORE {
 		return errors.New("--oscore is for --interface current")
@@ -132,7 +136,7 @@ func (c *nodeJoinCmd) enter(
 	}
 	cfg := node.Config{
 		Group: c.Group, Roles: roles, Transfer: transfer, Subject: c.Name,
-		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll, Redial: dial, OnEvent: hear, Log: log,
+		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll, Multicast: c.Multicast != "", MulticastInterface: c.Multicast, Redial: dial, OnEvent: hear, Log: log,
 	}
 	if err := c.certificate(&cfg); err != nil {
 		return nil, errors.Join(err, t.Close())

@@ -152,13 +152,23 @@ func (f *Follower) open(level uint8) (next uint8, opened *Opened, err error) {
 // chain was missed, if it does not come soon.
 func (f *Follower) Behind() bool { return len(f.wait) > 0 }
 
-// Renew takes what the Group Manager gave anew, and returns the rekey messages
-// that it makes readable.
-func (f *Follower) Renew(m *Material) ([]Opened, error) {
-	if string(m.Tree) != f.tree || m.Degree != f.degree || m.Path[0].Index != f.leaf {
+// Forget drops what waits and is of a version up to num.
+func (f *Follower) Forget(num uint64) {
+	for level, w := range f.wait {
+		if w.e.Num <= num {
+			delete(f.wait, level)
+		}
+	}
+}
+
+// Renew takes what the Group Manager gave anew, of which another was made, and
+// returns the rekey messages that it makes readable. [ErrForeign]: it is another
+// place, for which the other stands.
+func (f *Follower) Renew(now *Follower) ([]Opened, error) {
+	if now.tree != f.tree || now.degree != f.degree || now.leaf != f.leaf {
 		return nil, ErrForeign
 	}
-	for _, n := range m.Path {
+	for _, n := range now.known {
 		if old, ok := f.known[n.Level]; !ok || n.Version > old.Version || n.Version == old.Version && n.Step > old.Step {
 			f.known[n.Level] = n
 		}

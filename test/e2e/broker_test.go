@@ -64,7 +64,7 @@ func (h *tap) count() int {
 
 // operatorBroker is a broker that is none of ours, and that keeps nothing over
 // a restart.
-func operatorBroker(t testing.TB, addr string, hook *tap) (at string, stop func()) {
+func operatorBroker(t testing.TB, addr string, hook mqtt.Hook) (at string, stop func()) {
 	t.Helper()
 	var l net.Listener
 	eventually(t, "the broker's port is free", func() (ok bool) {
