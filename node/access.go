@@ -29,13 +29,16 @@ type TokenRequest struct {
 	TextScope bool
 	// OSCORE asks for a token of the OSCORE profile (RFC 9203).
 	OSCORE bool
+	// Key has the token bound to a key of our own, of ES256 or EdDSA, for
+	// associations with raw public keys; nil: to a symmetric key that the
+	// Authorization Server makes.
+	Key *cose.Key
 	// Update asks for other rights for the key that an earlier token confirms, in
 	// the same profile; nil: a new key.
 	Update *Access
 }
 
-// Access is an access token with the symmetric proof-of-possession key that it
-// confirms. It prints without either.
+// Access is an access token with the proof-of-possession key that it confirms. It prints without either.
 type Access struct {
 	Token     []byte          // opaque to the client
 	KID       []byte          // key identifier of the proof-of-possession key
@@ -46,10 +49,18 @@ type Access struct {
 	// Material is what the token confirms in the OSCORE profile, in place of KID
 	// and Key; nil in the DTLS profile.
 	Material *oscore.Material
+
+	// PrivateKey is what the token confirms when it was asked for with a key of our
+	// own, in place of KID and Key, and ServerKey what the Group Manager has to show
+	// (rs_cnf); nil otherwise.
+	PrivateKey, ServerKey *cose.Key
 }
 
 // String tells what may be told.
 func (a Access) String() string {
+	if a.PrivateKey != nil {
+		return fmt.Sprintf("access token of %d bytes, public key", len(a.Token))
+	}
 	if a.Material != nil {
 		return fmt.Sprintf("access token of %d bytes, OSCORE input material %x", len(a.Token), a.Material.ID)
 	}
@@ -82,6 +93,7 @@ const (
 	labelError     = 30
 	labelErrorText = 31
 	labelProfile   = 38
+	labelRSCnf     = 41
 	cnfKey         = 1
 	cnfKID         = 3
 	cnfOSCORE      = 4
@@ -121,6 +133,9 @@ func RequestToken(ctx context.Context, t Transport, r TokenRequest) (*Access, er
 		}
 		ask[labelReqCnf] = map[int64]any{cnfKID: kid}
 	}
+	if r.Key != nil {
+		ask[labelReqCnf] = map[int64]any{cnfKey: cose.Item(r.Key.Public().Encode())}
+	}
 	if r.OSCORE {
 		ask[labelProfile] = profileOSCORE
 	}
@@ -143,7 +158,7 @@ func RequestToken(ctx context.Context, t Transport, r TokenRequest) (*Access, er
 	if r.Update != nil {
 		known = r.Update.Material
 	}
-	a, err := decodeAccess(resp.Payload, r.Scope, known, sent)
+	a, err := decodeAccess(resp.Payload, r.Scope, known, r.Key, sent)
 	if err == nil && r.OSCORE && a.Material == nil {
 		return nil, fmt.Errorf("%w: a token of another profile than the one asked for, coap_oscore (2)", ErrUnsupported)
 	}
@@ -153,8 +168,9 @@ func RequestToken(ctx context.Context, t Transport, r TokenRequest) (*Access, er
 // decodeAccess reads the body of a 2.01 of the token endpoint.
 //
 // RFC 9200, Section 5.8.2, RFC 9202, Section 3.3.1, and RFC 9203, Section 3.2: the
-// key is in cnf. Material that is known already is not sent again.
-func decodeAccess(body []byte, asked groupcomm.Scope, known *oscore.Material, now time.Time) (*Access, error) {
+// key is in cnf. Material that is known already is not sent again, nor is a key of
+// our own.
+func decodeAccess(body []byte, asked groupcomm.Scope, known *oscore.Material, own *cose.Key, now time.Time) (*Access, error) {
 	const op = "request a token"
 	m, err := cose.DecodeMap(body)
 	if err != nil {
@@ -181,6 +197,10 @@ func decodeAccess(body []byte, asked groupcomm.Scope, known *oscore.Material, no
 		}
 	case profiled && profile != profileDTLS:
 		return nil, fmt.Errorf("%w: ace_profile %d, only coap_dtls (1) and coap_oscore (2) are known here", ErrUnsupported, profile)
+	case own != nil:
+		if err := a.decodeServerKey(m, own); err != nil {
+			return nil, err
+		}
 	default:
 		if err := a.decodeKey(cnf); err != nil {
 			return nil, err
@@ -203,6 +223,31 @@ func decodeAccess(body []byte, asked groupcomm.Scope, known *oscore.Material, no
 		a.ExpiresAt = now.Add(life)
 	}
 	return a, nil
+}
+
+// decodeServerKey reads rs_cnf. RFC 9200, Section 5.8.2: cnf, if it is there, is
+// the key that the token confirms.
+func (a *Access) decodeServerKey(m cose.Map, own *cose.Key) error {
+	const op = "request a token"
+	if cnf, _, err := m.Map(labelCnf); err != nil {
+		return badAnswer(op, "%v", err)
+	} else if cnf != nil {
+		if k, err := cose.DecodeKey(cnf[cnfKey]); err != nil || !k.SamePublic(own) {
+			return fmt.Errorf("%w: a token for another key than the one given", ErrUnsupported)
+		}
+	}
+	rs, present, err := m.Map(labelRSCnf)
+	if err != nil {
+		return badAnswer(op, "%v", err)
+	}
+	if !present || !rs.Has(cnfKey) {
+		return fmt.Errorf("%w: no rs_cnf: the Authorization Server does not name the key of the Group Manager", ErrUnsupported)
+	}
+	if a.ServerKey, err = cose.DecodeKey(rs[cnfKey]); err != nil || a.ServerKey.IsPrivate() {
+		return badAnswer(op, "rs_cnf holds no public key")
+	}
+	a.PrivateKey = own
+	return nil
 }
 
 // decodeKey reads a symmetric proof-of-possession key.

@@ -23,7 +23,7 @@ func FuzzAccess(f *testing.F) {
 	f.Add(cose.MustMarshal(body(map[int64]any{keyKty: cose.KtyOKP})))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		now := time.Now()
-		a, err := decodeAccess(b, scope, nil, now)
+		a, err := decodeAccess(b, scope, nil, nil, now)
 		if err != nil {
 			return
 		}

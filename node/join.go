@@ -64,11 +64,28 @@ func (m *Member) join(ctx context.Context, again bool) error {
 		if resp.Code.IsSuccess() {
 			return m.accept(resp, nc, again || m.cfg.WantCreds)
 		}
+		if attempt == 1 && m.emptyRefused(body, resp) {
+			continue
+		}
 		if attempt == 2 || !m.learnFrom(resp) {
 			return refused(op, resp)
 		}
 		again = false // the Group Manager wants the credential and a proof
 	}
+}
+
+// emptyRefused says whether a Join Request has to be made again with a proof.
+//
+// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.2: after an empty proof was
+// refused there must not be another for that group.
+func (m *Member) emptyRefused(sent *groupcomm.JoinRequest, resp *coap.Response) bool {
+	if sent.ClientCredVerify == nil || len(sent.ClientCredVerify) > 0 || !errors.Is(refused("join", resp), groupcomm.ErrPoP) {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.spoken = true
+	return true
 }
 
 // prepare learns what a Join Request needs and is not known yet: the group's
@@ -178,7 +195,7 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 	case again:
 		r.ClientCred = []byte{}
 	default:
-		if m.ns == nil {
+		if m.ns == nil && !m.silentLocked() {
 			return nil, fmt.Errorf("%w: the Group Manager gave no challenge (kdcchallenge): post the token to it", ErrUnsupported)
 		}
 		if m.cred == nil {
@@ -188,15 +205,22 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 			}
 			m.cred = cred
 		}
+		r.ClientCred = m.cred
+		if m.silentLocked() {
+			r.ClientCredVerify = []byte{}
+			break
+		}
 		proof, err := m.params.evidence(m.key, m.prove, groupcomm.ClientPoPInput(r.Scope, m.ns, nc))
 		if err != nil {
 			return nil, fmt.Errorf("node: join: proof of possession: %w", err)
 		}
-		r.ClientCred = m.cred
 		r.ClientCredVerify = proof
 	}
 	return r, nil
 }
+
+// silentLocked says that the association is proof enough.
+func (m *Member) silentLocked() bool { return m.cfg.SameKey && !m.spoken && m.state == nil }
 
 // accept verifies a Join Response and installs what it carries, or changes
 // nothing.

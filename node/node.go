@@ -59,6 +59,11 @@ type Config struct {
 	// Cred is the credential with the public part of Key, in the format of the
 	// group; nil: one is made from Key, which is not possible with certificates.
 	Cred []byte
+	// SameKey says that Key is also what the association was made with
+	// ([DialRawKey]): a newcomer then needs no other proof that it holds it, and
+	// sends an empty one unless the Group Manager refuses that
+	// (draft-ietf-ace-key-groupcomm-oscore-21, Section 6.1).
+	SameKey bool
 	// Roots are those of the certificates of the Group Manager and of other
 	// members. nil: their certificates are not verified, only possession of
 	// the keys in them.
@@ -191,6 +196,7 @@ type Member struct {
 	mgt    *groupcomm.MgtKeyMaterial
 	tree   *keytree.Follower // nil: the group has none, or the node did not ask
 	acked  ackState
+	spoken bool          // an empty proof was refused: there is to be none again
 	ended  error         // why the membership is over
 	wake   chan struct{} // for Follow
 

@@ -23,6 +23,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/udp"
 	"github.com/plgd-dev/go-coap/v3/udp/client"
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/dtls12"
 )
 
 // Transport carries requests of a node to its Group Manager.
@@ -70,7 +71,8 @@ const (
 // conn is a [Transport] over go-coap.
 type conn struct {
 	cc   *client.Conn
-	dtls *dtls.Conn // nil over plain UDP
+	dtls *dtls.Conn   // nil over plain UDP
+	raw  *dtls12.Conn // in its place, with raw public keys
 	stop chan struct{}
 	wg   sync.WaitGroup
 	once sync.Once
@@ -392,6 +394,9 @@ func (c *conn) Close() error {
 // ExportEmptyContext gives keying material of the DTLS session, see
 // [ExportEmptyContext].
 func (c *conn) ExportEmptyContext(label string, n int) ([]byte, error) {
+	if c.raw != nil {
+		return c.raw.Result().Export(label, []byte{}, n)
+	}
 	if c.dtls == nil {
 		return nil, fmt.Errorf("%w: no DTLS session", errExporter)
 	}

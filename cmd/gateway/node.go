@@ -55,6 +55,9 @@ type nodeJoinCmd struct {
 	CertKeyFile string `type:"path" placeholder:"FILE" help:"Private key of --cert-file (PEM, PKCS #8)."`
 	RootsFile   string `type:"path" placeholder:"FILE" help:"Roots for the certificates of the Group Manager and of other members (PEM). Without it only possession of their keys is verified."`
 
+	RPK        bool   `name:"rpk" help:"Associate by a raw public key (RFC 7250) in place of a pre-shared key: a new one of Ed25519, or that of --rpk-key-file. It is that of the credential as well where it fits the group."`
+	RPKKeyFile string `name:"rpk-key-file" type:"path" placeholder:"FILE" help:"Private key for --rpk, of Ed25519 or P-256 (PEM, PKCS #8)."`
+
 	Interface   string        `default:"current" enum:"current,draft-03,hackathon-109" help:"Dialect to speak: current, or draft-03 or hackathon-109 where the group is served in that."`
 	OSCORE      bool          `name:"oscore" help:"Protect requests with OSCORE over plain CoAP (RFC 9203) instead of DTLS."`
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
@@ -85,6 +88,9 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	}
 	if dialect != groupcomm.Current && c.OSCORE {
 		return errors.New("--oscore is for --interface current")
+	}
+	if c.RPK && c.OSCORE {
+		return errors.New("--rpk is for associations over DTLS, --oscore does without")
 	}
 	at, client, err := c.locate()
 	if err != nil {
@@ -141,6 +147,7 @@ func (c *nodeJoinCmd) enter(
 	if err := c.certificate(&cfg); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
+	c.sameKey(&cfg, access)
 	member, err := node.New(cfg, t)
 	if err != nil {
 		return nil, errors.Join(err, t.Close())
@@ -202,6 +209,9 @@ func (c *nodeJoinCmd) dialer(at nodeAddrs, access *node.Access) func(context.Con
 	return func(ctx context.Context) (node.Transport, error) {
 		ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
 		defer cancel()
+		if access.PrivateKey != nil {
+			return node.DialRawKey(ctx, at.coaps, access.PrivateKey, access.ServerKey)
+		}
 		return node.DialDTLS(ctx, at.coaps, access.Identity(), access.Key.Bytes())
 	}
 }
@@ -254,6 +264,10 @@ func (c *nodeJoinCmd) leave(ctx context.Context, m *node.Member) error {
 }
 
 func (c *nodeJoinCmd) token(ctx context.Context, at nodeAddrs, client node.Client, roles groupcomm.Roles) (*node.Access, error) {
+	key, err := c.rawKey()
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
 	defer cancel()
 	t, err := node.DialDTLS(ctx, at.coaps, []byte(client.Identity), client.Key.Bytes())
@@ -270,6 +284,7 @@ func (c *nodeJoinCmd) token(ctx context.Context, at nodeAddrs, client node.Clien
 		// A token of draft-03 has its roles in text.
 		TextScope: c.Interface == groupcomm.Draft03.String(),
 		OSCORE:    c.OSCORE,
+		Key:       key,
 	})
 	return access, errors.Join(err, t.Close())
 }

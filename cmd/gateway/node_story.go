@@ -75,6 +75,12 @@ func (s *nodeStory) token(addr, identity string, a *node.Access) {
 	if !a.ExpiresAt.IsZero() {
 		until = a.ExpiresAt.UTC().Format(time.RFC3339)
 	}
+	if a.PrivateKey != nil {
+		s.tell(nodeStep{Event: "token", Addr: addr, Expires: until},
+			"1  The Authorization Server at coaps://%s knows the client %q and issued an access token (%d bytes, until %s) for its public key, and told that of the Group Manager.",
+			addr, identity, len(a.Token), orNever(until))
+		return
+	}
 	what, name := "the key", a.KID
 	if a.Material != nil {
 		what, name = "the OSCORE input material", a.Material.ID
@@ -104,6 +110,11 @@ func (s *nodeStory) joinedLegacy(st node.State, d groupcomm.Interface) {
 }
 
 func (s *nodeStory) associated(addr string, a *node.Access) {
+	if a.PrivateKey != nil {
+		s.tell(nodeStep{Event: "associated", Addr: addr, Via: "raw public key"},
+			"3  DTLS association with coaps://%s, each end shown by its raw public key.", addr)
+		return
+	}
 	s.tell(nodeStep{Event: "associated", Addr: addr},
 		"3  DTLS association with coaps://%s, by the key %x of the token.", addr, a.KID)
 }

@@ -96,6 +96,10 @@ func onEach(t *testing.T, test func(t *testing.T, kind func(*config.Config))) {
 			test(t, func(c *config.Config) { c.Endpoint.Kind = name })
 		})
 	}
+	t.Run("own handshakes", func(t *testing.T) {
+		t.Parallel()
+		test(t, func(c *config.Config) { c.Endpoint.Handshake = config.HandshakeOwn })
+	})
 }
 
 func rubbishComes(t *testing.T, kind func(*config.Config)) {
