@@ -46,10 +46,11 @@ var arrows = map[string][]string{
 	"audit":     {"coap", "groupcomm", "store"},
 	"proxy":     {"coap", "coap/serve"},
 	"rd":        {"coap"},
+	"relay":     {},
 	"rd/rdtest": {"coap"},
 
 	"config":      {"coap", "cose", "durable", "groupcomm", "groupcomm/keytree", "node", "spell", "store"},
-	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "journal", "node", "proxy", "rd", "store"},
+	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "journal", "node", "proxy", "rd", "relay", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
 	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "groupcomm/keytree", "node", "oscore", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},

@@ -19,7 +19,7 @@ const nameRule = "must be 1 to 63 letters, digits or . _ ~ -, the first a letter
 const notSupported = "%s is not supported by this version; use %s"
 
 func (c *Config) validateGroups(f *faults) {
-	seen := map[string]int{}
+	seen, relays := map[string]int{}, map[string]string{}
 	for i, g := range c.Groups {
 		key := fmt.Sprintf("groups[%d]", i)
 		if !groupcomm.ValidGroupName(g.Name) {
@@ -28,6 +28,12 @@ func (c *Config) validateGroups(f *faults) {
 			f.add(key+".name", "%q is taken by groups[%d]", g.Name, j)
 		}
 		seen[g.Name] = i
+		if at := g.Upstream.RelayListen; at != "" {
+			if gm, ok := relays[at]; ok && gm != g.GM {
+				f.add(key+".upstream.relay_listen", "is taken for another Group Manager, %s", gm)
+			}
+			relays[at] = g.GM
+		}
 		g.validate(f, key)
 	}
 }

@@ -89,10 +89,7 @@ func (m *membership) change(ctx context.Context, set func()) error {
 func (m *membership) run(ctx context.Context) {
 	wait := backoff{}
 	for ctx.Err() == nil {
-		m.mu.Lock()
-		out := !m.evicted.IsZero()
-		m.mu.Unlock()
-		if out {
+		if m.isOut() {
 			select {
 			case <-ctx.Done():
 				return
@@ -112,8 +109,17 @@ func (m *membership) run(ctx context.Context) {
 		if time.Since(began) > backoffMost {
 			wait = backoff{}
 		}
-		wait.sleep(ctx, m.again)
+		if !m.isOut() {
+			wait.sleep(ctx, m.again)
+		}
 	}
+}
+
+// isOut says whether the Group Manager evicted the node.
+func (m *membership) isOut() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.evicted.IsZero()
 }
 
 // note tells of a failure: in the log, once until it is another.
