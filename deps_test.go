@@ -52,10 +52,13 @@ var arrows = map[string][]string{
 	"config":      {"coap", "cose", "durable", "groupcomm", "groupcomm/keytree", "node", "spell", "store"},
 	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "journal", "node", "proxy", "rd", "relay", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
-	"bench":       {"ace", "admin", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "groupcomm/keytree", "node", "oscore", "plugin", "plugin/host", "store"},
-	"cmd/gateway": {"admin", "bench", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "oscore", "plugin", "plugin/host", "store"},
+	"bench":       {"ace", "admin", "bench/peer", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "groupcomm/keytree", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},
+	"cmd/gateway": {"admin", "bench", "bench/peer", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},
 
 	"cmd/gateway/argv": {"spell"},
+
+	"node/swarm": {"coap", "coap/serve", "datagram", "record"},
+	"bench/peer": {"coap", "coap/serve", "endpoint"},
 
 	"examples/host": {"config", "plugin"},
 }
@@ -66,8 +69,8 @@ var doors = []struct {
 	prefix string
 	who    []string
 }{
-	{"github.com/plgd-dev/go-coap/", []string{"plugin", "plugin/host", "node", "examples/host"}},
-	{"github.com/pion/dtls/", []string{"endpoint", "plugin", "plugin/host", "node", "proxy", "examples/host"}},
+	{"github.com/plgd-dev/go-coap/", []string{"plugin", "plugin/host", "node", "bench/peer", "examples/host"}},
+	{"github.com/pion/dtls/", []string{"endpoint", "plugin", "plugin/host", "node", "proxy", "node/swarm", "bench/peer", "examples/host"}},
 	{"github.com/eclipse/paho.mqtt.golang", []string{"bridge", "node"}},
 	{"github.com/mochi-mqtt/", []string{"bridge"}},
 	{"modernc.org/", []string{"store", "store/storetest"}},

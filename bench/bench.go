@@ -54,3 +54,13 @@ func percentile(samples []time.Duration, p float64) time.Duration {
 	slices.Sort(samples)
 	return samples[min(len(samples)-1, int(float64(len(samples))*p/100))]
 }
+
+// withPeer adds a peer for comparison where a ratio says nothing: ours may be 0.
+func (r Result) withPeer(name string, peer float64) Result {
+	r.Peer, r.PeerName = &peer, name
+	if r.Ours > 0 {
+		ratio := peer / r.Ours
+		r.Ratio = &ratio
+	}
+	return r
+}

@@ -86,6 +86,22 @@ func newDirection(trap uintptr, local bool) *direction {
 	return d
 }
 
+// force sets the buffers beyond net.core.rmem_max, where the process may.
+func (s *system) force(size int) bool {
+	if s.raw == nil {
+		return false
+	}
+	var err error
+	e := s.raw.Control(func(fd uintptr) {
+		for _, opt := range []int{unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
+			if err == nil {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, opt, size)
+			}
+		}
+	})
+	return e == nil && err == nil
+}
+
 func (s *system) askLocal() error {
 	if s.raw == nil {
 		return os.NewSyscallError("getsockopt", unix.ENOTSUP)

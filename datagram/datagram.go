@@ -50,11 +50,13 @@ func ListenLocal(port uint16) (*Conn, error) {
 }
 
 func open(c *net.UDPConn, local bool) *Conn {
-	// Best effort: a burst should not be lost for want of room.
-	_ = c.SetReadBuffer(bufferSize)
-	_ = c.SetWriteBuffer(bufferSize)
 	conn := &Conn{udp: c}
 	conn.init(c, local)
+	// Best effort: a burst should not be lost for want of room.
+	if !conn.force(bufferSize) {
+		_ = c.SetReadBuffer(bufferSize)
+		_ = c.SetWriteBuffer(bufferSize)
+	}
 	return conn
 }
 

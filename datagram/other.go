@@ -11,6 +11,8 @@ type system struct{}
 
 func (system) init(*net.UDPConn, bool) {}
 
+func (system) force(int) bool { return false }
+
 func (system) askLocal() error {
 	return errors.New("datagram: only Linux tells and sets the local address of each datagram")
 }

@@ -27,7 +27,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -39,7 +38,6 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/dtls12"
-	"github.com/seed4911071e/groupgate/record"
 )
 
 // Server is who answers: the server core of the gateway.
@@ -410,13 +408,4 @@ func (e *Endpoint) hash(a netip.AddrPort, b []byte) uint64 {
 		}
 	}
 	return h
-}
-
-// suiteOf is the cipher suite when record can protect with it.
-func suiteOf(id uint16) (record.Suite, error) {
-	s := record.Suite(id)
-	if !s.Supported() {
-		return 0, fmt.Errorf("%w: %#04x", record.ErrSuite, id)
-	}
-	return s, nil
 }

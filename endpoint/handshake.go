@@ -5,18 +5,21 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/dtls/v3"
 	"github.com/pion/logging"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/datagram"
 	"github.com/seed4911071e/groupgate/record"
 )
 
 // handshake is a peer until its session is taken over. All fields but the
-// first four are guarded by Endpoint.mu.
+// first five are guarded by Endpoint.mu.
 //
 //	under way ── Finished verified ──▶ done ── first application record ──▶ session
 //	    │                               └───── or a minute of silence ──────▶
@@ -29,7 +32,9 @@ type handshake struct {
 	e     *Endpoint
 	addr  netip.AddrPort
 	began time.Time
-	pipe  *pipe
+	pipe  *datagram.Pipe
+
+	stranger atomic.Bool // the identity is unknown: an alert says so
 
 	random   [32]byte // of the ClientHello
 	conn     *dtls.Conn
@@ -47,7 +52,8 @@ type handshake struct {
 
 // begin makes a handshake and starts it.
 func (e *Endpoint) begin(first hello, from netip.AddrPort, now time.Time) *handshake {
-	h := &handshake{e: e, addr: from, began: now, pipe: newPipe(e, from), random: first.random}
+	h := &handshake{e: e, addr: from, began: now, random: first.random}
+	h.pipe = datagram.NewPipe(e.sock.LocalAddr(), net.UDPAddrFromAddrPort(from), h.reply)
 	ctx, cancel := context.WithTimeout(e.ctx, handshakeTimeout)
 	h.stop = cancel
 	e.handshakes[from] = h
@@ -75,7 +81,7 @@ func (h *handshake) options() []dtls.ServerOption {
 		dtls.WithPSK(func(identity []byte) ([]byte, error) {
 			key, err := e.cfg.Keys.PSK(e.ctx, identity)
 			if errors.Is(err, ErrUnknown) {
-				h.pipe.unknown()
+				h.stranger.Store(true)
 			}
 			return key, err
 		}),
@@ -108,7 +114,7 @@ func (h *handshake) newCID() []byte {
 func (h *handshake) run(ctx context.Context) {
 	e := h.e
 	defer h.stop()
-	conn, err := dtls.ServerWithOptions(h.pipe, h.pipe.peer, h.options()...)
+	conn, err := dtls.ServerWithOptions(h.pipe, h.pipe.Peer(), h.options()...)
 	if err != nil {
 		e.log.ErrorContext(ctx, "handshakes are not possible", "err", err)
 		h.fail("failed")
@@ -142,11 +148,11 @@ func (h *handshake) finish(ctx context.Context, conn *dtls.Conn) error {
 	if err != nil {
 		return err
 	}
-	suite, read, write, err := x.keys()
+	suite, read, write, err := x.Keys()
 	if err != nil {
 		return err
 	}
-	proof := Proof{Identity: bytes.Clone(st.IdentityHint), Certificates: st.PeerCertificates, Exporter: x.exporter}
+	proof := Proof{Identity: bytes.Clone(st.IdentityHint), Certificates: st.PeerCertificates, Exporter: x.Exporter}
 	via := coap.DTLSPSK
 	if len(proof.Certificates) > 0 {
 		via, proof.Identity = coap.DTLSCert, nil
@@ -205,7 +211,7 @@ func (h *handshake) record(r *record.Record, raw []byte, size int) {
 			h.early = append(h.early, bytes.Clone(raw))
 		}
 	}
-	h.pipe.deliver(raw)
+	h.pipe.Deliver(raw)
 }
 
 // application takes the session over when the record holds application data,
@@ -233,9 +239,9 @@ func (h *handshake) application(r *record.Record, size int) bool {
 // close_notify would use a number that the session uses again.
 func (h *handshake) takeOver() *session {
 	e := h.e
-	h.pipe.mute()
+	h.pipe.Mute()
 	st, ok := h.conn.ConnectionState()
-	var x *exported
+	var x *record.State
 	if ok {
 		x, _ = export(&st)
 	}

@@ -14,6 +14,12 @@ type benchCmd struct {
 	OSCORE benchOSCORECmd `cmd:"" name:"oscore" help:"Protecting and unprotecting messages with OSCORE; beside the bare cryptography."`
 	Join   benchJoinCmd   `cmd:"" help:"Joins over DTLS, durable, 64 at once; beside the floor of one verification and one signature on one core."`
 
+	Sessions   benchSessionsCmd   `cmd:"" help:"Memory of an idle DTLS observer; beside a stock go-coap and pion server."`
+	Fanout     benchFanoutCmd     `cmd:"" help:"Processor time of a notification over DTLS, confirmable or not; beside a stock go-coap and pion server."`
+	Requests   benchRequestsCmd   `cmd:"" help:"Processor time of a request over DTLS; beside a stock go-coap and pion server."`
+	Handshakes benchHandshakesCmd `cmd:"" help:"DTLS handshakes with a pre-shared key, also in a flood of ClientHellos; beside a stock go-coap and pion server."`
+	Serve      benchServeCmd      `cmd:"" help:"One of the servers that are measured."`
+
 	Rekey benchRekeyCmd `cmd:"" help:"A rekey until every member of a group has confirmed it, observing and on MQTT; and joins meanwhile."`
 }
 
@@ -90,7 +96,10 @@ func printResults(e *env, results []bench.Result, asJSON bool) error {
 	for _, r := range results {
 		peer, ratio := "-", "-"
 		if r.Peer != nil {
-			peer, ratio = fmt.Sprintf("%.1f %s (%s)", *r.Peer, r.Unit, r.PeerName), fmt.Sprintf("%.2f", *r.Ratio)
+			peer = fmt.Sprintf("%.1f %s (%s)", *r.Peer, r.Unit, r.PeerName)
+		}
+		if r.Ratio != nil {
+			ratio = fmt.Sprintf("%.2f", *r.Ratio)
 		}
 		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%.1f %s\t%s\t%s\n", r.Bench, r.Metric, r.N, r.Ours, r.Unit, peer, ratio)
 	}

@@ -1,0 +1,309 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed4911071e/groupgate/bench/peer"
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// payloadSize is that of a rekey message, in bytes; bodySize that of a request.
+const (
+	payloadSize = 120
+	bodySize    = 40
+)
+
+// pair starts our server and the stock one, with n nodes each, all open.
+func pair(ctx context.Context, start Start, n int, observe bool, progress func(string)) (ours, stock *rig, err error) {
+	if n <= 0 {
+		return nil, nil, fmt.Errorf("bench: %d nodes make no benchmark", n)
+	}
+	rigs := make([]*rig, 2)
+	for i, kind := range []string{peer.Own, peer.Stock} {
+		nodes := n
+		if kind == peer.Stock {
+			nodes = min(n, stockMost)
+		}
+		progress(fmt.Sprintf("%d nodes shake hands with %s", nodes, kind))
+		if rigs[i], err = newRig(ctx, start, kind, "", nodes); err == nil {
+			err = rigs[i].open(ctx, 0, nodes, observe, progress)
+		}
+		if err != nil {
+			return nil, nil, errors.Join(err, rigs[0].close(), rigs[1].close())
+		}
+	}
+	return rigs[0], rigs[1], nil
+}
+
+// Fanout measures what a notification costs the server, to n observers over DTLS:
+// processor time, of a non-confirmable one and of a confirmable one with its
+// acknowledgement. The stock server has 20,000 observers at most.
+func Fanout(ctx context.Context, start Start, n int, progress func(string)) (out []Result, err error) {
+	ours, stock, err := pair(ctx, start, n, true, progress)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, ours.close(), stock.close()) }()
+	for _, c := range []struct {
+		name    string
+		confirm bool
+	}{{"non", false}, {"con", true}} {
+		progress("notifications, " + c.name)
+		measure := func(r *rig) func() (sample, error) {
+			return func() (sample, error) {
+				return r.round(ctx, func() (int, int, error) { return r.publish(c.confirm, payloadSize) })
+			}
+		}
+		a, b, err := duel(measure(ours), measure(stock))
+		if err != nil {
+			return nil, err
+		}
+		row := func(metric, unit string, value float64) Result {
+			return Result{Bench: "fanout", Metric: metric, Unit: unit, N: n, Ours: value}
+		}
+		out = append(out,
+			row("cpu_us_per_"+c.name+"_notification", "us", a.micros()).below(stockName, b.micros()),
+			row(c.name+"_notifications_per_second", "1/s", a.perSecond()).against(stockName, b.perSecond()),
+			row(c.name+"_notifications_lost", "1", float64(a.lost)),
+			row(c.name+"_allocations_per_notification", "1", a.allocs()).below(stockName, b.allocs()),
+		)
+	}
+	return out, nil
+}
+
+func (s sample) perSecond() float64 { return float64(s.ops) / s.wall.Seconds() }
+func (s sample) allocs() float64    { return float64(s.mallocs) / float64(max(s.ops, 1)) }
+
+// Requests measures what a request costs the server: CON POST with 40 bytes both
+// ways, the response with the acknowledgement, all of n clients at once, each with
+// one request under way.
+func Requests(ctx context.Context, start Start, n int, progress func(string)) (out []Result, err error) {
+	ours, stock, err := pair(ctx, start, n, false, progress)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, ours.close(), stock.close()) }()
+	progress("requests")
+	m := &coap.Message{Code: coap.POST, Payload: make([]byte, bodySize)}
+	m.Options.SetPath("echo")
+	measure := func(r *rig) func() (sample, error) {
+		return func() (sample, error) {
+			return r.round(ctx, func() (int, int, error) {
+				o, err := r.swarm.Load(ctx, loadOf(m, max(1000, r.nodes), r.nodes))
+				return o.Answered, o.Failed + o.Refused, err
+			})
+		}
+	}
+	a, b, err := duel(measure(ours), measure(stock))
+	if err != nil {
+		return nil, err
+	}
+	row := func(metric, unit string, value float64) Result {
+		return Result{Bench: "requests", Metric: metric, Unit: unit, N: n, Ours: value}
+	}
+	return []Result{
+		row("cpu_us_per_request", "us", a.micros()).below(stockName, b.micros()),
+		row("requests_per_second", "1/s", a.perSecond()).against(stockName, b.perSecond()),
+		row("requests_lost", "1", float64(a.lost)),
+		row("allocations_per_request", "1", a.allocs()).below(stockName, b.allocs()),
+	}, nil
+}
+
+// Sessions measures what an observer that does nothing costs: the resident memory
+// of the server after a collection, with n associations that each observe, less
+// that without them, by n. idle is how long they do nothing before.
+func Sessions(ctx context.Context, start Start, n int, idle time.Duration, progress func(string)) (out []Result, err error) {
+	if n <= 0 {
+		return nil, fmt.Errorf("bench: %d nodes make no benchmark", n)
+	}
+	type figures struct{ rss, heap, goroutines float64 }
+	measure := func(kind string, n int) (f figures, err error) {
+		progress(fmt.Sprintf("%d nodes shake hands with %s", n, kind))
+		r, err := newRig(ctx, start, kind, "", n)
+		if err != nil {
+			return f, err
+		}
+		defer func() { err = errors.Join(err, r.close()) }()
+		before, err := r.ask("collect")
+		if err == nil {
+			err = r.open(ctx, 0, n, true, progress)
+		}
+		if err != nil {
+			return f, err
+		}
+		progress(fmt.Sprintf("%s idle for %v", kind, idle))
+		select {
+		case <-time.After(idle):
+		case <-ctx.Done():
+			return f, ctx.Err()
+		}
+		if _, err = r.ask("collect"); err != nil {
+			return f, err
+		}
+		after, err := r.ask("collect")
+		if err != nil {
+			return f, err
+		}
+		// All are still there: each gets one notification and acknowledges it.
+		got, lost, err := r.publish(true, payloadSize)
+		if err == nil && lost > 0 {
+			err = fmt.Errorf("bench: %s reached %d observers of %d after the pause", kind, got, n)
+		}
+		per := func(a, b int64) float64 { return float64(b-a) / float64(n) }
+		return figures{per(before.RSS, after.RSS), per(before.Heap, after.Heap), per(int64(before.Goroutines), int64(after.Goroutines))}, err
+	}
+	ours, err := measure(peer.Own, n)
+	if err != nil {
+		return nil, err
+	}
+	stock, err := measure(peer.Stock, min(n, stockMost))
+	if err != nil {
+		return nil, err
+	}
+	row := func(metric, unit string, value float64) Result {
+		return Result{Bench: "sessions", Metric: metric, Unit: unit, N: n, Ours: value}
+	}
+	return []Result{
+		row("rss_bytes_per_session", "B", ours.rss).below(stockName, stock.rss),
+		row("heap_bytes_per_session", "B", ours.heap).below(stockName, stock.heap),
+		row("goroutines_per_session", "1", ours.goroutines).withPeer(stockName, stock.goroutines),
+	}, nil
+}
+
+// Handshakes measures handshakes with a pre-shared key, 64 at once, each with one
+// request; and, while ClientHellos without a cookie come from invented addresses,
+// how many honest ones succeed and what the server keeps of each such hello.
+func Handshakes(ctx context.Context, start Start, n int, progress func(string)) (out []Result, err error) {
+	if n < rounds+1 {
+		return nil, fmt.Errorf("bench: %d handshakes make no benchmark", n)
+	}
+	per := max(1, n/(rounds+1))
+	rigs := map[string]*rig{}
+	defer func() {
+		for _, r := range rigs {
+			err = errors.Join(err, r.close())
+		}
+	}()
+	for _, kind := range []string{peer.Own, peer.Stock} {
+		// Each node shakes hands once: a stock server takes no second one.
+		r, err := newRig(ctx, start, kind, "", (rounds+1)*per+floodHonest)
+		if err != nil {
+			return nil, err
+		}
+		rigs[kind] = r
+	}
+	progress(fmt.Sprintf("%d handshakes with each", (rounds+1)*per))
+	measure := func(r *rig) func() (sample, error) {
+		next := 0
+		return func() (s sample, err error) {
+			before, err := r.ask("usage")
+			if err != nil {
+				return s, err
+			}
+			begin := time.Now()
+			err = r.open(ctx, next, next+per, false, progress)
+			next += per
+			s.ops, s.wall = per, time.Since(begin)
+			if err != nil {
+				return s, err
+			}
+			after, err := r.ask("usage")
+			s.cpu, s.mallocs = after.CPU-before.CPU, after.Mallocs-before.Mallocs
+			return s, err
+		}
+	}
+	a, b, err := duel(measure(rigs[peer.Own]), measure(rigs[peer.Stock]))
+	if err != nil {
+		return nil, err
+	}
+	row := func(metric, unit string, value float64) Result {
+		return Result{Bench: "handshakes", Metric: metric, Unit: unit, N: n, Ours: value}
+	}
+	out = []Result{
+		row("cpu_us_per_handshake", "us", a.micros()).below(stockName, b.micros()),
+		row("handshakes_per_second", "1/s", a.perSecond()).against(stockName, b.perSecond()),
+	}
+	flood := map[string]flooded{}
+	for _, kind := range []string{peer.Own, peer.Stock} {
+		progress(fmt.Sprintf("a flood of ClientHellos at %s", kind))
+		f, err := rigs[kind].flood(ctx, (rounds+1)*per)
+		if err != nil {
+			return nil, err
+		}
+		flood[kind] = f
+	}
+	f, g := flood[peer.Own], flood[peer.Stock]
+	return append(out,
+		row("honest_handshakes_in_flood", "%", f.honest).against(stockName, g.honest),
+		row("bytes_per_unverified_hello", "B", f.bytes).withPeer(stockName, g.bytes),
+		row("cpu_us_per_unverified_hello", "us", f.micros).below(stockName, g.micros),
+	), nil
+}
+
+// Shape of the flood.
+const (
+	floodRate   = 10_000 // hellos per second
+	floodTime   = 3 * time.Second
+	floodHonest = 200
+)
+
+type flooded struct {
+	honest        float64 // per cent
+	bytes, micros float64 // per hello
+}
+
+// flood sends ClientHellos from invented addresses while the nodes from first on
+// shake hands, evenly over the time.
+func (r *rig) flood(ctx context.Context, first int) (f flooded, err error) {
+	if _, err = r.ask("collect"); err != nil {
+		return f, err
+	}
+	before, err := r.ask("usage")
+	if err != nil {
+		return f, err
+	}
+	flooding, stop := context.WithTimeout(ctx, floodTime)
+	defer stop()
+	type result struct {
+		sent int
+		err  error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		sent, err := r.swarm.Flood(flooding, floodRate)
+		ch <- result{sent, err}
+	}()
+	over := make(chan error, floodHonest)
+	t := time.NewTicker(floodTime / floodHonest)
+	defer t.Stop()
+	for i := range floodHonest {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return f, ctx.Err()
+		}
+		go func() { over <- r.openOne(ctx, first+i, false) }()
+	}
+	sent := <-ch
+	if sent.err != nil {
+		return f, sent.err
+	}
+	after, err := r.ask("usage")
+	if err != nil {
+		return f, err
+	}
+	ok := 0
+	for range floodHonest {
+		if e := <-over; e == nil {
+			ok++
+		}
+	}
+	return flooded{
+		honest: 100 * float64(ok) / floodHonest,
+		bytes:  float64(max(0, after.RSS-before.RSS)) / float64(max(1, sent.sent)),
+		micros: float64((after.CPU - before.CPU).Nanoseconds()) / 1000 / float64(max(1, sent.sent)),
+	}, nil
+}

@@ -1,0 +1,124 @@
+// Package peer has the servers that the benchmarks of the endpoint compare: the
+// gateway's own endpoint under the server core, and a stock go-coap server over
+// pion/dtls, as its manual has it. Both serve the same two resources to the same
+// pre-shared key, each in a process of its own, which is told what to do by lines
+// on its standard input and answers by lines of JSON.
+//
+//	/state   GET, observable; what Publish published
+//	/echo    POST, answers with the body
+package peer
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Key is the pre-shared key of every identity: the benchmarks are about nothing
+// that is secret.
+var Key = []byte("groupgate-bench!")
+
+// Kinds of servers.
+const (
+	Own   = "own"
+	Stock = "stock"
+)
+
+// Server is what a kind of server offers to the benchmarks.
+type Server interface {
+	Addr() netip.AddrPort
+	// Publish sends size bytes to all observers.
+	Publish(confirm bool, size int)
+	Close()
+}
+
+// Usage is what a server has used.
+type Usage struct {
+	CPU        time.Duration `json:"cpu"`        // user and system, since the start
+	RSS        int64         `json:"rss"`        // bytes
+	Heap       int64         `json:"heap"`       // bytes in use
+	Goroutines int           `json:"goroutines"` // now
+	Mallocs    uint64        `json:"mallocs"`    // since the start
+}
+
+// Hello is the first line of a server.
+type Hello struct {
+	Addr netip.AddrPort `json:"addr"`
+}
+
+// Options of a server.
+type Options struct {
+	Dir string // for what is to be kept; "": nothing is
+}
+
+// New starts a server of a kind.
+func New(ctx context.Context, kind string, opts Options) (Server, error) {
+	switch kind {
+	case Own:
+		return newOwn(ctx, opts)
+	case Stock:
+		return newStock()
+	}
+	return nil, fmt.Errorf("peer: no server %q", kind)
+}
+
+// Serve runs a server of a kind until its input ends.
+func Serve(ctx context.Context, kind string, opts Options, in io.Reader, out io.Writer) error {
+	s, err := New(ctx, kind, opts)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	enc := json.NewEncoder(out)
+	if err := enc.Encode(Hello{s.Addr()}); err != nil {
+		return err
+	}
+	for lines := bufio.NewScanner(in); lines.Scan(); {
+		words := strings.Fields(lines.Text())
+		switch {
+		case len(words) == 3 && words[0] == "publish":
+			size, err := strconv.Atoi(words[2])
+			if err != nil || size < 0 || size > 1024 {
+				return fmt.Errorf("peer: size %q", words[2])
+			}
+			s.Publish(words[1] == "con", size)
+		case len(words) == 1 && words[0] == "collect":
+			runtime.GC()
+			debug.FreeOSMemory()
+		case len(words) == 1 && words[0] == "usage":
+		default:
+			return fmt.Errorf("peer: what is %q", lines.Text())
+		}
+		if err := enc.Encode(usage()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func usage() Usage {
+	var u Usage
+	var r syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &r) == nil {
+		u.CPU = time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	u.Heap, u.Mallocs, u.Goroutines = int64(m.HeapAlloc), m.Mallocs, runtime.NumGoroutine()
+	b, err := os.ReadFile("/proc/self/statm")
+	if f := strings.Fields(string(b)); err == nil && len(f) > 1 {
+		pages, _ := strconv.ParseInt(f[1], 10, 64) // 0 says that it is not known
+		u.RSS = pages * int64(os.Getpagesize())
+	}
+	return u
+}

@@ -1,0 +1,265 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/seed4911071e/groupgate/bench/peer"
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/node/swarm"
+)
+
+// Shape of the benchmarks of the endpoint.
+const (
+	stockName = "go-coap"
+	// stockMost bounds the sessions of the stock server: some 90 kB each.
+	stockMost = 20_000
+	// openAtOnce is how many handshakes are under way.
+	openAtOnce = 64
+	// rounds is how often each side is measured, in the order ABBA; the median
+	// counts.
+	rounds = 5
+	// stall ends the wait for deliveries when nothing comes any more.
+	stall = 3 * time.Second
+)
+
+// roundCPU is how much processor time of the server one round takes at least, so
+// that the clock of the process is exact enough: 2 s in all. Tests have less.
+var roundCPU = 400 * time.Millisecond
+
+// Start runs a server of package peer and returns its input and output.
+type Start func(ctx context.Context, kind, dir string) (io.WriteCloser, io.ReadCloser, error)
+
+// Command starts servers as processes of their own: this program with the given
+// arguments, to which the kind and the folder are added.
+func Command(args ...string) Start {
+	return func(ctx context.Context, kind, dir string) (io.WriteCloser, io.ReadCloser, error) {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, nil, err
+		}
+		cmd := exec.CommandContext(ctx, self, append(slices.Clone(args), kind, dir)...)
+		cmd.Stderr = os.Stderr
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			return nil, nil, err
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, nil, err
+		}
+		return in, &process{out, cmd}, nil
+	}
+}
+
+// process is waited for when its output is closed.
+type process struct {
+	io.ReadCloser
+	cmd *exec.Cmd
+}
+
+func (p *process) Close() error {
+	_, _ = io.Copy(io.Discard, p.ReadCloser) // until it ends: its input is closed
+	return p.cmd.Wait()
+}
+
+// rig is one server and the nodes at it.
+type rig struct {
+	kind   string
+	in     io.WriteCloser
+	out    io.ReadCloser
+	dec    *json.Decoder
+	hello  peer.Hello
+	nodes  int
+	swarm  *swarm.Swarm
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// newRig starts a server and makes nodes for it, without any association.
+func newRig(ctx context.Context, start Start, kind, dir string, nodes int) (*rig, error) {
+	in, out, err := start(ctx, kind, dir)
+	if err != nil {
+		return nil, fmt.Errorf("bench: starting the server %s: %w", kind, err)
+	}
+	r := &rig{kind: kind, in: in, out: out, dec: json.NewDecoder(bufio.NewReader(out)), nodes: nodes}
+	if err := r.dec.Decode(&r.hello); err != nil {
+		return nil, errors.Join(fmt.Errorf("bench: the server %s did not start: %w", kind, err), in.Close(), out.Close())
+	}
+	r.swarm, err = swarm.New(swarm.Config{Gateway: r.hello.Addr, Nodes: nodes})
+	if err != nil {
+		return nil, errors.Join(err, in.Close(), out.Close())
+	}
+	ctx, r.cancel = context.WithCancel(ctx)
+	r.wg.Go(func() { _ = r.swarm.Run(ctx) }) // ends with the rig
+	return r, nil
+}
+
+func (r *rig) close() error {
+	if r == nil {
+		return nil
+	}
+	r.cancel()
+	r.wg.Wait()
+	return errors.Join(r.in.Close(), r.out.Close())
+}
+
+// ask sends one line and reads what the server has used.
+func (r *rig) ask(line string) (u peer.Usage, err error) {
+	if _, err := io.WriteString(r.in, line+"\n"); err != nil {
+		return u, fmt.Errorf("bench: the server %s: %w", r.kind, err)
+	}
+	if err := r.dec.Decode(&u); err != nil {
+		return u, fmt.Errorf("bench: the server %s: %w", r.kind, err)
+	}
+	return u, nil
+}
+
+// open has nodes shake hands and ask once for /state, observing or not.
+func (r *rig) open(ctx context.Context, first, end int, observe bool, progress func(string)) error {
+	failed, err := swarm.Each(ctx, first, end, openAtOnce, func(done int) {
+		if done%5000 == 0 {
+			progress(fmt.Sprintf("%s: %d associations", r.kind, done))
+		}
+	}, func(ctx context.Context, i int) error { return r.openOne(ctx, i, observe) })
+	if failed > 0 {
+		return fmt.Errorf("bench: %d of %d nodes were not let in by %s: %w", failed, end-first, r.kind, err)
+	}
+	return err
+}
+
+func (r *rig) openOne(ctx context.Context, i int, observe bool) error {
+	c := swarm.Credential{Identity: fmt.Appendf(nil, "node-%d", i), Key: peer.Key}
+	if err := r.swarm.Open(ctx, i, c); err != nil {
+		return err
+	}
+	m := &coap.Message{Code: coap.GET}
+	m.Options.SetPath("state")
+	if observe {
+		m.Options.SetUint(coap.ObserveOption, 0)
+	}
+	a, err := r.swarm.Do(ctx, i, m)
+	if err != nil {
+		return err
+	}
+	if a.Code != coap.Content || observe != a.Options.Has(coap.ObserveOption) {
+		return fmt.Errorf("bench: node %d got %v, observing: %v", i, a.Code, a.Options.Has(coap.ObserveOption))
+	}
+	return nil
+}
+
+// sample is what a round of one side took.
+type sample struct {
+	ops  int
+	lost int
+	cpu  time.Duration
+	wall time.Duration
+	// mallocs of the server
+	mallocs uint64
+}
+
+func (s sample) micros() float64 { return float64(s.cpu.Nanoseconds()) / 1000 / float64(max(s.ops, 1)) }
+
+// round repeats step until the server has used enough processor time.
+func (r *rig) round(ctx context.Context, step func() (ops, lost int, err error)) (s sample, err error) {
+	before, err := r.ask("usage")
+	if err != nil {
+		return s, err
+	}
+	begin := time.Now()
+	for {
+		ops, lost, err := step()
+		if err != nil {
+			return s, err
+		}
+		s.ops, s.lost = s.ops+ops, s.lost+lost
+		now, err := r.ask("usage")
+		if err != nil {
+			return s, err
+		}
+		s.cpu, s.wall, s.mallocs = now.CPU-before.CPU, time.Since(begin), now.Mallocs-before.Mallocs
+		if s.cpu >= roundCPU || ctx.Err() != nil {
+			return s, ctx.Err()
+		}
+	}
+}
+
+// duel measures two sides in the order ABBA and returns the round of each that
+// is the median, by processor time. A first round warms up and does not count.
+func duel(a, b func() (sample, error)) (ours, theirs sample, err error) {
+	var as, bs []sample
+	take := func(f func() (sample, error), to *[]sample) error {
+		s, err := f()
+		*to = append(*to, s)
+		return err
+	}
+	for i := range rounds + 1 {
+		x, y, to, too := a, b, &as, &bs
+		if i%2 == 1 {
+			x, y, to, too = b, a, &bs, &as
+		}
+		if err := take(x, to); err != nil {
+			return ours, theirs, err
+		}
+		if err := take(y, too); err != nil {
+			return ours, theirs, err
+		}
+	}
+	return median(as[1:]), median(bs[1:]), nil
+}
+
+func median(s []sample) sample {
+	slices.SortFunc(s, func(a, b sample) int {
+		switch d := a.micros() - b.micros(); {
+		case d < 0:
+			return -1
+		case d > 0:
+			return 1
+		}
+		return 0
+	})
+	return s[len(s)/2]
+}
+
+// publish has the server notify all observers, and waits until the last of them
+// has it, or nothing comes any more.
+func (r *rig) publish(confirm bool, size int) (got, lost int, err error) {
+	before := r.swarm.Stats().Notifications
+	kind := "non"
+	if confirm {
+		kind = "con"
+	}
+	if _, err := r.ask("publish " + kind + " " + strconv.Itoa(size)); err != nil {
+		return 0, 0, err
+	}
+	last, since := 0, time.Now()
+	for {
+		got = int(r.swarm.Stats().Notifications - before)
+		if got >= r.nodes {
+			return got, 0, nil
+		}
+		if got != last {
+			last, since = got, time.Now()
+		} else if time.Since(since) > stall {
+			return got, r.nodes - got, nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func loadOf(m *coap.Message, requests, atOnce int) swarm.Load {
+	return swarm.Load{Requests: requests, AtOnce: atOnce, Message: func(int) *coap.Message { return m }}
+}

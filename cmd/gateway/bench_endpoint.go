@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/seed4911071e/groupgate/bench"
+	"github.com/seed4911071e/groupgate/bench/peer"
+)
+
+// benchSessionsCmd measures the memory of sessions.
+type benchSessionsCmd struct {
+	N    int           `default:"10000" help:"Observers; the stock server has 20000 of them at most."`
+	Idle time.Duration `default:"5s" help:"How long they do nothing before memory is looked at."`
+	JSON bool          `help:"Print JSON."`
+}
+
+// Run measures servers in processes of their own.
+func (c *benchSessionsCmd) Run(e *env) error {
+	return e.bench(c.JSON, func(_ string, progress func(string)) ([]bench.Result, error) {
+		return bench.Sessions(e.ctx, measured, c.N, c.Idle, progress)
+	})
+}
+
+// benchPair has the flags of what measures processor time.
+type benchPair struct {
+	N    int  `default:"2000" help:"Nodes at each server; the stock server has 20000 of them at most. With handshakes: how many in all."`
+	JSON bool `help:"Print JSON."`
+}
+
+type (
+	benchFanoutCmd     struct{ benchPair }
+	benchRequestsCmd   struct{ benchPair }
+	benchHandshakesCmd struct{ benchPair }
+)
+
+// Run measures servers in processes of their own.
+func (c *benchFanoutCmd) Run(e *env) error     { return c.run(e, bench.Fanout) }
+func (c *benchRequestsCmd) Run(e *env) error   { return c.run(e, bench.Requests) }
+func (c *benchHandshakesCmd) Run(e *env) error { return c.run(e, bench.Handshakes) }
+
+func (c *benchPair) run(e *env, f func(context.Context, bench.Start, int, func(string)) ([]bench.Result, error)) error {
+	return e.bench(c.JSON, func(_ string, progress func(string)) ([]bench.Result, error) {
+		return f(e.ctx, measured, c.N, progress)
+	})
+}
+
+// measured starts a server that is measured: this program again.
+var measured = bench.Command("bench", "serve")
+
+// benchServeCmd is such a server.
+type benchServeCmd struct {
+	Kind string `arg:"" enum:"own,stock" help:"Which server."`
+	Dir  string `arg:"" optional:"" help:"Folder for what is kept."`
+}
+
+// Run serves until its input ends.
+func (c *benchServeCmd) Run(e *env) error {
+	return peer.Serve(e.ctx, c.Kind, peer.Options{Dir: c.Dir}, os.Stdin, e.stdout)
+}
