@@ -133,7 +133,7 @@ func (d *datagrams) exchange(ctx context.Context, m *coap.Message, tok string, f
 	d.mu.Lock()
 	if d.err != nil {
 		d.mu.Unlock()
-		return nil, errEnded
+		return nil, errGone
 	}
 	d.id++
 	d.used++

@@ -14,6 +14,7 @@ import (
 var (
 	errSilent  = errors.New("no answer")                 // not even an acknowledgement
 	errReset   = errors.New("the request was rejected")  // by a Reset
+	errGone    = errors.New("it had ended before")       // nothing was sent
 	errRefused = errors.New("nobody listens there")      // by ICMP
 	errEnded   = errors.New("the association ended")     // by either end
 	errGarbage = errors.New("the answer makes no sense") // see RFC 7252, Section 5.9.3.3

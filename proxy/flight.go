@@ -11,6 +11,7 @@ import (
 // flight is a request at an upstream for which others wait that asked the same.
 type flight struct {
 	resource resourceKey
+	hops     byte
 	done     chan struct{} // closed when the rest is set
 	resp     *coap.Response
 	err      error
@@ -45,6 +46,9 @@ func (p *Proxy) fetch(ctx context.Context, f *forwarded) (*coap.Response, error)
 	if err != nil {
 		return nil, err
 	}
+	if fl == nil {
+		return p.fetchAlone(ctx, f, e.etag)
+	}
 	select {
 	case <-fl.done:
 	case <-ctx.Done():
@@ -60,17 +64,22 @@ func (p *Proxy) fetch(ctx context.Context, f *forwarded) (*coap.Response, error)
 	return represent(fl.resp, f.req.Options), nil
 }
 
-// join finds the flight for a request, or starts one: first.
+// join finds the flight for a request, or starts one: first. One that came with
+// fewer hops than the flight left with may be the flight itself, come back in a
+// loop: it must not wait for itself, and gets nil.
 func (p *Proxy) join(f *forwarded, e entry) (fl *flight, first bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if fl := p.flights[f.key]; fl != nil {
+		if f.hops < fl.hops {
+			return nil, false, nil
+		}
 		return fl, false, nil
 	}
 	if p.closing {
 		return nil, false, errClosing
 	}
-	fl = &flight{resource: f.resource, done: make(chan struct{})}
+	fl = &flight{resource: f.resource, hops: f.hops, done: make(chan struct{})}
 	p.flights[f.key] = fl
 	own := *f
 	own.req = f.req.Clone() // it outlives the request

@@ -21,6 +21,7 @@ type forwarded struct {
 	key       cacheKey
 	resource  resourceKey
 	protected bool // by OSCORE
+	hops      byte // left
 }
 
 // Diagnostics that say what to do.
@@ -126,6 +127,7 @@ func (p *Proxy) classify(ctx context.Context, req *coap.Request) (f *forwarded, 
 	hops, _ := opts.Get(coap.HopLimit)
 	f.opts = toUpstream(opts)
 	f.opts.Set(coap.HopLimit, hops)
+	f.hops = hops[0]
 	p.authority(f)
 	return f, nil, nil
 }

@@ -187,3 +187,19 @@ func text(body string, maxAge uint32) *coap.Response {
 	r.Options.SetUint(coap.MaxAge, maxAge)
 	return r
 }
+
+// eventually looks again and again until what should come true does.
+func eventually(t testing.TB, what string, look func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	for !look() {
+		select {
+		case <-tick.C:
+		case <-late.C:
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}

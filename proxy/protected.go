@@ -209,9 +209,11 @@ func (p *Proxy) sweepProtected(now time.Time) {
 	}
 }
 
-func isDone(l link) bool {
+func isDone(l link) bool { return isClosed(l.done()) }
+
+func isClosed(ch <-chan struct{}) bool {
 	select {
-	case <-l.done():
+	case <-ch:
 		return true
 	default:
 		return false

@@ -99,6 +99,7 @@ type Proxy struct {
 	gate    *gate
 	links   *links
 	secret  [16]byte
+	dialer  func(context.Context, *Rule, Target) (link, error)
 
 	ctx     context.Context // of what outlives a request; ends with Run
 	stop    context.CancelFunc
@@ -145,6 +146,7 @@ func New(cfg Config, deps Deps) *Proxy {
 	p.metrics = newMetrics(deps.Registerer, p)
 	p.cache.count = func(result string) { p.metrics.cache.WithLabelValues(result).Inc() }
 	p.links = newLinks(p)
+	p.dialer = p.dial
 	for _, r := range cfg.Rules {
 		r = r.withDefaults()
 		p.rules = append(p.rules, &r)

@@ -65,6 +65,9 @@ func (p *Proxy) observe(ctx context.Context, f *forwarded) (*coap.Response, erro
 		if err != nil {
 			return nil, err
 		}
+		if f.hops < r.f.hops && !isClosed(r.ready) {
+			return p.fetchAlone(ctx, f, nil) // it may be this registration, come back in a loop
+		}
 		select {
 		case <-r.ready:
 		case <-ctx.Done():

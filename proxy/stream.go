@@ -133,7 +133,7 @@ func (s *stream) observe(ctx context.Context, m *coap.Message, tok string, fn fu
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
-		return nil, errEnded
+		return nil, errGone
 	}
 	s.byToken[tok] = w
 	s.mu.Unlock()

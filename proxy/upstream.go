@@ -220,25 +220,28 @@ func (u *upstream) with(ctx context.Context, f func(context.Context, link) error
 	}
 	defer func() { <-u.slots }()
 	began := time.Now()
-	l, fresh, err := u.connect(ctx)
-	if err == nil {
+	secure := u.key.target.secure()
+	var err error
+	for try := 0; ; try++ {
+		var l link
+		var fresh bool
+		if l, fresh, err = u.connect(ctx); err != nil {
+			break
+		}
 		part, free := ctx, context.CancelFunc(func() {})
-		if !fresh && u.key.target.secure() {
+		if !fresh && secure && try == 0 {
 			part, free = halfOf(ctx)
 		}
 		err = f(part, l)
 		free()
-		if !fresh && (errors.Is(err, errSilent) || errors.Is(err, errEnded)) && ctx.Err() == nil {
-			u.drop(l)
-			if l, _, err = u.connect(ctx); err == nil {
-				err = f(ctx, l)
-			}
-		}
-	}
-	if errors.Is(err, errSilent) || errors.Is(err, errEnded) || errors.Is(err, errRefused) {
-		if l != nil {
+		silent := errors.Is(err, errSilent) || errors.Is(err, errEnded)
+		if silent && secure || errors.Is(err, errEnded) || errors.Is(err, errGone) {
 			u.drop(l)
 		}
+		if try < 2 && ctx.Err() == nil && (errors.Is(err, errGone) || silent && !fresh && secure) {
+			continue
+		}
+		break
 	}
 	if err == nil {
 		u.p.metrics.upstream.WithLabelValues(u.key.target.Scheme).Observe(time.Since(began).Seconds())
@@ -360,7 +363,7 @@ func (u *upstream) connect(ctx context.Context) (l link, fresh bool, err error) 
 func (u *upstream) dial(d *dialing) {
 	ctx, cancel := context.WithTimeout(u.p.ctx, dialTimeout)
 	defer cancel()
-	l, err := u.p.dial(ctx, u.key.rule, u.key.target)
+	l, err := u.p.dialer(ctx, u.key.rule, u.key.target)
 	result := "ok"
 	if err != nil {
 		result = "failed"

@@ -49,6 +49,10 @@ const (
 	// for one peer: the least recently used makes room.
 	maxPeerTransfers = 4
 
+	// protection is by how much OSCORE may have made a block larger, in bytes: what
+	// is larger was not cut inside.
+	protection = 256
+
 	// maxAssembly bounds all bodies in assembly, in bytes. Unauthenticated
 	// peers may fill only a share, so that they cannot starve the others.
 	maxAssembly      = 16 << 20

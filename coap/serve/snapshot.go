@@ -100,7 +100,7 @@ func (s *Server) blockwiseOut(x *exchange, r *coap.Response) (*coap.Response, er
 		if b.SZX != x.block2.SZX && b.Num > 0 {
 			b.Num <<= x.block2.SZX - b.SZX
 		}
-	} else if len(r.Payload) <= s.cfg.BlockSize || r.Options.Has(coap.OSCOREOption) {
+	} else if len(r.Payload) <= s.cfg.BlockSize || r.Options.Has(coap.OSCOREOption) && len(r.Payload) <= s.cfg.BlockSize+protection {
 		// What is protected was cut inside, and is a little larger now. Cutting it
 		// again would double the messages.
 		return r, nil
@@ -109,7 +109,11 @@ func (s *Server) blockwiseOut(x *exchange, r *coap.Response) (*coap.Response, er
 		s.forgetKey(x.peer, x.cacheKey())
 		return withBlock(r, b, len(r.Payload), false), nil
 	}
-	return s.slice(s.keep(x.peer, x.cacheKey(), x.token, r), b)
+	out, err := s.slice(s.keep(x.peer, x.cacheKey(), x.token, r), b)
+	if v, ok := r.Options.Get(coap.ObserveOption); ok && err == nil && b.Num == 0 {
+		out.Options.Set(coap.ObserveOption, v) // RFC 7959, Section 2.6: in the first block
+	}
+	return out, err
 }
 
 // keep stores r for later blocks and gives it an entity tag when the handler

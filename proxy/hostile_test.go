@@ -1,0 +1,413 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/coaptest"
+)
+
+// plainRequest is what an address on plain UDP sends.
+func plainRequest(addr, uri string) *coap.Request {
+	r := proxied(coap.GET, uri, nil)
+	r.Peer = coap.Peer{Link: coap.LinkID(addr), Via: coap.Plain, Addr: netip.MustParseAddrPort(addr)}
+	return r
+}
+
+// ask hands a request to the proxy.
+func (s *site) ask(req *coap.Request) *coap.Response {
+	r, err := s.p.ServeCoAP(s.t.Context(), req)
+	if err != nil {
+		return coap.ErrorResponse(err)
+	}
+	return r
+}
+
+// TestPlain: an address on plain UDP shows that it receives before anything is
+// forwarded for it, gets no amplification without showing it again, and has a
+// rate (RFC 9175, Section 2.4; protocol.md, Section 8).
+func TestPlain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		big := strings.Repeat("x", 500)
+		s, up := bubble(t, Rule{OpenToUDP: true}, func(m *coap.Message, _ int) *coap.Message {
+			if slices.Contains(m.Options.Path(), "big") {
+				return message(coap.Content, big)
+			}
+			return message(coap.Content, "x")
+		})
+		const a, b = "198.51.100.1:7000", "198.51.100.2:7000"
+		r := s.ask(plainRequest(a, there+"/a"))
+		echo, ok := r.Options.Get(coap.Echo)
+		if r.Code != coap.Unauthorized || !ok || len(r.Payload) != 0 || up.count() != 0 {
+			t.Fatalf("%v %+v after %d requests", r.Code, r.Options, up.count())
+		}
+		if size, asked := sizeOf(r.Options, nil), sizeOf(plainRequest(a, there+"/a").Options, nil); size > amplification*asked {
+			t.Errorf("a challenge of %d bytes to a request of %d", size, asked)
+		}
+		with := func(addr, uri string, v []byte) *coap.Response {
+			req := plainRequest(addr, uri)
+			req.Options.Add(coap.Echo, v)
+			return s.ask(req)
+		}
+		if r := with(b, there+"/a", echo); r.Code != coap.Unauthorized || up.count() != 0 {
+			t.Errorf("an Echo of another address: %v", r.Code)
+		}
+		if r := with(a, there+"/a", []byte("0123456789abcdef")); r.Code != coap.Unauthorized || up.count() != 0 {
+			t.Errorf("a forged Echo: %v", r.Code)
+		}
+		if r := with(a, there+"/a", echo); r.Code != coap.Content || up.count() != 1 || up.newest().Options.Has(coap.Echo) {
+			t.Errorf("%v after %d requests", r.Code, up.count())
+		}
+		if r := s.ask(plainRequest(a, there+"/a")); r.Code != coap.Content {
+			t.Errorf("proven: %v", r.Code)
+		}
+		time.Sleep(2 * time.Second)
+		if r := s.ask(plainRequest(a, there+"/big")); r.Code != coap.Unauthorized {
+			t.Errorf("a large response without Echo: %v", r.Code)
+		} else if v, _ := r.Options.Get(coap.Echo); string(with(a, there+"/big", v).Payload) != big {
+			t.Error("nor with it")
+		}
+		time.Sleep(2 * time.Second)
+		if r := with(a, there+"/a", append([]byte(nil), echo...)); r.Code != coap.Content {
+			t.Errorf("an Echo again within its time: %v", r.Code)
+		}
+		time.Sleep(echoFor + provenFor)
+		if r := with(a, there+"/a", echo); r.Code != coap.Unauthorized {
+			t.Errorf("an old Echo: %v", r.Code)
+		}
+		// The rate of an address, whatever its port.
+		limited := 0
+		for i := range 50 {
+			if s.ask(plainRequest(fmt.Sprintf("198.51.100.3:%d", 1000+i), there+"/a")).Code == coap.TooManyRequests {
+				limited++
+			}
+		}
+		if limited != 40 { // twice the rate at once
+			t.Errorf("%d of 50 were limited", limited)
+		}
+		s.stop()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s, up := bubble(t, Rule{}, func(*coap.Message, int) *coap.Message { return message(coap.Content, "x") })
+		for _, uri := range []string{there, "coap://elsewhere.example/", "coap://127.0.0.1:1/"} {
+			if r := s.ask(plainRequest("198.51.100.1:7000", uri)); r.Code != coap.Unauthorized || r.Options.Has(coap.Echo) || up.count() != 0 {
+				t.Errorf("%s, which is not open: %v", uri, r.Code)
+			}
+		}
+		s.stop()
+	})
+}
+
+// TestNoWayBack: no request reaches the machine of the gateway, and none its own
+// sockets, whatever a rule or a name server says.
+func TestNoWayBack(t *testing.T) {
+	admin := Listener{TCP: true, Addr: netip.MustParseAddrPort("127.0.0.1:8080")}
+	answers := map[string][]string{
+		"rebound.example.com": {"127.0.0.1"}, "six.example.com": {"::1"}, "mapped.example.com": {"::ffff:127.0.0.1"},
+		"any.example.com": {"0.0.0.0"}, "link.example.com": {"169.254.169.254"}, "link6.example.com": {"fe80::1"},
+		"group.example.com": {"224.0.1.187"}, "broadcast.example.com": {"255.255.255.255"}, "good.example.com": {"127.0.0.1", "192.0.2.77"},
+		"pinned.example.org": {"192.0.2.5"}, "unpinned.example.org": {"192.0.2.6"},
+	}
+	s := house(t, Config{}, func(d *Deps) {
+		d.Listeners = func() []Listener {
+			return []Listener{admin, {Scheme: CoAP, Addr: netip.MustParseAddrPort("0.0.0.0:5683")}}
+		}
+		d.Resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
+			var out []netip.Addr
+			for _, a := range answers[host] {
+				out = append(out, netip.MustParseAddr(a))
+			}
+			return out, nil
+		}
+	})
+	wild := Rule{Host: "*.example.com", Scheme: CoAP, Port: 5683}.withDefaults()
+	pinned := Rule{Host: "*.example.org", Scheme: CoAP, Port: 5683, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.5/32")}}.withDefaults()
+	loop := Rule{Host: "127.0.0.0/8", Scheme: CoAPTCP, Port: 8080}.withDefaults()
+	for _, c := range []struct {
+		rule *Rule
+		host string
+		want string
+	}{
+		{&wild, "rebound.example.com", ""}, {&wild, "six.example.com", ""}, {&wild, "mapped.example.com", ""}, {&wild, "any.example.com", ""},
+		{&wild, "link.example.com", ""}, {&wild, "link6.example.com", ""}, {&wild, "group.example.com", ""}, {&wild, "broadcast.example.com", ""},
+		{&wild, "good.example.com", "192.0.2.77:7001"}, {&wild, "absent.example.com", ""},
+		{&pinned, "pinned.example.org", "192.0.2.5:7001"}, {&pinned, "unpinned.example.org", ""},
+		{&loop, "127.0.0.1", "127.0.0.1:7001"},
+	} {
+		at, err := s.p.find(t.Context(), c.rule, Target{Scheme: c.rule.Scheme, Host: c.host, Port: 7001})
+		if got := at.String(); err == nil && got != c.want || err != nil && c.want != "" {
+			t.Errorf("%s: %v, %v", c.host, at, err)
+		}
+	}
+	// The rule names loopback and the port itself: still not.
+	for _, host := range []string{"127.0.0.1", "127.0.0.2"} {
+		_, err := s.p.find(t.Context(), &loop, Target{Scheme: CoAPTCP, Host: host, Port: 8080})
+		if own := host == "127.0.0.1"; own != errors.Is(err, errPlace) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	if _, err := s.p.find(t.Context(), &wild, Target{Scheme: CoAP, Host: "rebound.example.com", Port: 5683}); !errors.Is(err, errPlace) {
+		t.Errorf("a name that leads to our own socket: %v", err)
+	}
+}
+
+// TestLoop: a proxy that leads back here ends by Hop-Limit (RFC 8768).
+func TestLoop(t *testing.T) {
+	conns := [2]*origin{}
+	var two [2]*site
+	for i := range conns {
+		conns[i] = serving(t, nil, func(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+			own := req.Clone()
+			own.Peer = coap.Peer{Via: coap.Internal}
+			return two[i].p.ServeCoAP(ctx, own)
+		})
+	}
+	for i := range two {
+		two[i] = house(t, Config{Name: fmt.Sprintf("edge%d", i), Rules: []Rule{{Prefix: []string{"x"}, Path: []string{"x"}, Upstream: conns[1-i].target()}}}, nil)
+	}
+	l := two[0].client("a", coaptest.Options{})
+	req := &coap.Request{Code: coap.GET}
+	req.Options.SetPath("x")
+	r := do(t, l, req)
+	if n := conns[0].asked.Load() + conns[1].asked.Load(); r.Code != coap.HopLimitReached || n > defaultHops+1 || strings.Count(string(r.Payload), "edge") < 3 {
+		t.Errorf("%v %q after %d requests", r.Code, r.Payload, n)
+	}
+}
+
+// TestSilentUpstream: an upstream that never answers while very many ask: errors
+// that say so, bounded memory, and others are served meanwhile.
+func TestSilentUpstream(t *testing.T) {
+	const clients = 10_000
+	for _, same := range []bool{true, false} {
+		t.Run(fmt.Sprintf("same=%v", same), func(t *testing.T) {
+			silent, err := net.ListenPacket("udp4", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = silent.Close() }()
+			o := serving(t, nil, echoing)
+			dead := Target{Scheme: CoAP, Host: "127.0.0.1", Port: silent.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
+			slow := forwardTo(dead)
+			slow.Timeout = 2 * time.Second
+			s := house(t, Config{Rules: []Rule{slow, forwardTo(o.target())}}, nil)
+			var before, during runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			var wg sync.WaitGroup
+			var codes [256]atomic.Int64
+			begun := make(chan struct{}, clients)
+			for i := range clients {
+				wg.Go(func() {
+					uri := dead.String() + "/same"
+					if !same {
+						uri = fmt.Sprintf("%s/%d", dead, i)
+					}
+					req := proxied(coap.GET, uri, nil)
+					req.Peer = coap.Peer{Link: coap.LinkID(fmt.Sprint(i)), Via: coap.DTLSPSK, Subject: coap.Subject{Kind: coap.SubjectPSK, ID: fmt.Sprint(i)}}
+					begun <- struct{}{}
+					codes[s.ask(req).Code].Add(1)
+				})
+			}
+			for range clients {
+				<-begun
+			}
+			eventually(t, "they wait, or were told", func() bool {
+				var told int64
+				for i := range codes {
+					told += codes[i].Load()
+				}
+				return told+s.p.waiting.Load() >= clients
+			})
+			if n := s.p.waiting.Load(); n > maxWaiting {
+				t.Errorf("%d wait", n)
+			}
+			runtime.ReadMemStats(&during)
+			if grown := int64(during.HeapAlloc) - int64(before.HeapAlloc); grown > 64<<20 {
+				t.Errorf("%d bytes more", grown)
+			}
+			l := s.client("other", coaptest.Options{})
+			// Other traffic goes on: what needs no upstream, and, when there is room
+			// among those who wait, what does.
+			req := &coap.Request{Code: coap.GET}
+			if r := do(t, l, req); r.Code != coap.Content {
+				t.Errorf("local: %v", r.Code)
+			}
+			wg.Wait()
+			timeouts, busy := codes[coap.GatewayTimeout].Load(), codes[coap.ServiceUnavailable].Load()
+			if timeouts == 0 || timeouts+busy != clients {
+				t.Errorf("%d times 5.04, %d times 5.03", timeouts, busy)
+			}
+			if r := do(t, l, proxied(coap.GET, o.target().String()+"/a", nil)); r.Code != coap.Content {
+				t.Errorf("the other upstream: %v", r.Code)
+			}
+			eventually(t, "nobody waits", func() bool { return s.p.waiting.Load() == 0 && len(s.p.flights) == 0 })
+		})
+	}
+}
+
+// TestBreaker: who was silent for five requests is left alone, for longer each
+// time, and asked again by one request at a time.
+func TestBreaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := false
+		s, up := bubble(t, Rule{Timeout: time.Second}, func(*coap.Message, int) *coap.Message {
+			if !answer {
+				return nil
+			}
+			return message(coap.Content, "x", maxAge(0))
+		})
+		l := s.client("a", coaptest.Options{})
+		get := func() *coap.Response { return do(t, l, proxied(coap.GET, there+"/a", nil)) }
+		for range breakAfter {
+			if r := get(); r.Code != coap.GatewayTimeout || !strings.Contains(string(r.Payload), there) {
+				t.Fatalf("%v %q", r.Code, r.Payload)
+			}
+		}
+		asked := up.count()
+		r := get()
+		if left, ok := r.Options.Uint(coap.MaxAge); r.Code != coap.ServiceUnavailable || !ok || left == 0 || left > 3 || up.count() != asked {
+			t.Errorf("%v, Max-Age %d", r.Code, left)
+		}
+		time.Sleep(breakMin)
+		if r := get(); r.Code != coap.GatewayTimeout {
+			t.Errorf("the one that tries: %v", r.Code)
+		}
+		time.Sleep(breakMin)
+		if r := get(); r.Code != coap.ServiceUnavailable {
+			t.Errorf("twice as long: %v", r.Code)
+		}
+		answer = true
+		time.Sleep(breakMin + time.Second)
+		for range 3 {
+			if r := get(); r.Code != coap.Content {
+				t.Errorf("it is back: %v", r.Code)
+			}
+		}
+		l.Close()
+		s.stop()
+	})
+}
+
+// liar is a socket whose answers a test makes by hand.
+func liar(t *testing.T, answer func(m *coap.Message) []*coap.Message) Target {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			m, err := coap.DecodeMessage(buf[:n])
+			if err != nil || !m.Code.IsRequest() {
+				continue
+			}
+			for _, r := range answer(m.Clone()) {
+				if b, err := r.MarshalBinary(); err == nil {
+					_, _ = conn.WriteToUDPAddrPort(b, from)
+				}
+			}
+		}
+	}()
+	at := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	return Target{Scheme: CoAP, Host: "127.0.0.1", Port: at.Port()}
+}
+
+// TestLyingUpstream: answers that are none, and attempts to poison the cache.
+func TestLyingUpstream(t *testing.T) {
+	ack := func(m *coap.Message, code coap.Code, body string, opts ...coap.Option) *coap.Message {
+		r := message(code, body, opts...)
+		r.Type, r.ID, r.Token = coap.Acknowledgement, m.ID, m.Token
+		return r
+	}
+	block := func(num uint32, more bool) coap.Option {
+		var o coap.Options
+		o.SetBlock(coap.Block2, coap.Block{Num: num, More: more, SZX: 0})
+		return o[0]
+	}
+	body := strings.Repeat("x", 16)
+	for _, c := range []struct {
+		name   string
+		answer func(m *coap.Message) []*coap.Message
+		code   coap.Code
+		body   string
+	}{
+		{"another token", func(m *coap.Message) []*coap.Message {
+			bad := ack(m, coap.Content, "poison")
+			bad.Token = []byte("12345678")
+			return []*coap.Message{bad, ack(m, coap.Content, "good")}
+		}, coap.Content, "good"},
+		{"another message identifier", func(m *coap.Message) []*coap.Message {
+			bad := ack(m, coap.Content, "poison")
+			bad.ID++
+			return []*coap.Message{bad, ack(m, coap.Content, "good")}
+		}, coap.Content, "good"},
+		{"two answers", func(m *coap.Message) []*coap.Message {
+			return []*coap.Message{ack(m, coap.Content, "good"), ack(m, coap.Content, "poison"), {Type: coap.NonConfirmable, ID: 7, Code: coap.Content, Token: m.Token, Payload: []byte("poison")}}
+		}, coap.Content, "good"},
+		{"a Reset", func(m *coap.Message) []*coap.Message { return []*coap.Message{{Type: coap.Reset, ID: m.ID}} }, coap.BadGateway, ""},
+		{"blocks for ever", func(m *coap.Message) []*coap.Message {
+			b, _ := m.Options.Block(coap.Block2)
+			n := uint32(0)
+			if b != nil {
+				n = b.Num
+			}
+			return []*coap.Message{ack(m, coap.Content, body, block(n, true))}
+		}, coap.BadGateway, ""},
+		{"the same block again", func(m *coap.Message) []*coap.Message {
+			return []*coap.Message{ack(m, coap.Content, body, block(0, true))}
+		}, coap.BadGateway, ""},
+		{"a block out of the blue", func(m *coap.Message) []*coap.Message {
+			return []*coap.Message{ack(m, coap.Content, body, block(5, true))}
+		}, coap.BadGateway, ""},
+		{"a code that is none", func(m *coap.Message) []*coap.Message { return []*coap.Message{ack(m, coap.Code(0x5f), "x")} }, coap.BadGateway, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			at := liar(t, c.answer)
+			s := house(t, Config{Rules: []Rule{forwardTo(at)}}, nil)
+			l := s.client("a", coaptest.Options{})
+			for range 2 { // the second from the cache, where there is something to keep
+				r := do(t, l, proxied(coap.GET, at.String()+"/a", nil))
+				if r.Code != c.code || c.body != "" && string(r.Payload) != c.body {
+					t.Errorf("%v %q", r.Code, r.Payload)
+				}
+			}
+		})
+	}
+}
+
+// TestUnreachable: nobody listens; a name that is none; both are told at once.
+func TestUnreachable(t *testing.T) {
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := Target{Scheme: CoAP, Host: "127.0.0.1", Port: conn.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
+	_ = conn.Close()
+	s := house(t, Config{Rules: []Rule{forwardTo(dead), {Host: "none.example.com", Scheme: CoAP, Port: 5683}, {Host: "127.0.0.1/32", Scheme: CoAPTCP, Port: dead.Port}}}, func(d *Deps) {
+		d.Resolve = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }
+	})
+	l := s.client("a", coaptest.Options{})
+	for _, uri := range []string{dead.String(), "coap://none.example.com/", "coap+tcp" + strings.TrimPrefix(dead.String(), "coap")} {
+		if r := do(t, l, proxied(coap.GET, uri, nil)); r.Code != coap.BadGateway || len(r.Payload) == 0 {
+			t.Errorf("%s: %v %q", uri, r.Code, r.Payload)
+		}
+	}
+}
