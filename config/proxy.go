@@ -58,6 +58,7 @@ type ProxyVia struct {
 	Timeout   time.Duration `yaml:"timeout"`    // of a request
 	Parallel  int           `yaml:"parallel"`   // requests outstanding at one upstream
 	BlockSize int           `yaml:"block_size"` // of requests to it
+	Interface string        `yaml:"interface"`  // that requests to groups leave by
 
 	Identity string `yaml:"identity"`  // coaps: psk_identity
 	KeyFile  string `yaml:"key_file"`  // hex: its key; or PEM: that of the certificate

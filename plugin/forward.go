@@ -186,7 +186,7 @@ func viaRule(v *config.ProxyVia) (proxy.Rule, error) {
 	networks, err := v.Networks()
 	r := proxy.Rule{
 		Peers: v.Peers, Public: v.Public, OpenToUDP: v.OpenToUDP, Addresses: networks,
-		Timeout: v.Timeout, Parallel: v.Parallel, BlockSize: v.BlockSize,
+		Timeout: v.Timeout, Parallel: v.Parallel, BlockSize: v.BlockSize, Interface: v.Interface,
 	}
 	for _, m := range v.Methods {
 		r.Methods = append(r.Methods, methods[m])

@@ -30,10 +30,10 @@ func newMemory(reply func(*coap.Message, int) *coap.Message) *memory {
 func (l *memory) Do(ctx context.Context, m *coap.Message) (*coap.Message, error) {
 	l.mu.Lock()
 	l.asked = append(l.asked, m.Clone())
-	n := len(l.asked)
+	n, reply := len(l.asked), l.reply
 	l.mu.Unlock()
 	time.Sleep(10 * time.Millisecond) // of the bubble
-	if r := l.reply(m, n); r != nil {
+	if r := reply(m, n); r != nil {
 		return r, nil
 	}
 	<-ctx.Done()
@@ -68,6 +68,27 @@ func (l *memory) newest() *coap.Message {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.asked[len(l.asked)-1]
+}
+
+// observed counts the tokens that are not forgotten.
+func (l *memory) observed() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.fns)
+}
+
+// at is the n-th request.
+func (l *memory) at(n int) *coap.Message {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asked[n]
+}
+
+// answers replaces reply.
+func (l *memory) answers(reply func(*coap.Message, int) *coap.Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reply = reply
 }
 
 // notify sends a notification to everybody who observes.
@@ -227,13 +248,15 @@ func oscoreRequest() *coap.Request {
 // 5.6.2), for the proxy itself and for clients.
 func TestValidation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tag := "v1"
-		s, up := bubble(t, Rule{}, func(m *coap.Message, _ int) *coap.Message {
-			if slices.Contains(m.Options.Strings(coap.ETag), tag) {
-				return message(coap.Valid, "", opt(coap.ETag, tag), maxAge(30))
+		tagged := func(tag string) func(*coap.Message, int) *coap.Message {
+			return func(m *coap.Message, _ int) *coap.Message {
+				if slices.Contains(m.Options.Strings(coap.ETag), tag) {
+					return message(coap.Valid, "", opt(coap.ETag, tag), maxAge(30))
+				}
+				return message(coap.Content, "body "+tag, opt(coap.ETag, tag), maxAge(10))
 			}
-			return message(coap.Content, "body "+tag, opt(coap.ETag, tag), maxAge(10))
-		})
+		}
+		s, up := bubble(t, Rule{}, tagged("v1"))
 		l := s.client("a", coaptest.Options{})
 		ask := func(tags ...string) string {
 			req := proxied(coap.GET, there+"/a", nil)
@@ -256,7 +279,7 @@ func TestValidation(t *testing.T) {
 		expect("stale: validated, whole to the client", ask(), "2.05 body v1 [v1] 30", 2)
 		expect("fresh again, for as long as the 2.03 said", ask(), "2.05 body v1 [v1] 29", 2)
 		time.Sleep(31 * time.Second)
-		tag = "v2"
+		up.answers(tagged("v2"))
 		expect("stale and changed", ask("v1"), "2.05 body v2 [v2] 10", 3)
 		expect("the client has the old one", ask("v1"), "2.05 body v2 [v2] 9", 3)
 		time.Sleep(11 * time.Second)

@@ -52,7 +52,7 @@ func fresh(code coap.Code, err error) error {
 
 // failure makes the response of what went wrong on the way to a target.
 func failure(t Target, err error) error {
-	if coap.Deliberate(err) {
+	if coap.Deliberate(err) || errors.Is(err, coap.ErrSilent) {
 		return err
 	}
 	named := func(code coap.Code) error { return fresh(code, fmt.Errorf("%s: %w", t, err)) }

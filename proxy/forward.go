@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,8 +46,9 @@ func (p *Proxy) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 	r, err := p.forward(ctx, f)
 	code := coap.Empty
 	if err != nil {
-		err = failure(f.target, err)
-		code = coap.ErrorResponse(err).Code
+		if err = failure(f.target, err); !errors.Is(err, coap.ErrSilent) {
+			code = coap.ErrorResponse(err).Code
+		}
 	} else {
 		code = r.Code
 	}

@@ -114,11 +114,7 @@ func (p *Proxy) ask1(f *forwarded, group netip.Addr) (*asked, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errShake, err)
 	}
-	if group.Is6() {
-		err = ipv6.NewPacketConn(conn).SetMulticastHopLimit(groupHops)
-	} else {
-		err = ipv4.NewPacketConn(conn).SetMulticastTTL(groupHops)
-	}
+	err = prepare(conn, group, f.rule.Interface)
 	tok := token()
 	g := &asked{p: p, f: f, conn: conn, token: string(tok), id: binary.BigEndian.Uint16(token()), seen: map[seenKey]bool{}, buf: make([]byte, maxMessage)}
 	m := &coap.Message{Type: coap.NonConfirmable, Code: f.req.Code, ID: g.id, Token: tok, Options: f.opts, Payload: f.req.Payload}
@@ -131,9 +127,37 @@ func (p *Proxy) ask1(f *forwarded, group netip.Addr) (*asked, error) {
 	}
 	if err != nil {
 		g.close()
+		p.deps.Log.Warn("a request to a group cannot be sent: is proxy.allow[].interface right?", "target", f.target.String(), "err", err)
 		return nil, fmt.Errorf("%w: %w", errShake, err)
 	}
 	return g, nil
+}
+
+// prepare says by which interface and how far what is sent to a group goes.
+func prepare(conn *net.UDPConn, group netip.Addr, name string) error {
+	var via *net.Interface
+	if name != "" {
+		var err error
+		if via, err = net.InterfaceByName(name); err != nil {
+			return err
+		}
+	}
+	if group.Is6() {
+		c := ipv6.NewPacketConn(conn)
+		if via != nil {
+			if err := c.SetMulticastInterface(via); err != nil {
+				return err
+			}
+		}
+		return c.SetMulticastHopLimit(groupHops)
+	}
+	c := ipv4.NewPacketConn(conn)
+	if via != nil {
+		if err := c.SetMulticastInterface(via); err != nil {
+			return err
+		}
+	}
+	return c.SetMulticastTTL(groupHops)
 }
 
 func (g *asked) close() { _ = g.conn.Close() }

@@ -203,3 +203,22 @@ func eventually(t testing.TB, what string, look func() bool) {
 		}
 	}
 }
+
+// relays, protected and flights count what the proxy keeps.
+func (s *site) relays() int {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	return len(s.p.relays)
+}
+
+func (s *site) protected() int {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	return len(s.p.protected)
+}
+
+func (s *site) flights() int {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	return len(s.p.flights)
+}

@@ -166,18 +166,18 @@ func TestNoWayBack(t *testing.T) {
 // TestLoop: a proxy that leads back here ends by Hop-Limit (RFC 8768).
 func TestLoop(t *testing.T) {
 	conns := [2]*origin{}
-	var two [2]*site
+	var two [2]atomic.Pointer[site]
 	for i := range conns {
 		conns[i] = serving(t, nil, func(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 			own := req.Clone()
 			own.Peer = coap.Peer{Via: coap.Internal}
-			return two[i].p.ServeCoAP(ctx, own)
+			return two[i].Load().p.ServeCoAP(ctx, own)
 		})
 	}
 	for i := range two {
-		two[i] = house(t, Config{Name: fmt.Sprintf("edge%d", i), Rules: []Rule{{Prefix: []string{"x"}, Path: []string{"x"}, Upstream: conns[1-i].target()}}}, nil)
+		two[i].Store(house(t, Config{Name: fmt.Sprintf("edge%d", i), Rules: []Rule{{Prefix: []string{"x"}, Path: []string{"x"}, Upstream: conns[1-i].target()}}}, nil))
 	}
-	l := two[0].client("a", coaptest.Options{})
+	l := two[0].Load().client("a", coaptest.Options{})
 	req := &coap.Request{Code: coap.GET}
 	req.Options.SetPath("x")
 	r := do(t, l, req)
@@ -252,7 +252,7 @@ func TestSilentUpstream(t *testing.T) {
 			if r := do(t, l, proxied(coap.GET, o.target().String()+"/a", nil)); r.Code != coap.Content {
 				t.Errorf("the other upstream: %v", r.Code)
 			}
-			eventually(t, "nobody waits", func() bool { return s.p.waiting.Load() == 0 && len(s.p.flights) == 0 })
+			eventually(t, "nobody waits", func() bool { return s.p.waiting.Load() == 0 && s.flights() == 0 })
 		})
 	}
 }
@@ -261,13 +261,7 @@ func TestSilentUpstream(t *testing.T) {
 // time, and asked again by one request at a time.
 func TestBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answer := false
-		s, up := bubble(t, Rule{Timeout: time.Second}, func(*coap.Message, int) *coap.Message {
-			if !answer {
-				return nil
-			}
-			return message(coap.Content, "x", maxAge(0))
-		})
+		s, up := bubble(t, Rule{Timeout: time.Second}, func(*coap.Message, int) *coap.Message { return nil })
 		l := s.client("a", coaptest.Options{})
 		get := func() *coap.Response { return do(t, l, proxied(coap.GET, there+"/a", nil)) }
 		for range breakAfter {
@@ -288,7 +282,7 @@ func TestBreaker(t *testing.T) {
 		if r := get(); r.Code != coap.ServiceUnavailable {
 			t.Errorf("twice as long: %v", r.Code)
 		}
-		answer = true
+		up.answers(func(*coap.Message, int) *coap.Message { return message(coap.Content, "x", maxAge(0)) })
 		time.Sleep(breakMin + time.Second)
 		for range 3 {
 			if r := get(); r.Code != coap.Content {

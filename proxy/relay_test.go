@@ -41,15 +41,16 @@ func number(n uint32) coap.Option {
 // 5); order; re-registration when a notification is late; the end.
 func TestMerged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		state := "one"
-		var seq uint32 = 10
-		s, up := bubble(t, Rule{}, func(m *coap.Message, _ int) *coap.Message {
-			r := message(coap.Content, state, maxAge(60))
-			if v, ok := m.Options.Uint(coap.ObserveOption); ok && v == 0 {
-				r.Options.Add(coap.ObserveOption, number(seq).Value)
+		observable := func(state string, seq uint32) func(*coap.Message, int) *coap.Message {
+			return func(m *coap.Message, _ int) *coap.Message {
+				r := message(coap.Content, state, maxAge(60))
+				if v, ok := m.Options.Uint(coap.ObserveOption); ok && v == 0 {
+					r.Options.Add(coap.ObserveOption, number(seq).Value)
+				}
+				return r
 			}
-			return r
-		})
+		}
+		s, up := bubble(t, Rule{}, observable("one", 10))
 		var links []*coaptest.Link
 		var told []*seen
 		var cancels []func(context.Context) error
@@ -66,7 +67,6 @@ func TestMerged(t *testing.T) {
 			t.Fatalf("%d registrations for five observers", up.count())
 		}
 		time.Sleep(time.Second)
-		state = "two"
 		up.notify(message(coap.Content, "two", maxAge(60), number(12)))
 		time.Sleep(time.Second)
 		up.notify(message(coap.Content, "late one", maxAge(60), number(11))) // overtaken (Section 3.4)
@@ -81,7 +81,7 @@ func TestMerged(t *testing.T) {
 			t.Errorf("GET: %s after %d requests", r.Payload, up.count())
 		}
 		// The upstream is started anew: it forgot everybody, and tells nothing.
-		seq, state = 3, "three"
+		up.answers(observable("three", 3))
 		time.Sleep(80 * time.Second)
 		if up.count() != 2 {
 			t.Errorf("%d requests: it was not registered anew after Max-Age", up.count())
@@ -91,7 +91,7 @@ func TestMerged(t *testing.T) {
 				t.Errorf("observer %d: %v", i, got)
 			}
 		}
-		if a, b := up.asked[0], up.asked[1]; !a.Options.Has(coap.ObserveOption) || !b.Options.Has(coap.ObserveOption) {
+		if a, b := up.at(0), up.at(1); !a.Options.Has(coap.ObserveOption) || !b.Options.Has(coap.ObserveOption) {
 			t.Error("no registrations")
 		}
 		// Nobody is left: the upstream is told.
@@ -105,8 +105,8 @@ func TestMerged(t *testing.T) {
 		if v, ok := up.newest().Options.Uint(coap.ObserveOption); up.count() != before+1 || !ok || v != 1 {
 			t.Errorf("%d requests, the last %+v: no deregistration", up.count()-before, up.newest().Options)
 		}
-		if len(up.fns) != 0 || len(s.p.relays) != 0 {
-			t.Errorf("%d observations, %d relays are left", len(up.fns), len(s.p.relays))
+		if up.observed() != 0 || s.relays() != 0 {
+			t.Errorf("%d observations, %d relays are left", up.observed(), s.relays())
 		}
 		for _, l := range links {
 			l.Close()
@@ -118,36 +118,27 @@ func TestMerged(t *testing.T) {
 // TestObserveRefused: an upstream that does not register, or fails, or ends it.
 func TestObserveRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		observable := false
-		s, up := bubble(t, Rule{}, func(m *coap.Message, _ int) *coap.Message {
-			r := message(coap.Content, "x", maxAge(0))
-			if observable {
-				r.Options.Add(coap.ObserveOption, []byte{1})
-			}
-			return r
-		})
+		s, up := bubble(t, Rule{}, func(*coap.Message, int) *coap.Message { return message(coap.Content, "x", maxAge(0)) })
 		l := s.client("a", coaptest.Options{})
 		told := &seen{}
 		if _, err := l.Observe(t.Context(), proxied(coap.GET, there+"/a", nil), told.take); err != coaptest.ErrNotObserved || len(told.all()) != 1 {
 			t.Errorf("%v, %v", err, told.all())
 		}
-		observable = true
+		up.answers(func(*coap.Message, int) *coap.Message { return message(coap.Content, "x", maxAge(0), number(1)) })
 		if _, err := l.Observe(t.Context(), proxied(coap.GET, there+"/a", nil), told.take); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
 		up.notify(message(coap.NotFound, "gone"))
 		time.Sleep(time.Second)
-		if got := told.all(); got[len(got)-1] != "4.04 gone" || len(s.p.relays) != 0 || len(up.fns) != 0 {
-			t.Errorf("%v, %d relays", got, len(s.p.relays))
+		if got := told.all(); got[len(got)-1] != "4.04 gone" || s.relays() != 0 || up.observed() != 0 {
+			t.Errorf("%v, %d relays", got, s.relays())
 		}
 		// And one that is silent for long: the observers learn it.
 		if _, err := l.Observe(t.Context(), proxied(coap.GET, there+"/b", nil), told.take); err != nil {
 			t.Fatal(err)
 		}
-		up.mu.Lock()
-		up.reply = func(*coap.Message, int) *coap.Message { return nil }
-		up.mu.Unlock()
+		up.answers(func(*coap.Message, int) *coap.Message { return nil })
 		time.Sleep(2 * giveUp)
 		if got := told.all(); got[len(got)-1][:4] != "5.03" && got[len(got)-1][:4] != "5.04" {
 			t.Errorf("%v", got)
@@ -178,8 +169,8 @@ func TestProtected(t *testing.T) {
 			}
 			cancel = c
 		}
-		if up.count() != 2 || len(up.fns) != 2 || len(s.p.protected) != 2 {
-			t.Fatalf("%d requests, %d observations", up.count(), len(up.fns))
+		if up.count() != 2 || up.observed() != 2 || s.protected() != 2 {
+			t.Fatalf("%d requests, %d observations", up.count(), up.observed())
 		}
 		if m := up.newest(); !m.Options.Has(coap.OSCOREOption) || string(m.Payload) != "ciphertext" || len(m.Options.Path()) != 0 {
 			t.Errorf("%+v %q", m.Options, m.Payload)
@@ -207,15 +198,15 @@ func TestProtected(t *testing.T) {
 		if err := cancel(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if v, _ := up.newest().Options.Uint(coap.ObserveOption); up.count() != before+1 || v != 1 || len(up.fns) != 1 {
-			t.Errorf("%d requests, Observe %d, %d observations", up.count()-before, v, len(up.fns))
+		if v, _ := up.newest().Options.Uint(coap.ObserveOption); up.count() != before+1 || v != 1 || up.observed() != 1 {
+			t.Errorf("%d requests, Observe %d, %d observations", up.count()-before, v, up.observed())
 		}
 		// a is gone: its token is forgotten, so that the next notification is
 		// rejected.
 		s.core.Closed("a")
 		time.Sleep(linger + 2*sweepEvery)
-		if len(up.fns) != 0 || len(s.p.protected) != 0 {
-			t.Errorf("%d observations, %d relays are left", len(up.fns), len(s.p.protected))
+		if up.observed() != 0 || s.protected() != 0 {
+			t.Errorf("%d observations, %d relays are left", up.observed(), s.protected())
 		}
 		a.Close()
 		b.Close()

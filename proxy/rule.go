@@ -42,6 +42,7 @@ type Rule struct {
 	Parallel   int
 	BlockSize  int
 	Credential *Credential
+	Interface  string // that requests to groups leave by; "": the system's choice
 
 	network netip.Prefix // of Host
 }
