@@ -69,8 +69,8 @@ type Issued struct {
 
 	TextScope bool // the scope in the token is written as draft-03 has it
 
-	// PublicKey is what the token is bound to in place of Key; KID is then for the
-	// Authorization Server alone. ServerKey is the key of the Resource Server.
+	// PublicKey is what the token is bound to in place of Key; KID is then the SHA-256
+	// of its SubjectPublicKeyInfo. ServerKey is the key of the Resource Server.
 	PublicKey, ServerKey *cose.Key
 
 	Profile  int64
@@ -285,7 +285,7 @@ func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, entry *Toke
 	}
 	kid, key := i.KID, i.Key.Bytes()
 	if i.PublicKey != nil {
-		key = i.PublicKey.Encode()
+		kid, key = publicKID(string(i.KID), i.Audience), i.PublicKey.Encode()
 	}
 	if i.Profile == ProfileOSCORE {
 		kid, key = materialKID(entry.origin(), i.KID), i.Material.Encode()
@@ -302,7 +302,7 @@ func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, entry *Toke
 			}
 		}
 		if i.PublicKey != nil {
-			if known, err := s.rememberPublic(tx, client, i); known || err != nil {
+			if known, err := s.rememberPublic(tx, kid, client, i); known || err != nil {
 				return err
 			}
 		}

@@ -129,11 +129,9 @@ func handshakeKey(k *cose.Key) (*cose.Key, error) {
 	return &cose.Key{Kty: k.Kty, Crv: k.Crv, X: bytes.Clone(k.X), Y: bytes.Clone(k.Y)}, nil
 }
 
-// publicKID is the name of a public key among the issued keys: it is one of an
-// audience.
-func publicKID(subject coap.Subject, audience string) []byte {
-	return []byte(publicPrefix + subject.ID + audience)
-}
+// publicKID is the name of a public key among the issued keys, of its hash: it is
+// one of an audience.
+func publicKID(hash, audience string) []byte { return []byte(publicPrefix + hash + audience) }
 
 const publicPrefix = "rpk"
 
@@ -149,7 +147,7 @@ func publicSubject(kid []byte) (coap.Subject, bool) {
 // issuedName is the name of a token's key among the issued keys; nil: it has none.
 func (v *verified) issuedName() []byte {
 	if v.kid == nil && v.subject.Kind == coap.SubjectKeyHash {
-		return publicKID(v.subject, v.entry.Audience)
+		return publicKID(v.subject.ID, v.entry.Audience)
 	}
 	return v.kid
 }
@@ -168,7 +166,7 @@ func (s *Server) choosePublic(_ context.Context, r IssueRequest, _ *TokenEntry, 
 	if err != nil {
 		return fmt.Errorf("ace: issue: %w", err)
 	}
-	out.PublicKey, out.KID = key, publicKID(KeySubject(spki), out.Audience)
+	out.PublicKey, out.KID = key, []byte(KeySubject(spki).ID)
 	if own := s.RawKey(); own != nil {
 		out.ServerKey = own.Public()
 	}
@@ -177,9 +175,9 @@ func (s *Server) choosePublic(_ context.Context, r IssueRequest, _ *TokenEntry, 
 
 // rememberPublic keeps whose a public key is. It belongs to the client that asked
 // for it first: another could else change the rights of its owner.
-func (s *Server) rememberPublic(tx *store.Tx, client []byte, i *Issued) (known bool, err error) {
+func (s *Server) rememberPublic(tx *store.Tx, kid, client []byte, i *Issued) (known bool, err error) {
 	var owner []byte
-	err = tx.QueryRow(`SELECT client FROM ace_issued WHERE kid = ?`, i.KID).Scan(&owner)
+	err = tx.QueryRow(`SELECT client FROM ace_issued WHERE kid = ?`, kid).Scan(&owner)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return false, nil
@@ -188,6 +186,6 @@ func (s *Server) rememberPublic(tx *store.Tx, client []byte, i *Issued) (known b
 	case !bytes.Equal(owner, client):
 		return false, errUnknownKey
 	}
-	_, err = tx.Exec(`UPDATE ace_issued SET expires = ? WHERE kid = ?`, i.Expires.Unix(), i.KID)
+	_, err = tx.Exec(`UPDATE ace_issued SET expires = ? WHERE kid = ?`, i.Expires.Unix(), kid)
 	return true, err
 }
