@@ -112,7 +112,6 @@ type living struct {
 	mu      sync.Mutex
 	changed chan struct{} // guarded by mu; closed when the version moves
 	joinBy  time.Time     // guarded by mu; end of the running window of joins
-	waiting []*newcomer   // guarded by mu; newcomers.go
 }
 
 func newGroup(id int64, cfg groupcomm.GroupConfig) *group {

@@ -24,10 +24,10 @@ type joinCall struct {
 	cred  []byte               // credential to store; nil for a monitor
 	ns    []byte               // N_S that the proof covered; nil when there was no proof
 
-	verified []byte    // credential that the proof was verified for: verify once
-	proven   []byte    // stored credential that a legacy Joining Request refers to by leaving it out
-	arrived  uint64    // version when the request came
-	place    *newcomer // as the latest rekey that it waited for knows it; nil: none
+	verified []byte // credential that the proof was verified for: verify once
+	proven   []byte // stored credential that a legacy Joining Request refers to by leaving it out
+	arrived  uint64 // version when the request came
+	ticket   []byte // names it among those that wait for a rekey; nil: it did not
 
 	newName  string                // name that a newcomer will have
 	mgt      []byte                // mgt_key_material
@@ -121,6 +121,7 @@ func (m *Manager) parseJoin(j *joinCall) error {
 // admit takes the rest of the table, again whenever the group moved on
 // meanwhile, or a refusal stood on a wrong guess.
 func (m *Manager) admit(ctx context.Context, j *joinCall) (*coap.Response, error) {
+	defer func() { m.withdraw(ctx, j) }()
 	for range maxJoinTries {
 		p, err := m.tryJoin(ctx, j)
 		switch {
@@ -311,10 +312,12 @@ func provenBy(g *group, cred []byte, challenges [][]byte, input func(ns []byte) 
 // in, and says whether it did.
 func (m *Manager) beforeJoin(ctx context.Context, j *joinCall) (moved bool, err error) {
 	r := j.row
-	defer j.announce()()
 	switch {
 	case r.exp <= time.Now().Unix():
 		// Nobody gets material that has expired.
+		if err := m.announce(ctx, j); err != nil {
+			return false, err
+		}
 		_, err = m.rekey(ctx, j.g, byLifetime, "", r.num)
 		return true, toPeer(err)
 	case !j.admission().newcomer:
@@ -324,11 +327,17 @@ func (m *Manager) beforeJoin(ctx context.Context, j *joinCall) (moved bool, err 
 	case r.dueReasons&forward != 0:
 		// protocol.md, Section 3: a newcomer never gets material that somebody
 		// who left holds.
+		if err := m.announce(ctx, j); err != nil {
+			return false, err
+		}
 		_, err = m.rekey(ctx, j.g, r.dueReasons, "", r.num)
 		return true, toPeer(err)
 	case j.g.cfg.RekeyOnJoin && r.handed && r.num <= j.arrived:
 		// Section 11: none for an elder that the latest rekey evicted.
 		if known, err := m.elder(ctx, j.g, j.grant.Subject); known || err != nil {
+			return false, err
+		}
+		if err := m.announce(ctx, j); err != nil {
 			return false, err
 		}
 		return true, m.awaitJoinRekey(ctx, j.g, j.arrived)
@@ -355,7 +364,7 @@ func (m *Manager) commitJoin(ctx context.Context, j *joinCall) (sidPlace, error)
 		if x := j.grant.Expires; !x.IsZero() && !time.Now().Before(x) {
 			return errExpired
 		}
-		if p, err = j.g.admit(tx, j.admission(), j.place); err != nil {
+		if p, err = j.g.admit(tx, j.admission(), j.ticket); err != nil {
 			return err
 		}
 		if err := m.writeMember(tx, j, p); err != nil {
@@ -384,6 +393,7 @@ func (m *Manager) commitJoin(ctx context.Context, j *joinCall) (sidPlace, error)
 		return noSID, m.noSenderID(ctx, j.g, j.row.num)
 	}
 	if err == nil {
+		j.ticket = nil // redeemed
 		j.g.known.note(subjectOf(j.grant.Subject), true)
 	}
 	return p, err

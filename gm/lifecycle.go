@@ -131,7 +131,7 @@ func (m *Manager) retired(ctx context.Context) ([]retiredSpace, error) {
 }
 
 // groupTables are those with rows of a group, by its id.
-var groupTables = []string{"gm_members", "gm_elders", "gm_stale", "gm_free", "gm_material", "gm_configs"}
+var groupTables = []string{"gm_members", "gm_elders", "gm_stale", "gm_free", "gm_waiting", "gm_material", "gm_configs"}
 
 // DeleteGroup removes a group with its members and its keys, for good. Like the
 // administrative interface of draft-ietf-ace-oscore-gm-admin it refuses an active

@@ -27,6 +27,7 @@ const (
 	maxFilter    = 1024    // roles and identifiers in one filter of creds
 	maxPoPTries  = 5       // signatures verified for one request: 4 challenges and an exporter value
 
+	maxNewcomers     = 128     // in one rekey message
 	maxNewcomerCreds = 4 << 10 // credentials in one rekey message, in bytes: it goes to every member
 
 	minKeyLifetime = time.Minute
@@ -45,6 +46,9 @@ const (
 	followMin    = 100 * time.Millisecond // waits after events that could not be worked on
 	followMax    = 30 * time.Second
 	longestSleep = time.Hour // of the schedule, in case the clock is set
+
+	ticketBytes  = 16
+	withdrawTime = 5 * time.Second
 
 	retryAfter = 5 // Max-Age of 5.03: seconds after which another try makes sense
 )

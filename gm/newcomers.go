@@ -2,6 +2,7 @@ package gm
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"time"
@@ -13,7 +14,8 @@ import (
 // A group that asks for backward security is rekeyed before a node gets in, and
 // the rekey message tells the members of those who wait for it: credential,
 // roles and Sender ID (draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1).
-// The Sender IDs are reserved in the transaction of the rekey, each for one Join
+// Those who wait are in a table, for the rekey may be done by another gateway. The
+// Sender IDs are reserved in the transaction of the rekey, each for one Join
 // Request, which takes its own when it is written.
 //
 // A reserved Sender ID stands in the stale set of the new version, as one that
@@ -25,45 +27,71 @@ import (
 // newcomer is a Join Request that waits for a rekey. A monitor is none: it has
 // neither credential nor Sender ID.
 type newcomer struct {
-	cred  []byte
-	roles groupcomm.Roles
-
-	// Set by the rekey after its commit, before it wakes who waits.
-	num uint64   // guarded by group.mu
-	sid sidPlace // guarded by group.mu
+	ticket []byte // names its row
+	cred   []byte
+	roles  groupcomm.Roles
 }
 
-// announce has the next rekey of the group tell of a Join Request, until the
-// function that is returned is called.
-func (j *joinCall) announce() (stop func()) {
-	g := j.g
-	if !g.cfg.RekeyOnJoin || !j.admission().newcomer || j.cred == nil || g.reserved(j.place, j.row.num) != noSID {
-		return func() {}
+// waitingLife is how long a row of gm_waiting counts: no request waits that long,
+// so what is older was left behind by a process that ended.
+const waitingLife = 30 * time.Second
+
+// announce has rekeys of the group, whichever gateway does them, tell of a Join
+// Request, until its end.
+func (m *Manager) announce(ctx context.Context, j *joinCall) error {
+	if !j.g.cfg.RekeyOnJoin || !j.admission().newcomer || j.cred == nil || j.ticket != nil {
+		return nil
 	}
-	n := &newcomer{cred: j.cred, roles: j.entry.Roles, sid: noSID}
-	j.place = n
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.waiting = append(g.waiting, n)
-	return func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.waiting = slices.DeleteFunc(g.waiting, func(o *newcomer) bool { return o == n })
+	ticket := make([]byte, ticketBytes)
+	rand.Read(ticket)
+	err := m.st.Update(ctx, func(tx *store.Tx) error {
+		_, err := tx.Exec(`INSERT INTO gm_waiting (group_id, ticket, cred, roles, at) VALUES (?, ?, ?, ?, ?)`,
+			j.g.id, ticket, j.cred, j.entry.Roles, time.Now().UnixMilli())
+		return err
+	})
+	if err == nil {
+		j.ticket = ticket
+	}
+	return err
+}
+
+// withdraw ends the announcement of a Join Request that came to nothing.
+func (m *Manager) withdraw(ctx context.Context, j *joinCall) {
+	if j.ticket == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
+	defer cancel()
+	err := m.st.Update(ctx, func(tx *store.Tx) error {
+		_, err := tx.Exec(`DELETE FROM gm_waiting WHERE group_id = ? AND ticket = ?`, j.g.id, j.ticket)
+		return err
+	})
+	if err != nil {
+		m.log.WarnContext(ctx, "rekeys may tell of a node that does not join", "group", j.g.cfg.Name, "err", err)
 	}
 }
 
 // awaited are the Join Requests that wait, as many as one rekey message tells of,
 // the first first.
-func (g *group) awaited() []*newcomer {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	size := 0
-	for i, n := range g.waiting {
-		if size += len(n.cred); size > maxNewcomerCreds {
-			return slices.Clone(g.waiting[:i])
-		}
+func awaited(tx *store.Tx, g *group) ([]newcomer, error) {
+	rows, err := tx.Query(`SELECT ticket, cred, roles FROM gm_waiting WHERE group_id = ? AND at > ? ORDER BY at, ticket LIMIT ?`,
+		g.id, time.Now().Add(-waitingLife).UnixMilli(), maxNewcomers)
+	if err != nil {
+		return nil, err
 	}
-	return slices.Clone(g.waiting)
+	defer rows.Close()
+	var all []newcomer
+	for size := 0; rows.Next(); {
+		var n newcomer
+		if err := rows.Scan(&n.ticket, &n.cred, &n.roles); err != nil {
+			return nil, err
+		}
+		if size += len(n.cred); size > maxNewcomerCreds {
+			break
+		}
+		all = append(all, n)
+	}
+	return all, rows.Err()
 }
 
 // awaitJoinRekey waits until the group's version is above arrived: by the rekey
@@ -94,17 +122,18 @@ func (m *Manager) awaitJoinRekey(ctx context.Context, g *group, arrived uint64) 
 
 // reservation is what a rekey keeps for the newcomers that it tells of.
 type reservation struct {
-	newcomers []*newcomer
+	newcomers []newcomer
 	places    []sidPlace
 	free      int // of the places, how many come from those that were given out before
 }
 
 // reserve finds the Sender IDs that newcomers get under the next Gid, in the
 // order of assign: what the version that is given up released is free then.
-func (s *snapshot) reserve(tx *store.Tx, g *group, newcomers []*newcomer) error {
+func (s *snapshot) reserve(tx *store.Tx, g *group) error {
 	s.reserved = reservation{}
-	if len(newcomers) == 0 {
-		return nil
+	newcomers, err := awaited(tx, g)
+	if err != nil || len(newcomers) == 0 {
+		return err
 	}
 	var next int64
 	if err := tx.QueryRow(`SELECT sid_next FROM gm_groups WHERE id = ?`, g.id).Scan(&next); err != nil {
@@ -157,11 +186,13 @@ func (r *reservation) introduce(msg *groupcomm.RekeyMessage) {
 	}
 }
 
-// write keeps the places under version num, which came into force before in tx,
-// and tells the newcomers after its commit.
+// write keeps the places under version num, which came into force before in tx.
 func (r *reservation) write(tx *store.Tx, g *group, num uint64) error {
 	if len(r.places) == 0 {
 		return nil
+	}
+	if _, err := tx.Exec(`DELETE FROM gm_waiting WHERE group_id = ? AND at <= ?`, g.id, time.Now().Add(-waitingLife).UnixMilli()); err != nil {
+		return err
 	}
 	if _, err := tx.Exec(`UPDATE gm_groups SET sid_free = sid_free - ?, sid_next = sid_next + ? WHERE id = ?`,
 		r.free, len(r.places)-r.free, g.id); err != nil {
@@ -176,21 +207,22 @@ func (r *reservation) write(tx *store.Tx, g *group, num uint64) error {
 		if err := g.release(tx, num, p); err != nil {
 			return err
 		}
-	}
-	tx.AfterCommit(func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		for i, n := range r.newcomers {
-			n.num, n.sid = num, r.places[i]
+		if _, err := tx.Exec(`UPDATE gm_waiting SET num = ?, sid = ? WHERE group_id = ? AND ticket = ?`,
+			num, p, g.id, r.newcomers[i].ticket); err != nil {
+			return err
 		}
-	})
+	}
 	return nil
 }
 
 // admit assigns a Sender ID to a Join Request: the one that the rekey to the
-// version at hand reserved for it, else the next one. See assign for errors.
-func (g *group) admit(tx *store.Tx, a admission, n *newcomer) (sidPlace, error) {
-	p := g.reserved(n, a.num)
+// version at hand reserved for its ticket, else the next one. See assign for
+// errors.
+func (g *group) admit(tx *store.Tx, a admission, ticket []byte) (sidPlace, error) {
+	p, err := g.redeem(tx, a.num, ticket)
+	if err != nil {
+		return noSID, err
+	}
 	if p == noSID || a.monitor {
 		return g.assign(tx, a)
 	}
@@ -204,12 +236,17 @@ func (g *group) admit(tx *store.Tx, a admission, n *newcomer) (sidPlace, error) 
 	return p, err
 }
 
-// reserved is the Sender ID that n has under version num, noSID when it has none.
-func (g *group) reserved(n *newcomer, num uint64) sidPlace {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if n == nil || n.num != num {
-		return noSID
+// redeem ends an announcement, and tells the Sender ID that is reserved for it
+// under version num; noSID when there is none.
+func (g *group) redeem(tx *store.Tx, num uint64, ticket []byte) (sidPlace, error) {
+	if ticket == nil {
+		return noSID, nil
 	}
-	return n.sid
+	var at uint64
+	var p sidPlace
+	err := tx.QueryRow(`DELETE FROM gm_waiting WHERE group_id = ? AND ticket = ? RETURNING num, sid`, g.id, ticket).Scan(&at, &p)
+	if isNotFound(err) || err == nil && at != num {
+		return noSID, nil
+	}
+	return p, err
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/gm/gmtest"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
 	"github.com/seed4911071e/groupgate/store/storetest"
 )
 
@@ -156,6 +157,73 @@ func TestLeaveAndJoinAtOnce(t *testing.T) {
 		r := f.newest(3)
 		if got != "id "+left.String() || len(r.Stale) != 1 || len(r.Creds) != 1 || r.PeerIdentifiers[0].String() != left.String() {
 			f.t.Errorf("joined with %q, stale %v, newcomers %v", got, r.Stale, r.PeerIdentifiers)
+		}
+	})
+}
+
+// Of two gateways on one store the one that rekeys tells of those who wait at the
+// other, too. What a gateway that ended left behind is not told, and cleared away.
+func TestNewcomersOfAnotherGateway(t *testing.T) {
+	bubble(t, onJoin(), func(f *fixture) {
+		f.member("first", "g1")
+		other := New(f.cfg, f.deps)
+		if err := other.Setup(f.t.Context()); err != nil {
+			f.t.Fatal(err)
+		}
+		leaveBehind := func(age time.Duration) {
+			j := f.joiner("ghost", "g1", both)
+			if err := f.st.Update(f.t.Context(), func(tx *store.Tx) error {
+				_, err := tx.Exec(`INSERT INTO gm_waiting (group_id, ticket, cred, roles, at) SELECT id, ?, ?, 6, ? FROM gm_groups`,
+					[]byte{1}, j.Cred, time.Now().Add(-age).UnixMilli())
+				return err
+			}); err != nil {
+				f.t.Fatal(err)
+			}
+		}
+		leaveBehind(2 * waitingLife)
+		here, there := f.joiner("here", "g1", both), f.joiner("there", "g1", both)
+		var wg sync.WaitGroup
+		ids := map[string]string{}
+		var mu sync.Mutex
+		for j, m := range map[*gmtest.Joiner]*Manager{here: f.m, there: other} {
+			wg.Go(func() {
+				d, err := j.Join(f.t.Context(), m, "g1", both)
+				if err != nil {
+					f.t.Error(err)
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				ids[string(j.Cred)] = d.Key.SenderID.String()
+			})
+		}
+		wg.Wait()
+		r := f.newest(1)
+		if len(r.Creds) != 2 {
+			f.t.Fatalf("told of %d newcomers", len(r.Creds))
+		}
+		for i, cred := range r.Creds {
+			if id, ok := ids[string(cred)]; !ok || id != r.PeerIdentifiers[i].String() {
+				f.t.Errorf("told of %s, which has joined with %q", r.PeerIdentifiers[i], id)
+			}
+		}
+		var left int
+		if err := f.st.View(f.t.Context(), func(tx *store.Tx) error {
+			return tx.QueryRow(`SELECT COUNT(*) FROM gm_waiting`).Scan(&left)
+		}); err != nil || left != 0 {
+			f.t.Errorf("%d announcements are left, %v", left, err)
+		}
+		f.rekey("g1")
+		if r := f.newest(2); len(r.Creds) != 0 || len(r.Stale) != 0 {
+			f.t.Errorf("the next rekey tells of %d newcomers, stale %v", len(r.Creds), r.Stale)
+		}
+		// One that is not old is told of, and forgotten with the next.
+		leaveBehind(waitingLife / 2)
+		f.rekey("g1")
+		after(waitingLife)
+		f.rekey("g1")
+		if r := f.newest(4); len(r.Creds) != 0 || len(r.Stale) != 1 {
+			f.t.Errorf("after a ghost: %d newcomers, stale %v", len(r.Creds), r.Stale)
 		}
 	})
 }

@@ -138,7 +138,6 @@ type snapshot struct {
 func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail string, given uint64, past beyond) (*material, error) {
 	var s *snapshot
 	var newer *material
-	newcomers := g.awaited()
 	err := m.st.View(ctx, func(tx *store.Tx) (err error) {
 		if s, err = m.snapshot(tx, g); err != nil {
 			return err
@@ -157,7 +156,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		if err := s.findElders(tx, g); err != nil {
 			return err
 		}
-		return s.reserve(tx, g, newcomers)
+		return s.reserve(tx, g)
 	})
 	switch {
 	case err != nil:

@@ -9,7 +9,7 @@ import "github.com/seed4911071e/groupgate/store"
 // Times: exp is in seconds since 1970 as on the wire; due_at and expires are
 // in milliseconds, 0 meaning never.
 func Migrations() store.Migrations {
-	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5, schema6}}
+	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5, schema6, schemaWaiting}}
 }
 
 const schema1 = `
@@ -123,4 +123,20 @@ ALTER TABLE gm_groups ADD COLUMN moved_from INTEGER NOT NULL DEFAULT 1;
 // expired.
 const schema6 = `
 CREATE INDEX gm_members_expires ON gm_members (group_id, expires);
+`
+
+// schemaWaiting: Join Requests that wait for a rekey, see newcomers.go. num and
+// sid are the version and the Sender ID that a rekey reserved; at is in
+// milliseconds.
+const schemaWaiting = `
+CREATE TABLE gm_waiting (
+	group_id INTEGER NOT NULL,
+	ticket   BLOB    NOT NULL,
+	cred     BLOB    NOT NULL,
+	roles    INTEGER NOT NULL,
+	at       INTEGER NOT NULL,
+	num      INTEGER NOT NULL DEFAULT 0,
+	sid      INTEGER NOT NULL DEFAULT -1,
+	PRIMARY KEY (group_id, ticket)
+);
 `

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -163,6 +165,16 @@ func ask(group string) node.TokenRequest {
 // join gets a token at one door and joins at another.
 func (p *player) join(t *testing.T, as, door, group string) (*node.Access, *node.Member, node.Transport) {
 	t.Helper()
+	m, a, tr := p.ready(t, as, door, group)
+	if err := m.Join(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return a, m, tr
+}
+
+// ready is join up to the Join Request.
+func (p *player) ready(t *testing.T, as, door, group string) (*node.Member, *node.Access, node.Transport) {
+	t.Helper()
 	a, err := node.RequestToken(t.Context(), p.dial(t, as), ask(group))
 	if err != nil {
 		t.Fatal(err)
@@ -180,10 +192,7 @@ func (p *player) join(t *testing.T, as, door, group string) (*node.Access, *node
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	if err := m.Join(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return a, m, tr
+	return m, a, tr
 }
 
 func enroll(t *testing.T, g *Gateway, identity string, groups ...string) *player {
@@ -609,6 +618,64 @@ func TestPairLease(t *testing.T) {
 		}
 		if n := len(here.server.Observers("gm/g1")); n != 1 {
 			t.Errorf("turn %d: %d observers", turn, n)
+		}
+	}
+}
+
+// Nodes that join at both gateways at once: the rekey that lets them in tells the
+// members of all, whichever gateway does it.
+func TestPairNewcomers(t *testing.T) {
+	base := shared(t, &rdtest.Directory{})
+	p := newPair(t, func() *config.Config {
+		c := base()
+		c.Groups = slices.Clone(c.Groups)
+		c.Groups[0].Rekey.OnJoin = true
+		return c
+	})
+	one, _ := p.start(0, nil)
+	p.share()
+	two, _ := p.start(1, nil)
+	doors := [2]string{}
+	doors[0], _ = serveGateway(t, "127.0.0.1:0", one)
+	doors[1], _ = serveGateway(t, "127.0.0.1:0", two)
+	_, first, tr := enroll(t, one, "first", "g1").join(t, doors[0], doors[0], "g1")
+	news := observe(t, tr, "ace-group", "g1")
+	eventually(t, "observes", func() bool { return len(news()) == 1 })
+
+	var members [2]*node.Member
+	for i := range members {
+		members[i], _, _ = enroll(t, one, fmt.Sprint("late", i), "g1").ready(t, doors[i], doors[i], "g1")
+	}
+	var wg sync.WaitGroup
+	for _, m := range members {
+		wg.Go(func() {
+			if err := m.Join(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	was, _ := first.State()
+	told := map[string]bool{}
+	eventually(t, "told of both", func() bool {
+		for _, r := range news()[1:] {
+			msg, err := groupcomm.DecodeRekeyMessage(r.Payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, cred := range msg.Creds {
+				told[string(cred)+msg.PeerIdentifiers[i].String()] = true
+			}
+		}
+		return len(told) > 1
+	})
+	for i, m := range members {
+		s, _ := m.State()
+		if s.Version <= was.Version {
+			t.Errorf("late%d joined at version %d", i, s.Version)
+		}
+		if !told[string(m.Cred())+s.SenderID.String()] {
+			t.Errorf("what was told of late%d is wrong", i)
 		}
 	}
 }
