@@ -93,8 +93,13 @@ func TestGroupAllocations(t *testing.T) {
 				}
 				round := s.exchange(client, server, mode, answer)
 				round()
-				want := signed * (bare[algs.Sign].sign + bare[algs.Sign].verify)
-				if n := testing.AllocsPerRun(10, round); n > want {
+				want, runs := signed*(bare[algs.Sign].sign+bare[algs.Sign].verify), 100
+				if want > 0 {
+					// The library's numbers are rounded down, and vary. One of our own would
+					// be one for each signature.
+					want, runs = want+max(1, signed-1), 10
+				}
+				if n := testing.AllocsPerRun(runs, round); n > want {
 					t.Errorf("%+v, %v and answers in %v mode: %v allocations, want %v", algs, mode, answer, n, want)
 				}
 			}
