@@ -27,6 +27,9 @@ func (m *Member) ReplaceCred(ctx context.Context, key *cose.Key) error {
 	if err != nil {
 		return err
 	}
+	if err := m.prepare(ctx); err != nil { // a member that was resumed does not know it
+		return err
+	}
 	m.mu.Lock()
 	group := m.params
 	m.mu.Unlock()

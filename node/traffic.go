@@ -58,8 +58,12 @@ type TrafficConfig struct {
 	// under one Sender ID before the member asks for another; 0: 2^40.
 	SequenceLimit uint64
 	// Sequences keeps sequence numbers across restarts, for a membership that goes
-	// on after them ([Config.Resume]); nil: in memory only.
+	// on after them ([Config.Saved]) and challenges its peers; nil:
+	// in memory only, or in Store.
 	Sequences oscore.GroupSequences
+	// Store keeps sequence numbers and Replay Windows over a restart, for a membership
+	// that goes on as if nothing had been; nil: nowhere.
+	Store oscore.GroupStore
 }
 
 // NewTraffic makes the traffic of a member, whether it has joined yet or not.
@@ -70,7 +74,8 @@ func NewTraffic(m *Member, cfg TrafficConfig) (*Traffic, error) {
 	t.changed.limit = rate.NewLimiter(rate.Every(askChanged), burstChanged)
 	var err error
 	t.g, err = oscore.NewGroup(oscore.GroupConfig{
-		Creds: t, Grace: cfg.Grace, SequenceLimit: cfg.SequenceLimit, Sequences: cfg.Sequences, Resume: cfg.Sequences != nil,
+		Creds: t, Grace: cfg.Grace, SequenceLimit: cfg.SequenceLimit,
+		Sequences: cfg.Sequences, Resume: cfg.Sequences != nil, Store: cfg.Store,
 	})
 	return t, err
 }

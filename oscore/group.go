@@ -69,6 +69,10 @@ type GroupConfig struct {
 	//
 	// draft-ietf-core-oscore-groupcomm-28, Sections 2.6.1.2 and 9.
 	Resume bool
+	// Store keeps the Replay Windows as well: with it, in place of Sequences and
+	// Resume, a member goes on after a restart with the keying material that it had,
+	// and challenges nobody.
+	Store GroupStore
 	// SequenceLimit is one more than the last Sender Sequence Number; 0: 2^40. Some
 	// algorithms allow fewer messages with one key than that.
 	SequenceLimit uint64
@@ -101,8 +105,9 @@ var (
 	ErrNoMaterial = errors.New("oscore: the group has no keying material installed")
 	// ErrSilent: a member without a Sender ID protects nothing.
 	ErrSilent = errors.New("oscore: a silent server protects no messages")
-	// ErrContextLost: the Sender Context was used before a restart, and what it
-	// knew of others is lost. Join again, or ask for a new Sender ID.
+	// ErrContextLost: the Sender Context was used before a restart, and without a
+	// [GroupStore] what it knew of others is lost. Join again, or ask for a new Sender
+	// ID.
 	//
 	// draft-ietf-core-oscore-groupcomm-28, Section 2.6.1.1.
 	ErrContextLost = errors.New("oscore: this Sender Context was used before a restart: ask the Group Manager for new parameters")
@@ -137,6 +142,7 @@ type groupContext struct {
 	suite       *groupSuite
 	secret      cose.Secret
 	salt        []byte
+	stored      string // name of the material in storage
 	commonIV    []byte
 	keystream   keystreamKey
 
@@ -168,6 +174,12 @@ func NewGroup(cfg GroupConfig) (*Group, error) {
 	}
 	if cfg.Resume && cfg.Sequences == nil {
 		return nil, errors.New("oscore: to resume, sequence numbers have to be kept")
+	}
+	if cfg.Store != nil {
+		if cfg.Sequences != nil || cfg.Resume {
+			return nil, errors.New("oscore: a group needs one place for sequence numbers: a Store keeps them as well")
+		}
+		cfg.Sequences = cfg.Store
 	}
 	if cfg.MaxRecipients < 0 || cfg.Grace < 0 {
 		return nil, errors.New("oscore: a negative limit")
@@ -239,7 +251,7 @@ func (g *Group) Install(m GroupMaterial, sender *GroupSender, stale [][]byte, al
 	if g.cfg.Resume {
 		// Requests may have been read under it before a restart, by another Sender
 		// ID perhaps.
-		before, _, err := g.cfg.Sequences.Open(next.name("material", nil))
+		before, _, err := g.cfg.Sequences.Open(next.stored)
 		if err != nil {
 			return fmt.Errorf("oscore: sequence numbers: %w", err)
 		}
@@ -388,6 +400,7 @@ func newGroupContext(m GroupMaterial) (*groupContext, error) {
 		secret: m.MasterSecret, salt: bytes.Clone(m.MasterSalt),
 		recipients: map[string]*list.Element{}, known: map[string][]byte{},
 	}
+	c.stored = c.name("material", nil)
 	secret := m.MasterSecret.Bytes()
 	if c.commonIV, err = suite.commonIV(secret, c.salt, c.gid); err != nil {
 		return nil, err
@@ -480,7 +493,7 @@ func (g *Group) openSequence(c *groupContext, id []byte) (*Sequence, error) {
 			g.mu.Unlock()
 			return nil, fmt.Errorf("oscore: sequence numbers: %w", err)
 		}
-		if reserved != 0 && !g.cfg.Resume {
+		if reserved != 0 && !g.cfg.Resume && g.cfg.Store == nil {
 			return nil, ErrContextLost
 		}
 		cfg.Start, cfg.Store = reserved, store

@@ -153,8 +153,7 @@ func (g *Group) candidates(c *groupContext, kid []byte, failed *groupRecipient, 
 }
 
 // keepLocked installs a Recipient Context with which a message verified, and
-// returns the varying part that counts. A new one has a valid Replay Window at 0,
-// unless one was deleted from this context before. The varying part stays when
+// returns the varying part that counts. The varying part stays when
 // only the credential changed: the keys of group mode, and so the nonces, are of
 // the Sender ID.
 //
@@ -170,10 +169,7 @@ func (g *Group) keepLocked(c *groupContext, r *groupRecipient) *recipientState {
 		return r.state
 	}
 	if r.state == nil {
-		r.state = &recipientState{window: new(Window)}
-		if !c.purged {
-			r.state.window.Reset()
-		}
+		r.state = &recipientState{window: g.windowOf(c, r.id)}
 	}
 	c.recipients[string(r.id)] = c.recency.PushFront(r)
 	delete(c.known, string(r.id))
@@ -205,8 +201,8 @@ func (g *Group) Window(kid []byte) *Window {
 }
 
 // Forget deletes the Recipient Context of a member, in all material at hand. When
-// it is derived again its Replay Window is invalid until the member proves
-// freshness, or until the next rekey.
+// it is derived again its Replay Window is what the [GroupStore] has, or without one
+// invalid until the member proves freshness, or until the next rekey.
 func (g *Group) Forget(kid []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

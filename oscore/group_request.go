@@ -3,6 +3,8 @@ package oscore
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -174,7 +176,8 @@ func (x *GroupRequest) Gid() []byte { return bytes.Clone(x.context.gid) }
 
 // UnprotectRequest verifies and decrypts a request of another member.
 //
-// On an error nothing has changed, and [Group.ErrorResponse] says what may be
+// On an error nothing has changed, but that a request that a [GroupStore] could not
+// keep is not accepted again, and [Group.ErrorResponse] says what may be
 // answered. With [ErrNotFresh] the request is genuine but may be an old one: then
 // the [GroupRequest] is returned as well, for [GroupRequest.Challenge].
 //
@@ -251,23 +254,40 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 	// challenge; a request in group mode could have been sent on by somebody else.
 	echoed = echoed && (x.mode == PairwiseMode || !c.suite.pairwise)
 
+	kept, err := g.accept(x, seq, echoed, echo)
+	switch {
+	case errors.Is(err, ErrNotFresh):
+		return nil, x, err
+	case err != nil:
+		return nil, nil, err
+	}
+	if g.cfg.Store != nil {
+		if err := g.cfg.Store.Keep(c.stored, r.id, kept); err != nil {
+			return nil, nil, fmt.Errorf("oscore: keep the Replay Window: %w", err)
+		}
+	}
+	return inner, x, nil
+}
+
+// accept takes a request as received, and gives what is to be stored of that.
+func (g *Group) accept(x *GroupRequest, seq uint64, echoed bool, echo []byte) (WindowState, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if c != g.now && c != g.oldLocked() {
-		return nil, nil, ErrContext // left or rekeyed meanwhile
+	if x.context != g.now && x.context != g.oldLocked() {
+		return WindowState{}, ErrContext // left or rekeyed meanwhile
 	}
-	x.state = g.keepLocked(c, r)
+	x.state = g.keepLocked(x.context, x.recipient)
 	switch {
 	case x.state.window.Valid():
 		if !x.state.window.Accept(seq) {
-			return nil, nil, ErrReplay
+			return WindowState{}, ErrReplay
 		}
 	case echoed && x.state.takeEcho(echo):
 		x.state.window.Recover(seq)
 	default:
-		return nil, x, ErrNotFresh
+		return WindowState{}, ErrNotFresh
 	}
-	return inner, x, nil
+	return x.state.window.State(), nil
 }
 
 // openFrom verifies and decrypts a message of the member opt.KID with what is

@@ -65,6 +65,7 @@ type nodeJoinCmd struct {
 	Multicast   string        `name:"rekey-multicast" placeholder:"INTERFACE" help:"Receive rekeys by IP multicast on this interface, in a group with a key tree and a control_group_uri."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
 	Sleep       time.Duration `placeholder:"DURATION" help:"Sleep this long between short times awake, instead of listening all the time."`
+	State       string        `type:"path" placeholder:"FILE" help:"File that keeps the membership, sequence numbers and Replay Windows, so that a node that was stopped or killed goes on. Created when absent."`
 	Creds       bool          `default:"true" negatable:"" help:"Ask for the credentials of the other members."`
 	Once        bool          `help:"Join, print, leave, exit."`
 	LeaveOnExit bool          `help:"Leave the group on SIGINT; without it the membership stays."`
@@ -98,17 +99,22 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 		return err
 	}
 	story := newNodeStory(out, c.JSON)
+	state, err := c.openState(log)
+	if err != nil {
+		return err
+	}
+	defer state.close()
 	story.start(c.Name, c.Group, roles)
 
-	access, err := c.token(ctx, at, client, roles)
-	if err != nil {
-		return nodeAdvice("get an access token from", at.coaps, err)
-	}
-	story.token(at.coaps, client.Identity, access)
 	if dialect != groupcomm.Current {
+		access, err := c.token(ctx, at, client, roles)
+		if err != nil {
+			return nodeAdvice("get an access token from", at.coaps, err)
+		}
+		story.token(at.coaps, client.Identity, access)
 		return c.runLegacy(ctx, dialect, roles, at, access, story, log)
 	}
-	member, err := c.enter(ctx, at, access, roles, story, story.event, log)
+	member, err := c.begin(ctx, at, client, roles, state, story, story.event, log)
 	if err != nil {
 		return err
 	}
@@ -141,13 +147,11 @@ func (c *nodeJoinCmd) enter(
 	if err != nil {
 		return nil, err
 	}
-	cfg := node.Config{
-		Group: c.Group, Roles: roles, Transfer: transfer, Subject: c.Name,
-		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll, Multicast: c.Multicast != "", MulticastInterface: c.Multicast, Redial: dial, OnEvent: hear, Log: log,
-	}
-	if err := c.certificate(&cfg); err != nil {
+	cfg, err := c.memberConfig(roles, dial, hear, log)
+	if err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
+	cfg.Transfer = transfer
 	c.sameKey(&cfg, access)
 	member, err := node.New(cfg, t)
 	if err != nil {
@@ -161,6 +165,16 @@ func (c *nodeJoinCmd) enter(
 	state, _ := member.State()
 	story.joined(state)
 	return member, nil
+}
+
+// memberConfig is what the flags say about a member.
+func (c *nodeJoinCmd) memberConfig(roles groupcomm.Roles, dial func(context.Context) (node.Transport, error), hear func(node.Event), log *slog.Logger) (node.Config, error) {
+	cfg := node.Config{
+		Group: c.Group, Roles: roles, Subject: c.Name,
+		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll,
+		Multicast: c.Multicast != "", MulticastInterface: c.Multicast, Redial: dial, OnEvent: hear, Log: log,
+	}
+	return cfg, c.certificate(&cfg)
 }
 
 // over is where the requests of a member go.
@@ -184,12 +198,7 @@ func (c *nodeJoinCmd) associate(ctx context.Context, at nodeAddrs, access *node.
 		}
 		story.posted(at.coap, transfer)
 		story.derived(at.coap, access, transfer)
-		return t, transfer, func(ctx context.Context) (node.Transport, error) {
-			ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
-			defer cancel()
-			t, _, err := node.DialOSCORE(ctx, at.coap, access)
-			return t, err
-		}, nil
+		return t, transfer, c.dialer(at, access), nil
 	}
 	transfer, err := c.post(ctx, at, access)
 	if err != nil {
@@ -205,12 +214,17 @@ func (c *nodeJoinCmd) associate(ctx context.Context, at nodeAddrs, access *node.
 	return t, transfer, dial, nil
 }
 
-// dialer opens DTLS associations with the key of the token.
+// dialer opens associations with what the token confirms: over DTLS, or with an OSCORE
+// context of its own each, for which the token is posted again.
 func (c *nodeJoinCmd) dialer(at nodeAddrs, access *node.Access) func(context.Context) (node.Transport, error) {
 	return func(ctx context.Context) (node.Transport, error) {
 		ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
 		defer cancel()
-		if access.PrivateKey != nil {
+		switch {
+		case c.OSCORE:
+			t, _, err := node.DialOSCORE(ctx, at.coap, access)
+			return t, err
+		case access.PrivateKey != nil:
 			return node.DialRawKey(ctx, at.coaps, access.PrivateKey, access.ServerKey)
 		}
 		return node.DialDTLS(ctx, at.coaps, access.Identity(), access.Key.Bytes())

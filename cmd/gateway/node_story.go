@@ -133,6 +133,15 @@ func (s *nodeStory) joined(st node.State) {
 		st.Group, who, st.Group, st.Node, len(st.KDCCred), st.Gid, st.Version, st.MasterSecret, step.Expires, others(st.Peers))
 }
 
+func (s *nodeStory) resumed(st node.State, file string) {
+	step, who := joinedStep(st)
+	step.Event = "resumed"
+	s.tell(step,
+		"1  Goes on with the membership that %s keeps: in %q %s, at /ace-group/%s/nodes/%s.\n"+
+			"   Gid %s, version %d, Master Secret %v, valid until %s, %s.",
+		file, st.Group, who, st.Group, st.Node, st.Gid, st.Version, st.MasterSecret, step.Expires, others(st.Peers))
+}
+
 // joinedStep is the step of a join, and as whom for people.
 func joinedStep(st node.State) (step nodeStep, who string) {
 	sid, members, version := st.SenderID.String(), len(st.Peers), st.Version

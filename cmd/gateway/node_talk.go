@@ -92,13 +92,13 @@ func (c *nodeTalkFlags) enterAndPlay(ctx context.Context, out io.Writer, roles g
 	if err != nil {
 		return err
 	}
+	state, err := c.openState(log)
+	if err != nil {
+		return err
+	}
+	defer state.close()
 	t := &talker{story: newNodeStory(out, c.JSON), log: log}
 	t.story.start(c.Name, c.Group, roles)
-	access, err := c.token(ctx, at, client, roles)
-	if err != nil {
-		return nodeAdvice("get an access token from", at.coaps, err)
-	}
-	t.story.token(at.coaps, client.Identity, access)
 
 	// Events come before there is traffic, and its first installation is below.
 	var ready sync.Mutex
@@ -113,7 +113,7 @@ func (c *nodeTalkFlags) enterAndPlay(ctx context.Context, out io.Writer, roles g
 		}
 		t.story.event(ev)
 	}
-	if t.member, err = c.enter(ctx, at, access, roles, t.story, hear, log); err != nil {
+	if t.member, err = c.begin(ctx, at, client, roles, state, t.story, hear, log); err != nil {
 		return err
 	}
 	defer func() {
@@ -121,7 +121,7 @@ func (c *nodeTalkFlags) enterAndPlay(ctx context.Context, out io.Writer, roles g
 			log.Debug("closing failed", "err", err)
 		}
 	}()
-	traffic, err := node.NewTraffic(t.member, node.TrafficConfig{Grace: c.Grace})
+	traffic, err := node.NewTraffic(t.member, node.TrafficConfig{Grace: c.Grace, Store: state.store()})
 	if err != nil {
 		return err
 	}
