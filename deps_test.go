@@ -52,7 +52,7 @@ var arrows = map[string][]string{
 	"config":      {"coap", "cose", "durable", "groupcomm", "groupcomm/keytree", "node", "spell", "store"},
 	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "journal", "node", "proxy", "rd", "relay", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
-	"bench":       {"ace", "admin", "bench/peer", "bridge", "coap", "coap/serve", "config", "cose", "gm", "gm/gmtest", "groupcomm", "groupcomm/keytree", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},
+	"bench":       {"ace", "admin", "bench/peer", "bridge", "coap", "coap/serve", "config", "cose", "endpoint", "gm", "gm/gmtest", "groupcomm", "groupcomm/keytree", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "bench/peer", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},
 
 	"cmd/gateway/argv": {"spell"},

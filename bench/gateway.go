@@ -12,9 +12,15 @@ import (
 	"github.com/seed4911071e/groupgate/plugin/host"
 )
 
-// withGateway runs a gateway of the embedded defaults on free ports, with groups
-// of the given names and its data below dir, and measures while it runs.
+// withGateway is withGatewayOf with nothing to change.
 func withGateway(ctx context.Context, dir string, groups []string, measure func(context.Context, *config.Config, host.Addrs) ([]Result, error)) ([]Result, error) {
+	return withGatewayOf(ctx, dir, groups, func(*config.Config) {}, measure)
+}
+
+// withGatewayOf runs a gateway of the embedded defaults on free ports, with groups
+// of the given names and its data below dir, after change adapted it, and measures
+// while it runs.
+func withGatewayOf(ctx context.Context, dir string, groups []string, change func(*config.Config), measure func(context.Context, *config.Config, host.Addrs) ([]Result, error)) ([]Result, error) {
 	cfg := config.Embedded()
 	cfg.DataDir = filepath.Join(dir, "data")
 	const free = "127.0.0.1:0"
@@ -27,6 +33,7 @@ func withGateway(ctx context.Context, dir string, groups []string, measure func(
 		cfg.Groups = append(cfg.Groups, g)
 	}
 	cfg.Limits.Handshakes = 4 * joinAtOnce
+	change(cfg)
 
 	var out []Result
 	ctx, cancel := context.WithCancel(ctx)

@@ -20,7 +20,21 @@ type benchCmd struct {
 	Handshakes benchHandshakesCmd `cmd:"" help:"DTLS handshakes with a pre-shared key, also in a flood of ClientHellos; beside a stock go-coap and pion server."`
 	Serve      benchServeCmd      `cmd:"" help:"One of the servers that are measured."`
 
+	Proxy benchProxyCmd `cmd:"" help:"GETs through the proxy, cached and not, and the latency that it adds; beside the proxy of libcoap where that is installed."`
+
 	Rekey benchRekeyCmd `cmd:"" help:"A rekey until every member of a group has confirmed it, observing and on MQTT; and joins meanwhile."`
+}
+
+type benchProxyCmd struct {
+	N    int  `default:"50000" help:"Requests of each kind."`
+	JSON bool `help:"Print JSON."`
+}
+
+// Run measures the proxy of a gateway of its own, in a temporary folder.
+func (c *benchProxyCmd) Run(e *env) error {
+	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
+		return bench.Proxy(e.ctx, dir, c.N, progress)
+	})
 }
 
 type benchRekeyCmd struct {

@@ -1,0 +1,21 @@
+package bench
+
+import "testing"
+
+// TestProxy: the benchmark of the proxy runs, and every answer was the one that
+// was asked for.
+func TestProxy(t *testing.T) {
+	results, err := Proxy(t.Context(), t.TempDir(), 400, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, r := range results {
+		seen[r.Metric] = r.Bench == "proxy" && r.N > 0
+	}
+	for _, name := range []string{"cached_gets_per_second", "uncached_gets_per_second", "added_latency_us", "latency_us"} {
+		if !seen[name] {
+			t.Errorf("no %s in %+v", name, results)
+		}
+	}
+}
