@@ -44,6 +44,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
@@ -110,14 +111,17 @@ type TokenRequest struct {
 	Audience string
 	Scope    groupcomm.Scope
 	Lifetime time.Duration
+
+	PublicKey *cose.Key // of the node; nil: it gets a symmetric one
 }
 
 // Token is an issued access token. Key is the node's secret.
 type Token struct {
 	AccessToken []byte
 	KID         []byte
-	Key         []byte
+	Key         []byte // nil with a public key
 	Expires     time.Time
+	ServerKey   []byte // SubjectPublicKeyInfo of the gateway; nil without a public key
 }
 
 // Component is one part of the gateway in /readyz.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
@@ -262,6 +263,9 @@ type TokenAsk struct {
 	Audience string       `json:"audience"`
 	Scope    []ScopeEntry `json:"scope"`
 	Lifetime string       `json:"lifetime"` // Go duration, a second at least
+	// PublicKey has the token confirm a public key of the node's, in place of a
+	// symmetric one that is made for it: a SubjectPublicKeyInfo (DER) in hex.
+	PublicKey string `json:"public_key,omitempty"`
 }
 
 // ScopeEntry is one group and the roles in it.
@@ -274,8 +278,11 @@ type ScopeEntry struct {
 type TokenInfo struct {
 	AccessToken string     `json:"access_token"` // hex
 	KID         string     `json:"kid"`          // hex
-	Key         string     `json:"key"`          // hex
+	Key         string     `json:"key"`          // hex; "" with a public key
 	Expires     *time.Time `json:"expires"`
+	// ServerKey is what the gateway shows to a node with a public key: a
+	// SubjectPublicKeyInfo (DER) in hex.
+	ServerKey string `json:"server_key,omitempty"`
 }
 
 func (s *Server) issueToken(r *http.Request) (any, error) {
@@ -301,6 +308,15 @@ func (s *Server) issueToken(r *http.Request) (any, error) {
 	if req.Lifetime, err = time.ParseDuration(ask.Lifetime); err != nil || req.Lifetime < time.Second {
 		return nil, badRequest("lifetime must be a duration such as 24h")
 	}
+	if ask.PublicKey != "" {
+		der, err := hex.DecodeString(ask.PublicKey)
+		if err == nil {
+			req.PublicKey, err = cose.KeyFromSPKI(der)
+		}
+		if err != nil || req.PublicKey.CheckAlg(cose.AlgES256) != nil && req.PublicKey.CheckAlg(cose.AlgEdDSA) != nil {
+			return nil, badRequest("public_key is no SubjectPublicKeyInfo of P-256 or Ed25519 in hexadecimal")
+		}
+	}
 	if s.deps.Tokens == nil {
 		return nil, errNotServed
 	}
@@ -308,7 +324,9 @@ func (s *Server) issueToken(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return TokenInfo{hex.EncodeToString(t.AccessToken), hex.EncodeToString(t.KID), hex.EncodeToString(t.Key), timeOrNil(t.Expires)}, nil
+	return TokenInfo{
+		hex.EncodeToString(t.AccessToken), hex.EncodeToString(t.KID), hex.EncodeToString(t.Key), timeOrNil(t.Expires), hex.EncodeToString(t.ServerKey),
+	}, nil
 }
 
 // RevokeAsk is the body of POST /v1/tokens/revoke.

@@ -75,12 +75,18 @@ func (o *operator) MemberStatus(ctx context.Context, group string) ([]admin.Memb
 // IssueToken issues an access token by hand, as the embedded Authorization
 // Server would.
 func (o *operator) IssueToken(ctx context.Context, req admin.TokenRequest) (*admin.Token, error) {
-	t, err := o.ace.Issue(ctx, ace.IssueRequest{Audience: req.Audience, Scope: req.Scope, Lifetime: req.Lifetime})
+	t, err := o.ace.Issue(ctx, ace.IssueRequest{Audience: req.Audience, Scope: req.Scope, Lifetime: req.Lifetime, PublicKey: req.PublicKey})
 	if err != nil {
 		return nil, fmt.Errorf("issuing a token: %w", err)
 	}
+	out := &admin.Token{AccessToken: t.Token, KID: t.KID, Key: t.Key.Bytes(), Expires: t.Expires}
+	if t.ServerKey != nil {
+		if out.ServerKey, err = t.ServerKey.SPKI(); err != nil {
+			return nil, fmt.Errorf("issuing a token: %w", err)
+		}
+	}
 	o.did(ctx, "operator.token-issued", 1, "")
-	return &admin.Token{AccessToken: t.Token, KID: t.KID, Key: t.Key.Bytes(), Expires: t.Expires}, nil
+	return out, nil
 }
 
 // RevokeTokens ends access tokens.

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"encoding/hex"
+	"encoding/pem"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -43,6 +46,8 @@ type tokenIssueCmd struct {
 	Audience string        `help:"Audience. Default: that of the only entry in tokens to issue with."`
 	Lifetime time.Duration `default:"24h" help:"How long it is valid."`
 	JSON     bool          `help:"Print JSON."`
+
+	PublicKeyFile string `type:"path" placeholder:"FILE" help:"Public key of the node (PEM; P-256 or Ed25519), for a token that confirms that instead of a fresh key."`
 }
 
 // Validate checks the form of --scope; argv calls it, so that a fault is a
@@ -70,6 +75,13 @@ func (c *tokenIssueCmd) Run(e *env) error {
 		}
 		ask.Audience = audience
 	}
+	if c.PublicKeyFile != "" {
+		der, err := publicKeyFile(c.PublicKeyFile)
+		if err != nil {
+			return fmt.Errorf("--public-key-file: %w", err)
+		}
+		ask.PublicKey = hex.EncodeToString(der)
+	}
 	client, err := c.client()
 	if err != nil {
 		return err
@@ -81,9 +93,27 @@ func (c *tokenIssueCmd) Run(e *env) error {
 	if c.JSON {
 		return printJSON(e.stdout, t)
 	}
+	if ask.PublicKey != "" {
+		_, err = fmt.Fprintf(e.stdout, "access token  %s\npublic key    SHA-256 %s\ngateway key   %s  (shown by the gateway)\nexpires       %s\n",
+			t.AccessToken, t.KID, t.ServerKey, ahead(t.Expires))
+		return err
+	}
 	_, err = fmt.Fprintf(e.stdout, "access token  %s\nkey id        %s\nkey           %s  (secret)\nexpires       %s\n",
 		t.AccessToken, t.KID, t.Key, ahead(t.Expires))
 	return err
+}
+
+// publicKeyFile reads a SubjectPublicKeyInfo in PEM.
+func publicKeyFile(name string) ([]byte, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, fmt.Errorf(`%s holds no PEM block "PUBLIC KEY"`, name)
+	}
+	return block.Bytes, nil
 }
 
 // onlyAudience returns the audience to issue for when there is no choice.

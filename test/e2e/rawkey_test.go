@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/cose"
@@ -160,4 +162,31 @@ func TestRawKeyProgram(t *testing.T) {
 	writeFile(t, pemFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	says(run(t, 0, append(args, "--rpk-key-file", pemFile, "--name", "node-2")...))
 	run(t, 1, append(args, "--rpk", "--oscore")...)
+
+	// A token that the operator has made, for a node elsewhere.
+	key := signKey(t, cose.AlgES256)
+	spki, err := key.SPKI()
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, pemFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}))
+	issued := run(t, 0, "token", "issue", "--config", s.config, "--scope", "sensors=requester", "--public-key-file", pemFile, "--json")
+	var info admin.TokenInfo
+	if err := json.Unmarshal([]byte(issued.out.String()), &info); err != nil || info.Key != "" {
+		t.Fatalf("%s, %v", &issued.out, err)
+	}
+	token, err1 := hex.DecodeString(info.AccessToken)
+	der, err2 := hex.DecodeString(info.ServerKey)
+	server, err3 := cose.KeyFromSPKI(der)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	d := s.door()
+	a := &node.Access{Token: token, PrivateKey: key, ServerKey: server}
+	d.post(a)
+	req := &coap.Request{Code: coap.GET}
+	req.Options.SetPath("ace-group", group)
+	if r, err := d.dialRaw(a).Do(soon(t), req); err != nil || r.Code != coap.Forbidden { // no member yet
+		t.Errorf("%+v, %v", r, err)
+	}
 }
