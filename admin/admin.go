@@ -154,6 +154,7 @@ type Deps struct {
 	Readiness Readiness           // nil: always ready
 	Gatherer  prometheus.Gatherer // nil: no /metrics
 	Log       *slog.Logger        // nil: discard
+	Liveness  Liveness
 }
 
 // Server serves the API.
@@ -210,6 +211,7 @@ func New(cfg Config, d Deps) *Server {
 
 		"GET /v1/groups/{name}/delivery": s.delivery,
 		"GET /v1/why/{node}":             s.why,
+		"GET /v1/groups/{name}/liveness": s.liveness,
 
 		"GET /v1/delegates":                s.listDelegates,
 		"POST /v1/delegates/{name}/rejoin": s.rejoinDelegate,

@@ -28,13 +28,13 @@ type WhyGroup struct {
 	Because string   `json:"because"`
 	Next    []string `json:"next"` // what to do; empty: nothing
 
-	Member       *WhyMember       `json:"member"` // null: it is none
-	Token        *WhyToken        `json:"token"`  // null: it is no member, so that nothing is known
-	Version      uint64           `json:"version"`
-	Held         *uint64          `json:"held"` // last confirmed; null: it showed none
-	Associations []WhyAssociation `json:"associations"`
-	Delivery     *DeliveryMember  `json:"delivery"`
-	Refused      *WhyRefusal      `json:"last_refused"` // since the gateway started
+	Member       *WhyMember      `json:"member"` // null: it is none
+	Token        *WhyToken       `json:"token"`  // null: it is no member, so that nothing is known
+	Version      uint64          `json:"version"`
+	Held         *uint64         `json:"held"` // last confirmed; null: it showed none
+	Associations []Association   `json:"associations"`
+	Delivery     *DeliveryMember `json:"delivery"`
+	Refused      *WhyRefusal     `json:"last_refused"` // since the gateway started
 }
 
 // WhyMember is a membership.
@@ -51,12 +51,6 @@ type WhyToken struct {
 	Roles   []string   `json:"roles"`   // that it grants in the group
 	Expires *time.Time `json:"expires"` // null: never, or not known
 	Error   string     `json:"error,omitempty"`
-}
-
-// WhyAssociation is an association that is open now.
-type WhyAssociation struct {
-	Peer string `json:"peer"`
-	Via  string `json:"via"`
 }
 
 // WhyRefusal is the newest request of the node that was refused.

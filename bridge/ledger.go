@@ -28,11 +28,15 @@ type LedgerEntry struct {
 	Since     time.Time // of the state; zero: not known
 	LastHeard time.Time // zero: never
 	NextWake  time.Time // announced; zero: not known
-	Attempts  int       // since the member was last heard
-	LastError string
-	Online    *bool     // whether it has a session at the MQTT broker; nil: not known
-	Want      string    // channel that the member asked for; "": all that it has
-	Channels  []Attempt // newest outcome of each channel since the gateway started
+	// AwakeUntil is announced as well, and UsualGap is learned: between the ends of
+	// its silences. Zero: not known.
+	AwakeUntil time.Time
+	UsualGap   time.Duration
+	Attempts   int // since the member was last heard
+	LastError  string
+	Online     *bool     // whether it has a session at the MQTT broker; nil: not known
+	Want       string    // channel that the member asked for; "": all that it has
+	Channels   []Attempt // newest outcome of each channel since the gateway started
 }
 
 // Ledger returns the deliveries of a group's members, in the order of the
@@ -68,16 +72,18 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 		c, shown := confirmed[m.Node] // the first version is 0
 		a := b.activity.of(member{group, m.Node})
 		e := LedgerEntry{
-			Node:      m.Node,
-			Channel:   channelNone,
-			Confirmed: c.version,
-			Shown:     shown,
-			LastHeard: later(c.at, a.heard),
-			NextWake:  a.wakeAt,
-			Attempts:  a.attempts,
-			LastError: a.lastError,
-			Want:      a.want,
-			Channels:  a.tried,
+			Node:       m.Node,
+			Channel:    channelNone,
+			Confirmed:  c.version,
+			Shown:      shown,
+			LastHeard:  later(c.at, a.heard),
+			NextWake:   a.wakeAt,
+			AwakeUntil: a.asleepAt,
+			UsualGap:   a.gap,
+			Attempts:   a.attempts,
+			LastError:  a.lastError,
+			Want:       a.want,
+			Channels:   a.tried,
 		}
 		route := routes[m.Node]
 		if a.online && route.channel == channelMQTT {

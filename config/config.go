@@ -156,6 +156,8 @@ type Endpoint struct {
 	Handshake string `yaml:"handshake"` // HandshakePion or HandshakeOwn; of the own endpoint
 	// PersistSessions has associations and observations outlive the process.
 	PersistSessions bool `yaml:"persist_sessions"`
+	// HibernateAfter is how long an association is silent before it is compacted.
+	HibernateAfter time.Duration `yaml:"hibernate_after"`
 }
 
 // Limits bounds what peers can make the gateway hold or do.

@@ -29,7 +29,7 @@ func Default() *Config {
 		Multicast:           Multicast{Hops: 1},
 		AuthorizationServer: AuthorizationServer{Enabled: true, Issuer: "as1"},
 		Seal:                Seal{KeyFile: SealKeyFile},
-		Endpoint:            Endpoint{Kind: EndpointOwn, Handshake: HandshakePion, PersistSessions: true},
+		Endpoint:            Endpoint{Kind: EndpointOwn, Handshake: HandshakePion, PersistSessions: true, HibernateAfter: time.Minute},
 		Limits:              Limits{Sessions: 200000, Handshakes: 256, PerPeerRPS: 50, NotifyRPS: 20000},
 		MQTT:                MQTT{TopicPrefix: "groupgate"},
 		ResourceDirectory:   ResourceDirectory{Lifetime: 25 * time.Hour},

@@ -50,6 +50,7 @@ func (c *Config) validate(f *faults) {
 	if c.Endpoint.Kind == EndpointStock && c.Endpoint.Handshake == HandshakeOwn {
 		f.add("endpoint.handshake", "own is for endpoint.kind: own: the servers of go-coap have their handshakes done by pion")
 	}
+	inRange(f, "endpoint.hibernate_after", c.Endpoint.HibernateAfter, time.Second, 7*24*time.Hour)
 	inRange(f, "limits.sessions", c.Limits.Sessions, 1, 10_000_000)
 	inRange(f, "limits.handshakes", c.Limits.Handshakes, 1, 65536)
 	inRange(f, "limits.per_peer_rps", c.Limits.PerPeerRPS, 0.01, 1e6)

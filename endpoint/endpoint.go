@@ -125,6 +125,9 @@ type Config struct {
 	MaxHandshakes int
 	// Idle ends an association that nobody used for that long. 0 means a week.
 	Idle time.Duration
+	// HibernateAfter is how long a session is silent before it is compacted. 0
+	// means a minute.
+	HibernateAfter time.Duration
 	// Log gets what matters to an operator; nil discards it.
 	Log *slog.Logger
 	// Registerer gets the metrics groupgate_endpoint_…. nil means a private one.
@@ -137,6 +140,17 @@ type Peer interface {
 	coap.Requester
 	// Close ends the association and tells the peer so.
 	Close()
+	// Status tells how the association stands.
+	Status() Status
+}
+
+// Status is how an association stands, for operators.
+type Status struct {
+	Began, Heard time.Time // the end of its handshake, and the newest authentic record
+	Moves        uint32    // to other addresses
+	Hibernated   bool      // compacted until it is heard or sent to
+	Restored     bool      // it outlived a restart
+	Stale        bool      // and the peer has not shown since then that it is there
 }
 
 // Endpoint serves one socket.
@@ -149,7 +163,8 @@ type Endpoint struct {
 	crew    *crew
 	ctx     context.Context // of handlers and handshakes; ends with Run
 	stop    context.CancelFunc
-	seed    uint64 // keys hashes of addresses
+	seed    uint64    // keys hashes of addresses
+	base    time.Time // that stamps count from
 
 	mu         sync.Mutex // guards everything below, and all sessions
 	closed     bool
@@ -185,6 +200,9 @@ func New(sock Socket, cfg Config) *Endpoint {
 	if cfg.Idle <= 0 {
 		cfg.Idle = defaultIdle
 	}
+	if cfg.HibernateAfter <= 0 {
+		cfg.HibernateAfter = defaultHibernate
+	}
 	if cfg.Keys == nil {
 		cfg.MaxSessions = min(cfg.MaxSessions, maxPlain)
 		cfg.Idle = min(cfg.Idle, plainIdle)
@@ -204,6 +222,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 		handshakes: make(map[netip.AddrPort]*handshake),
 		halfByCID:  make(map[uint64]*handshake),
 		seed:       randomUint64(),
+		base:       time.Now(),
 	}
 	if cfg.Keys != nil && (cfg.RawKey != nil || cfg.OwnPSK) {
 		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half)}
@@ -349,8 +368,12 @@ func (e *Endpoint) sweep(now time.Time) {
 		}
 	}
 	for _, s := range e.sessions {
-		if now.Sub(s.heard) > e.cfg.Idle && s.idle() && !s.kept {
+		silence := time.Duration(e.stamp(now) - s.heard)
+		switch {
+		case silence > e.cfg.Idle && s.idle() && !s.kept:
 			e.end(s, e.cfg.Keys != nil)
+		case silence > e.cfg.HibernateAfter:
+			s.hibernate()
 		}
 	}
 }

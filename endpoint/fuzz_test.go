@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/record"
@@ -36,9 +37,11 @@ func FuzzMessages(f *testing.F) {
 		s := e.newSession(coap.DTLSPSK, netip.MustParseAddrPort("192.0.2.2:1000"))
 		s.suite = record.PSKCCM8
 		e.register(s)
-		s.unproven = len(a)%2 == 0
+		if len(a)%2 == 0 {
+			s.probe = &probe{}
+		}
 		for _, x := range [][]byte{b, a, b} {
-			s.message(x, s.addr, s.heard)
+			s.message(x, s.addr, time.Now())
 		}
 		s.alerted(a)
 		e.mu.Unlock()

@@ -104,6 +104,9 @@ const (
 	defaultSessions   = 200_000
 	defaultHandshakes = 256
 
+	// defaultHibernate is when a session is compacted.
+	defaultHibernate = time.Minute
+
 	// defaultIdle lets a node sleep for a week.
 	defaultIdle = 7 * 24 * time.Hour
 

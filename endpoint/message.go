@@ -230,7 +230,7 @@ func (s *session) rejected(m *coap.Message, from netip.AddrPort) {
 	if m.Code != coap.Empty {
 		return // RFC 7252, Section 4.2: a Reset is empty
 	}
-	if s.unproven && !s.asked.IsZero() && m.ID == s.ping && from == s.addr {
+	if p := s.probe; p != nil && !p.asked.IsZero() && m.ID == p.ping && from == s.addr {
 		s.proven()
 		return
 	}

@@ -17,6 +17,7 @@ type metrics struct {
 	retransmissions          prometheus.Counter
 	timeouts, unsent         prometheus.Counter
 	restored, challenges     prometheus.Counter
+	hibernated               prometheus.Gauge
 	exhausted                prometheus.Counter
 }
 
@@ -51,6 +52,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		duplicates:      counter("duplicates_total", "Requests that came again and were answered as before."),
 		retransmissions: counter("retransmissions_total", "Confirmable messages sent again."),
 		timeouts:        counter("timeouts_total", "Confirmable messages that nobody acknowledged."),
+		hibernated:      gauge("hibernated", "Sessions that are compacted now, until they are heard or sent to."),
 		restored:        counter("restored_total", "Sessions that outlived a restart."),
 		challenges:      counter("challenges_total", "Requests on restored sessions that were asked to show that they are fresh."),
 		exhausted:       counter("exhausted_total", "Sessions ended because they had used up the record numbers of this start."),

@@ -71,11 +71,9 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	s.id = linkID(k.id)
 	s.subject, s.suite, s.read, s.write = k.subject, k.suite, k.read, k.write
 	s.cid, s.peerCID = k.cid, k.peerCID
-	s.began, s.moves = time.Unix(k.began, 0), k.moves
-	s.heard = time.Unix(k.heard, 0)
-	if s.heard.After(now) {
-		s.heard = now // the clock was set back
-	}
+	// A clock that was set back does not make it heard in the future.
+	s.began, s.moves = e.stampUnix(k.began, now), k.moves
+	s.heard = e.stampUnix(k.heard, now)
 	s.window = record.From(k.edge)
 	s.seq = e.firstSeq
 	s.nextID = k.nextID + idLeap
@@ -134,12 +132,12 @@ func (s *session) image() *image {
 	s.keptID = s.nextID
 	return &image{
 		id: linkBytes(s.id), via: s.via, suite: s.suite, read: s.read, write: s.write,
-		cid: s.cid, peerCID: s.peerCID, subject: s.subject, began: unix(s.began), mark: s.mark(),
+		cid: s.cid, peerCID: s.peerCID, subject: s.subject, began: s.e.unix(s.began), mark: s.mark(),
 	}
 }
 
 func (s *session) mark() mark {
-	return mark{edge: s.window.Next(), nextID: s.nextID, heard: unix(s.heard), moves: s.moves, addr: s.addr}
+	return mark{edge: s.window.Next(), nextID: s.nextID, heard: s.e.unix(s.heard), moves: s.moves, addr: s.addr}
 }
 
 // touched has what moved on written soon.

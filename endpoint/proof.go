@@ -13,6 +13,13 @@ import (
 // the new address has answered a ping of ours, at most three times as much is
 // sent there as came from it.
 
+// probe is what is known of an address that has not shown that it receives.
+type probe struct {
+	ping   uint16    // the message identifier of the question
+	asked  time.Time // zero: not yet
+	budget int       // bytes that may be sent there
+}
+
 // moved notes that an authentic record, newer than all before it, came from
 // another address than the last.
 func (s *session) moved(to netip.AddrPort, size int) {
@@ -25,25 +32,26 @@ func (s *session) moved(to netip.AddrPort, size int) {
 	if e.byAddr[to] == nil {
 		e.byAddr[to] = s
 	}
-	s.unproven, s.budget, s.asked = true, proofFactor*size, time.Time{}
+	s.probe = &probe{budget: proofFactor * size}
 	e.metrics.moves.Inc()
 }
 
 // afford says whether n bytes may be sent to the peer's address now. If not,
 // the address is asked to show that it receives.
 func (s *session) afford(n int) bool {
-	if !s.unproven {
+	p := s.probe
+	if p == nil {
 		return true
 	}
-	if n <= s.budget {
-		s.budget -= n
+	if n <= p.budget {
+		p.budget -= n
 		return true
 	}
 	s.e.metrics.withheld.Inc()
-	if now := time.Now(); now.Sub(s.asked) >= proofEvery {
-		s.asked = now
-		s.ping = s.newID()
-		b, _ := (&coap.Message{Type: coap.Confirmable, ID: s.ping}).MarshalBinary() // cannot fail: it is empty
+	if now := time.Now(); now.Sub(p.asked) >= proofEvery {
+		p.asked = now
+		p.ping = s.newID()
+		b, _ := (&coap.Message{Type: coap.Confirmable, ID: p.ping}).MarshalBinary() // cannot fail: it is empty
 		s.transmit(b)
 	}
 	return false
@@ -52,7 +60,7 @@ func (s *session) afford(n int) bool {
 // proven notes that the peer answered the ping from the address that it went
 // to; what was held back goes out.
 func (s *session) proven() {
-	s.unproven = false
+	s.probe = nil
 	s.fresh()
 	if s.act == nil {
 		return

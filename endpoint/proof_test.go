@@ -159,7 +159,7 @@ func TestLargeAnswer(t *testing.T) {
 		m.Payload = bytes.Repeat([]byte("x"), 500)
 		o.e.mu.Lock()
 		for _, s := range o.e.sessions {
-			s.budget = -10000
+			s.probe.budget = -10000
 		}
 		o.e.mu.Unlock()
 		p.send(m)

@@ -119,12 +119,13 @@ func (s *session) record(r *record.Record, from netip.AddrPort, size int) bool {
 	e.plain = content[:0:cap(content)]
 	newest := s.window.Accept(r.Seq)
 	now := time.Now()
-	s.heard = now
+	s.heard = e.stamp(now)
+	s.wake()
 	s.touched()
 	switch {
 	case from == s.addr:
-		if s.unproven {
-			s.budget += proofFactor * size
+		if p := s.probe; p != nil {
+			p.budget += proofFactor * size
 		}
 	case newest && r.Type == record.ConnectionID:
 		s.moved(from, size)
@@ -174,7 +175,7 @@ func (e *Endpoint) plainDatagram(d Datagram) {
 		s = e.newSession(coap.Plain, d.Addr)
 		e.register(s)
 	}
-	s.heard = now
+	s.heard = e.stamp(now)
 	s.message(d.B, d.Addr, now)
 }
 

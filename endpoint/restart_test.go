@@ -424,6 +424,71 @@ func TestAnsweredBefore(t *testing.T) {
 	})
 }
 
+// TestHibernate: a silent session is compacted, keeps its observation, and wakes
+// by a record of the peer or a message to it.
+func TestHibernate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(6)
+		d := &disk{}
+		o := resume(t, w, d, 1)
+		defer func() { o.stop() }()
+		p := o.dial("node1", withCID)
+		defer p.close()
+		p.observe("ob")
+		began := o.began()[0]
+		first := began.Status()
+		if first.Hibernated || first.Restored || time.Since(first.Began) > time.Minute {
+			t.Errorf("%+v", first)
+		}
+		silent := func() Status {
+			time.Sleep(exchangeLifetime + defaultHibernate)
+			synctest.Wait()
+			return o.began()[0].Status()
+		}
+		if st := silent(); !st.Hibernated || st.Began != first.Began || time.Since(st.Heard) < exchangeLifetime {
+			t.Errorf("after silence: %+v", st)
+		}
+		p.ask(p.request(coap.GET, "a", ""))
+		if st := o.began()[0].Status(); st.Hibernated || time.Since(st.Heard) > time.Minute {
+			t.Errorf("after a request: %+v", st)
+		}
+		silent()
+		done := o.publish(2, true)
+		p.acknowledge("2")
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		p.c.rebind()
+		p.ask(p.request(coap.GET, "b", ""))
+		if st := o.began()[0].Status(); st.Hibernated || st.Moves != 1 {
+			t.Errorf("after a move: %+v", st)
+		}
+		// It is written as it sleeps.
+		silent()
+		o.stop()
+		o = resume(t, w, d, 2)
+		p.o = o
+		st := o.only().Status()
+		if !st.Restored || !st.Stale || st.Moves != 1 || st.Began.Unix() != first.Began.Unix() || time.Since(st.Heard) < exchangeLifetime {
+			t.Errorf("after a restart: %+v, at first %+v", st, first)
+		}
+		if n, lost := o.core.Watching(o.only().id); n != 1 || lost != 0 {
+			t.Errorf("%d observations, %d lost", n, lost)
+		}
+		done = o.publish(3, true)
+		for m := p.want(); ; m = p.want() {
+			if m.Type == coap.Confirmable && string(m.Payload) == "3" {
+				p.send(&coap.Message{Type: coap.Reset, ID: m.ID})
+				break
+			}
+		}
+		<-done
+		if n, lost := o.core.Watching(o.only().id); n != 0 || lost != 1 {
+			t.Errorf("rejected: %d observations, %d lost", n, lost)
+		}
+	})
+}
+
 // TestNumbersUsedUp: a start has 2^24 record numbers for a session; then the peer
 // is told goodbye, and shakes hands anew.
 func TestNumbersUsedUp(t *testing.T) {

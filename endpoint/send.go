@@ -240,6 +240,7 @@ func (s *session) emit(b []byte) bool {
 	if s.gone || !s.afford(len(b)) {
 		return false
 	}
+	s.wake()
 	s.transmit(b)
 	return true
 }

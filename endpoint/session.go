@@ -11,49 +11,43 @@ import (
 	"github.com/seed4911071e/groupgate/record"
 )
 
-// session is one peer: what there is of it while it sleeps. All fields but the
-// first three are guarded by Endpoint.mu.
+// session is one peer: what there is of it while it sleeps. All fields but e, id
+// and via are guarded by Endpoint.mu. There are very many: large fields come
+// first, small ones share words, and what few sessions have is behind pointers.
 type session struct {
-	e   *Endpoint
-	id  coap.LinkID
-	via coap.Security
-
+	e       *Endpoint
+	id      coap.LinkID
 	subject coap.Subject
 	addr    netip.AddrPort
-	heard   time.Time
-	began   time.Time
-	moves   uint32 // to other addresses
-	gone    bool
-	kept    bool // see Config.Keep
-
-	// See persist.go.
-	written  bool   // it is in the journal
-	dirty    bool   // it moved on since
-	restored bool   // from an earlier process
-	stale    bool   // and the peer has not shown that it is there now
-	keptID   uint16 // nextID as it was written
+	heard   stamp
+	began   stamp
 
 	// The record layer; unused over plain UDP.
-	suite       record.Suite
-	read, write record.Keys
 	window      record.Window
 	seq         uint64 // the next to be sent
 	cid         uint64 // ours, by which the peer is known wherever it is; 0: none
 	peerCID     string // what it wants to see in our records; "": nothing
+	read, write record.Keys
+	suite       record.Suite
 	slot        uint16 // where its expanded keys are, if they are
 
-	// An address that has not shown that it receives; see proof.go.
-	unproven bool
-	ping     uint16 // the message identifier of the question
-	asked    time.Time
-	budget   int // bytes that may be sent there
+	probe   *probe      // of an address that has not shown that it receives; nil: it has
+	nons    *[2]sentNON // the last notifications that were not confirmable, newest first; nil: none
+	pending *Proof      // Admit has not succeeded yet
+	act     *activity   // nil while nothing is under way or remembered
 
-	nextID  uint16
-	nons    [2]sentNON // the last notifications that were not confirmable
-	lastNON uint8
-
-	pending *Proof    // Admit has not succeeded yet
-	act     *activity // nil while nothing is under way or remembered
+	moves      uint32 // to other addresses
+	nextID     uint16
+	keptID     uint16 // nextID as it was written
+	via        coap.Security
+	gone       bool
+	kept       bool // see Config.Keep
+	hibernated bool // see hibernate.go
+	// See persist.go.
+	written  bool // it is in the journal
+	dirty    bool // it moved on since
+	restored bool // from an earlier process
+	stale    bool // and the peer has not shown that it is there now
 }
 
 // sentNON remembers which observation a message was of: a Reset ends it.
@@ -95,7 +89,7 @@ func (s *session) idle() bool {
 func (e *Endpoint) newSession(via coap.Security, addr netip.AddrPort) *session {
 	var b [12]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
-	now := time.Now()
+	now := e.stamp(time.Now())
 	return &session{
 		e: e, id: coap.LinkID(hex.EncodeToString(b[:8])), via: via, addr: addr, heard: now, began: now,
 		nextID: uint16(b[8])<<8 | uint16(b[9]),
@@ -152,7 +146,7 @@ func (s *session) before(o *session) bool {
 	if a, b := s.idle(), o.idle(); a != b {
 		return a
 	}
-	return s.heard.Before(o.heard)
+	return s.heard < o.heard
 }
 
 // member says that the peer holds a token.
@@ -205,6 +199,7 @@ func (s *session) closeLocked(tell bool) []func() {
 			e.receipts.forget(r)
 		}
 	}
+	s.wake()
 	s.read, s.write, s.pending = record.Keys{}, record.Keys{}, nil
 	id := s.id
 	return append(after, func() { e.cfg.Server.Closed(id) })
@@ -223,6 +218,13 @@ func (s *session) opened() {
 	if gone {
 		e.cfg.Server.Closed(s.id)
 	}
+}
+
+// Status tells how the association stands.
+func (s *session) Status() Status {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	return Status{Began: s.e.at(s.began), Heard: s.e.at(s.heard), Moves: s.moves, Hibernated: s.hibernated, Restored: s.restored, Stale: s.stale}
 }
 
 // Close ends the association and tells the peer so.
@@ -314,6 +316,9 @@ func (s *session) remoteCID() []byte {
 
 // token is the token of a NON that was sent with this identifier.
 func (s *session) nonToken(id uint16) ([]byte, bool) {
+	if s.nons == nil {
+		return nil, false
+	}
 	for i := range s.nons {
 		n := &s.nons[i]
 		if n.size > 0 && n.id == id {
@@ -326,8 +331,11 @@ func (s *session) nonToken(id uint16) ([]byte, bool) {
 }
 
 func (s *session) rememberNON(id uint16, token []byte) {
-	s.lastNON = (s.lastNON + 1) % uint8(len(s.nons))
-	n := &s.nons[s.lastNON]
+	if s.nons == nil {
+		s.nons = new([2]sentNON)
+	}
+	s.nons[1] = s.nons[0]
+	n := &s.nons[0]
 	n.id, n.size = id, uint8(len(token))+1
 	copy(n.token[:], token)
 }

@@ -17,13 +17,20 @@ const maxAssociations = 8
 type association interface {
 	Peer() coap.Peer
 	owner() coap.Subject
-	end() // closes it
+	survived() bool // a restart of the gateway
+	end()           // closes it
+}
+
+// company are the associations of one key.
+type company struct {
+	links      []association // oldest first
+	handshakes int           // while there was one
 }
 
 // crowd knows the associations of each key of proof. The zero value is ready.
 type crowd struct {
 	mu sync.Mutex
-	of map[coap.Subject][]association // oldest first; guarded by mu
+	of map[coap.Subject]company // guarded by mu
 }
 
 // counted says whether the associations of a subject are counted. Those of
@@ -42,26 +49,27 @@ func (c *crowd) enter(l association) (oldest association) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.of == nil {
-		c.of = map[coap.Subject][]association{}
+		c.of = map[coap.Subject]company{}
 	}
-	all := append(c.of[subject], l)
+	all := append(c.of[subject].links, l)
 	if len(all) > maxAssociations {
 		oldest = all[0]
 		all = slices.Delete(all, 0, 1)
 	}
-	c.of[subject] = all
+	n := c.of[subject].handshakes
+	if !l.survived() {
+		n++
+	}
+	c.of[subject] = company{all, n}
 	return oldest
 }
 
-// peers lists the associations of a subject that are open.
-func (c *crowd) peers(s coap.Subject) []coap.Peer {
+// associations lists those of a subject that are open, and counts the handshakes
+// that it made while it had one.
+func (c *crowd) associations(s coap.Subject) (open []association, handshakes int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var out []coap.Peer
-	for _, l := range c.of[s] {
-		out = append(out, l.Peer())
-	}
-	return out
+	return slices.Clone(c.of[s].links), c.of[s].handshakes
 }
 
 // leave removes l; it may have been removed before.
@@ -69,13 +77,13 @@ func (c *crowd) leave(l association) {
 	subject := l.owner()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := c.of[subject]
+	all := c.of[subject].links
 	i := slices.Index(all, l)
 	switch {
 	case i < 0:
 	case len(all) == 1:
 		delete(c.of, subject)
 	default:
-		c.of[subject] = slices.Delete(all, i, i+1)
+		c.of[subject] = company{slices.Delete(all, i, i+1), c.of[subject].handshakes}
 	}
 }

@@ -144,6 +144,7 @@ func (l *hostLink) Peer() coap.Peer {
 }
 
 func (l *hostLink) owner() coap.Subject { return l.subject }
+func (l *hostLink) survived() bool      { return false }       // a host keeps none
 func (l *hostLink) end()                { _ = l.conn.Close() } // gone already is as good
 
 // OwnsBlockwise says whether the host slices and assembles bodies itself.

@@ -29,7 +29,8 @@ type operator struct {
 	log       *slog.Logger
 	ready     <-chan struct{}
 
-	links   func(coap.Subject) []coap.Peer     // that are open
+	// links are the associations that are open, and the handshakes that were made.
+	links   func(coap.Subject) ([]admin.Association, int)
 	refused func(coap.Subject) (refusal, bool) // newest refused request
 }
 

@@ -29,7 +29,8 @@ func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
 	e := endpoint.New(sock, endpoint.Config{
 		Server: front{g}, Keys: front{g}, Opened: front{g}.opened, Ready: g.ready, Ending: g.freeze,
 		RawKey: g.rawKey, OwnPSK: g.cfg.Endpoint.Handshake == config.HandshakeOwn,
-		MaxSessions: g.cfg.Limits.Sessions, MaxHandshakes: g.cfg.Limits.Handshakes,
+		HibernateAfter: g.cfg.Endpoint.HibernateAfter,
+		MaxSessions:    g.cfg.Limits.Sessions, MaxHandshakes: g.cfg.Limits.Handshakes,
 		Log: g.log.With("part", "coaps"), Registerer: g.registerer("coaps"),
 	})
 	if g.coaps == nil {
@@ -137,6 +138,7 @@ type ownLink struct {
 
 func (l *ownLink) owner() coap.Subject { return l.subject }
 func (l *ownLink) Peer() coap.Peer     { return l.peer.Peer() }
+func (l *ownLink) survived() bool      { return l.peer.Status().Restored }
 func (l *ownLink) end()                { l.peer.Close() }
 
 // opened counts an association.

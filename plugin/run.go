@@ -182,7 +182,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 	if b.proxy, err = g.newProxy(as); err != nil {
 		return nil, err
 	}
-	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, delegates: b.delegate, links: g.crowd.peers, refused: g.refusals.newest}
+	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, delegates: b.delegate, links: g.associations, refused: g.refusals.newest}
 	return b, nil
 }
 
@@ -249,7 +249,7 @@ func (b *built) admin(ctx context.Context) error {
 	}
 	srv := admin.New(admin.Config{Token: string(g.cfg.AdminToken.Bytes()), Version: Version(), Listeners: g.listeners}, admin.Deps{
 		Groups: b.gm, Members: b.op, Tokens: b.op, Nodes: b.op, Audit: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
-		Moves: b.gm, Deliveries: b.op, Explainer: b.op, Delegates: b.op,
+		Moves: b.gm, Deliveries: b.op, Explainer: b.op, Liveness: b.op, Delegates: b.op,
 	})
 	return srv.Run(ctx, l)
 }

@@ -50,7 +50,7 @@ func (o *operator) Why(ctx context.Context, node, group string) (*admin.WhyInfo,
 }
 
 func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupStatus) (*admin.WhyGroup, error) {
-	w := &admin.WhyGroup{Group: g.Name, Version: g.Version, Next: []string{}, Associations: []admin.WhyAssociation{}}
+	w := &admin.WhyGroup{Group: g.Name, Version: g.Version, Next: []string{}, Associations: []admin.Association{}}
 	members, err := o.gm.Members(ctx, g.Name)
 	if err != nil {
 		return nil, err
@@ -72,9 +72,7 @@ func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupS
 		w.Member.SenderID = &id
 	}
 	w.Token = o.whyToken(ctx, m)
-	for _, p := range o.links(m.Subject) {
-		w.Associations = append(w.Associations, admin.WhyAssociation{Peer: p.Addr.String(), Via: securityName(p.Via)})
-	}
+	w.Associations, _ = o.links(m.Subject)
 	if r, ok := o.refused(m.Subject); ok {
 		w.Refused = &admin.WhyRefusal{At: r.at.UTC(), Method: r.method, Path: r.path, Code: r.code, Error: r.reason}
 	}

@@ -19,6 +19,8 @@ type groupCmd struct {
 
 	Status groupStatusCmd `cmd:"" help:"Tell how far the newest rekeys have come, and who lacks them."`
 
+	Liveness groupLivenessCmd `cmd:"" help:"Tell when members were heard, when they are awake, and over which associations they are reached."`
+
 	Evict groupEvictCmd `cmd:"" help:"Remove members and rekey, so that they read nothing newer."`
 
 	Export     groupExportCmd     `cmd:"" help:"Write a group into a sealed file, to move it to another gateway or as a backup."`

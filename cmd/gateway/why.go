@@ -77,7 +77,7 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 		}
 	}
 	for _, a := range g.Associations {
-		line("association", "%s, %s", a.Peer, a.Via)
+		line("association", "%s", association(&a))
 	}
 	if d := g.Delivery; d != nil {
 		line("delivery", "%s since %s, last heard %s, %s since then", d.State, ago(d.Since), ago(d.LastHeard), count(d.Attempts, "attempt"))

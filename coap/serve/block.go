@@ -124,7 +124,8 @@ func (s *Server) assemble(x *exchange, b coap.Block) (*coap.Response, error) {
 			s.forgetAssemblyLocked(p, p.assemblies[0])
 		}
 		a = &assembly{base: base}
-		p.assemblies = append(p.assemblies, a)
+		t := p.transfer()
+		t.assemblies = append(t.assemblies, a)
 	} else if a == nil {
 		return nil, coap.Errorf(coap.RequestEntityIncomplete, "first block missing")
 	}

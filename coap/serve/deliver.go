@@ -105,6 +105,9 @@ func (s *Server) refuse(sub *subscription, n *note, last *coap.Response) {
 	sub.sending, sub.queued = nil, false
 	obs := sub.obs
 	gone := sub.gone
+	if !gone {
+		s.loseLocked(sub.peer, len(obs), "refused")
+	}
 	s.removeLocked(sub)
 	s.mu.Unlock()
 	if last == nil || gone {
@@ -162,6 +165,7 @@ func (d *delivery) done(s *Server, o *observation, err error) {
 		// RFC 7641, Section 3.6: a rejected notification ends the observation.
 		s.mu.Lock()
 		if !o.gone {
+			s.loseLocked(d.sub.peer, 1, "reset")
 			s.deregisterLocked(d.sub.peer, o.token)
 		}
 		s.mu.Unlock()
@@ -201,6 +205,7 @@ func (d *delivery) finish(s *Server) {
 			sub.misses++
 		}
 		if sub.misses >= maxMisses {
+			s.loseLocked(p, len(sub.obs), "silent")
 			s.removeLocked(sub)
 		} else if sub.pending == nil {
 			sub.missed = n

@@ -14,6 +14,7 @@ type metrics struct {
 	panics        prometheus.Counter
 	observations  prometheus.Gauge
 	notifications *prometheus.CounterVec
+	lost          *prometheus.CounterVec
 	blockIn       prometheus.Counter
 	blockOut      prometheus.Counter
 }
@@ -41,6 +42,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "groupgate_serve_notifications_total",
 			Help: "Notifications by result: acknowledged, relayed (acknowledged on the way), sent (not confirmable), reset, timeout, gone, refused, held (for the next sign of life).",
 		}, []string{"result"})),
+		lost: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_serve_observations_lost_total",
+			Help: "Observations that ended without the peer's asking for it: reset (it rejected a notification), silent (it did not answer several), refused (it may not have it any more).",
+		}, []string{"reason"})),
 		blockIn:  bytes.WithLabelValues("in"),
 		blockOut: bytes.WithLabelValues("out"),
 	}

@@ -22,6 +22,7 @@ func (s *Server) further(ctx context.Context, x *exchange, produce func(context.
 		s.cfg.Log.DebugContext(ctx, "further responses refused", slog.String("peer", x.req.Peer.Addr.String()))
 		return
 	}
+	p.transfer()
 	p.moreID++
 	id := p.moreID
 	if p.more == nil {

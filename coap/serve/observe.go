@@ -34,16 +34,17 @@ type subscription struct {
 	topic *topic
 	obs   []*observation // one for each token; never empty
 
-	pending  *note // newest not yet sent
-	sending  *note // in flight
-	missed   *note // nobody acknowledged it; sent again at the next sign of life
-	misses   int   // in a row
+	pending *note // newest not yet sent
+	sending *note // in flight
+	missed  *note // nobody acknowledged it; sent again at the next sign of life
+	shown   uint64
+	heard   time.Time // last acknowledgement or registration
+
+	misses   uint8 // in a row
 	retried  bool  // what is under way follows no sign of life: a miss does not count
 	queued   bool  // has its turn or waits for it
 	gone     bool  // removed; what is in flight may still come to an end
-	shown    uint64
 	hasShown bool
-	heard    time.Time // last acknowledgement or registration
 }
 
 // observation is one entry of the list of observers (RFC 7641, Section 4.1): a
@@ -295,6 +296,27 @@ func (s *Server) Observers(name string) []coap.LinkID {
 	return out
 }
 
+// Watching counts the observations of a link, and those that were lost: the peer
+// rejected a notification, or did not answer several.
+func (s *Server) Watching(id coap.LinkID) (observations, lost int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.peers[id]
+	if p == nil {
+		return 0, 0
+	}
+	for _, sub := range p.subs {
+		observations += len(sub.obs)
+	}
+	return observations, int(p.lost)
+}
+
+// loseLocked counts observations that ended without the peer's asking for it.
+func (s *Server) loseLocked(p *peer, n int, why string) {
+	p.lost += uint32(n)
+	s.metrics.lost.WithLabelValues(why).Add(float64(n))
+}
+
 // Cancel ends the observation with the token: for links that can tell which
 // notification a Reset rejects although it was not confirmable (RFC 7641,
 // Section 3.6). For confirmable ones coap.ErrReset does it.
@@ -302,6 +324,9 @@ func (s *Server) Cancel(id coap.LinkID, token []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p := s.peers[id]; p != nil {
+		if o, _ := p.observation(string(token)); o != nil {
+			s.loseLocked(p, 1, "reset")
+		}
 		s.deregisterLocked(p, string(token))
 	}
 }

@@ -8,29 +8,47 @@ import (
 )
 
 // peer is what the server knows about one link. All fields are guarded by
-// Server.mu.
+// Server.mu. There are very many: what few have is behind a pointer.
 type peer struct {
-	id    coap.LinkID
-	link  coap.Link // the newest: a link that slept may come back as another value
-	heard time.Time
-	plain bool // unauthenticated
-	// durable: its observations outlive the process.
-	durable bool
-	gone    bool // closed or forgotten: nothing may be attached any more
+	id     coap.LinkID
+	link   coap.Link       // the newest: a link that slept may come back as another value
+	budget float64         // requests allowed at the time filled
+	filled time.Time       // when it was heard last
+	outbox []job           // waiting for their turn
+	subs   []*subscription // few: a slice is a quarter of a map of one
 
-	working int     // requests in handlers
-	budget  float64 // requests allowed at the time filled
-	filled  time.Time
+	*transfers // read-only while it is &noTransfers
 
-	busy   bool  // a confirmable message or a request is in flight
-	outbox []job // waiting for their turn
+	working int32  // requests in handlers
+	lost    uint32 // observations that ended because the peer rejected or did not answer
+	plain   bool   // unauthenticated
+	durable bool   // its observations outlive the process
+	gone    bool   // closed or forgotten: nothing may be attached any more
+	busy    bool   // a confirmable message or a request is in flight
+}
 
-	subs       []*subscription // few: a slice is a quarter of a map of one
-	assemblies []*assembly     // least recently used first
-	snapshots  []*snapshot     // least recently used first
+// transfers is what a peer has only while it sends or fetches something large.
+type transfers struct {
+	assemblies []*assembly // least recently used first
+	snapshots  []*snapshot // least recently used first
 
 	more   map[uint64]context.CancelFunc
 	moreID uint64
+}
+
+var noTransfers transfers
+
+// transfer makes p's own transfers, to be changed.
+func (p *peer) transfer() *transfers {
+	if p.transfers == &noTransfers {
+		p.transfers = &transfers{}
+	}
+	return p.transfers
+}
+
+// newPeer makes a peer that has done nothing yet.
+func (s *Server) newPeer(id coap.LinkID, now time.Time) *peer {
+	return &peer{id: id, budget: float64(s.cfg.PerPeerBurst), filled: now, transfers: &noTransfers}
 }
 
 // observation finds the entry with the token among the observations of p; n is
@@ -66,17 +84,16 @@ func (s *Server) admit(link coap.Link) (*peer, *coap.Response) {
 		if len(s.peers) >= maxPeers {
 			return nil, busy(coap.ServiceUnavailable)
 		}
-		p = &peer{id: id, budget: float64(s.cfg.PerPeerBurst), filled: now}
+		p = s.newPeer(id, now)
 		s.peers[id] = p
 	}
 	p.link = link
 	p.plain, p.durable = from.Via == coap.Plain, durable(from.Via)
-	p.heard = now
 	if d := now.Sub(p.filled); d > 0 {
 		p.budget = min(p.budget+d.Seconds()*s.cfg.PerPeerRPS, float64(s.cfg.PerPeerBurst))
 	}
 	p.filled = now
-	if p.budget < 1 || p.working >= s.cfg.MaxPeerRequests {
+	if p.budget < 1 || int(p.working) >= s.cfg.MaxPeerRequests {
 		return nil, busy(coap.TooManyRequests)
 	}
 	p.budget--
@@ -104,7 +121,8 @@ func (s *Server) lookup(id coap.LinkID) *peer {
 	if p := s.peers[id]; p != nil {
 		return p
 	}
-	p = &peer{id: id, link: link, plain: plain, durable: durable(via), heard: now, budget: float64(s.cfg.PerPeerBurst), filled: now}
+	p = s.newPeer(id, now)
+	p.link, p.plain, p.durable = link, plain, durable(via)
 	s.peers[id] = p
 	return p
 }

@@ -219,10 +219,10 @@ func (s *Server) Restore(r *Recovery, link coap.Link) (topics []string) {
 	defer s.mu.Unlock()
 	p := s.peers[from.Link]
 	if p == nil {
-		p = &peer{id: from.Link, budget: float64(s.cfg.PerPeerBurst), filled: now}
+		p = s.newPeer(from.Link, now)
 		s.peers[from.Link] = p
 	}
-	p.link, p.plain, p.durable, p.heard = link, from.Via == coap.Plain, durable(from.Via), now
+	p.link, p.plain, p.durable = link, from.Via == coap.Plain, durable(from.Via)
 	for _, o := range kept {
 		if _, n := p.observation(o.token); n >= maxPeerObservations || s.observations >= s.cfg.MaxObservations {
 			break

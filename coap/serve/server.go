@@ -217,7 +217,9 @@ func (s *Server) Closed(id coap.LinkID) {
 	for _, snap := range p.snapshots {
 		s.snapshots.remove(snap)
 	}
-	p.snapshots = nil
+	if len(p.snapshots) > 0 {
+		p.snapshots = nil
+	}
 	jobs := p.outbox
 	p.outbox = nil
 	mores := slices.Collect(maps.Values(p.more))
@@ -245,10 +247,13 @@ func (s *Server) sweep(now time.Time) {
 				s.forgetSnapshotLocked(snap)
 			}
 		}
+		if len(p.assemblies)+len(p.snapshots)+len(p.more) == 0 {
+			p.transfers = &noTransfers
+		}
 		// Without Config.Link only this entry can find the link, so it stays
 		// until the link is closed; unauthenticated addresses are many and are
 		// never asked anything.
-		if p.idle() && now.Sub(p.heard) >= peerIdle && (s.cfg.Link != nil || p.plain) {
+		if p.idle() && now.Sub(p.filled) >= peerIdle && (s.cfg.Link != nil || p.plain) {
 			p.gone = true
 			delete(s.peers, id)
 		}

@@ -146,7 +146,8 @@ func (s *Server) keep(p *peer, key cacheKey, token []byte, r *coap.Response) *co
 	for s.snapshots.order.Len() > 0 && s.snapshots.bytes+len(kept.Payload) > maxSnapshots {
 		s.forgetSnapshotLocked(s.snapshots.order.Front().Value.(*snapshot))
 	}
-	p.snapshots = append(p.snapshots, snap)
+	t := p.transfer()
+	t.snapshots = append(t.snapshots, snap)
 	s.snapshots.add(snap)
 	return kept
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
@@ -148,6 +150,22 @@ func TestSessionsOutlive(t *testing.T) {
 		watcher.reaches(groupcomm.Version(s.rekey()))
 		asks()
 	}
+	c := run(t, 0, "group", "liveness", "sensors", "--json", "--config", s.config)
+	live := decode[admin.LivenessInfo](t, c.out.String())
+	for _, m := range live.Members {
+		a := m.Associations
+		if len(a) != 1 || !a[0].Restored || a[0].Stale || a[0].Since == nil || m.LastHeard == nil || m.Handshakes != 0 || m.Lost != 0 {
+			t.Errorf("%+v", m)
+		}
+	}
+	if len(live.Members) != 2 {
+		t.Errorf("%d members", len(live.Members))
+	}
+	text := run(t, 0, "group", "liveness", "sensors", watcher.state().Node, "--config", s.config).out.String()
+	if !strings.Contains(text, "outlived a restart") || !strings.Contains(text, "2 observations") {
+		t.Error(text)
+	}
+	run(t, 1, "group", "liveness", "sensors", "nobody", "--config", s.config)
 	if n := r.count(); n != handshakes {
 		t.Errorf("%d more ClientHellos", n-handshakes)
 	}
