@@ -50,7 +50,10 @@ type Deps struct {
 	Access func(context.Context, coap.Peer) error
 	// Evict removes members from a group, where a policy asks for that; nil:
 	// nobody is evicted.
-	Evict      func(ctx context.Context, group string, nodes []string) error
+	Evict func(ctx context.Context, group string, nodes []string) error
+	// Reading takes what a sensor published. It does not wait, and does not keep
+	// the payload. Required with Config.Sensors.
+	Reading    func(topic string, payload []byte)
 	Log        *slog.Logger          // nil: discarded
 	Registerer prometheus.Registerer // nil: a private one
 }
@@ -65,6 +68,7 @@ type Bridge struct {
 	log    *slog.Logger
 	met    *metrics
 
+	sensors   *sensors
 	confirms  *confirmer
 	activity  *activity
 	observers observers
@@ -116,8 +120,9 @@ func New(cfg Config, d Deps) *Bridge {
 	}
 	b.met = newMetrics(d.Registerer, b)
 	b.confirms = newConfirmer(d.Store, d.Log, b.met, b.checks.add)
+	b.sensors = newSensors(b.cfg.Sensors, d.Reading)
 	if b.cfg.embedded() {
-		b.broker = newBroker(b.cfg, b.log, brokerHooks{secretHash: b.secretHash, branch: b.branch, ack: b.takeAck, present: b.present})
+		b.broker = newBroker(b.cfg, b.log, brokerHooks{secretHash: b.secretHash, branch: b.branch, ack: b.takeAck, present: b.present, sensors: b.sensors})
 	}
 	if b.cfg.mqtt() {
 		b.publisher = newPublisher(b)

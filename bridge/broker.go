@@ -36,6 +36,8 @@ type brokerHooks struct {
 	ack func(ctx context.Context, topic string, payload []byte, done func(ok bool)) bool
 	// present says that a member's session began or ended.
 	present func(ctx context.Context, rid string, here bool)
+	// sensors are peers that are no members.
+	sensors *sensors
 }
 
 // broker is the embedded MQTT broker. It keeps nothing on disk: the store has

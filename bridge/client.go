@@ -68,6 +68,10 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 			// The broker keeps acknowledgements while the gateway is away.
 			SetCleanSession(false).
 			SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) {
+				if b.sensors.took(m.Topic(), m.Payload()) {
+					m.Ack()
+					return
+				}
 				if rid, ok := parseMemberTopic(b.cfg.Prefix, m.Topic(), "presence"); ok {
 					if here := string(m.Payload()) == "1"; m.Retained() {
 						b.wasPresent(session, rid, here) // no sign of life: it is of the past
@@ -93,6 +97,12 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 	if err := c.subscribe(ctx, ackTopic(b.cfg.Prefix, "+")); err != nil {
 		c.close()
 		return nil, fmt.Errorf("bridge: subscribe to acknowledgements: %w", err)
+	}
+	for _, s := range b.cfg.Sensors {
+		if err := c.subscribe(ctx, s.Topic); err != nil {
+			c.close()
+			return nil, fmt.Errorf("bridge: subscribe to the topic of a sensor: %w", err)
+		}
 	}
 	if err := c.subscribe(ctx, presenceTopic(b.cfg.Prefix, "+")); err != nil {
 		if ctx.Err() != nil || !errors.Is(err, errSubscription) {

@@ -58,6 +58,10 @@ type Config struct {
 	// embedded broker's TLS listener, else of its plain one.
 	PublicURI string
 
+	// Sensors are peers that publish to a topic of their own and do nothing else:
+	// what they say goes to Deps.Reading.
+	Sensors []Sensor
+
 	// AsleepAfter is how long after the broker took a message a silent member
 	// counts as asleep; 0: 90 s.
 	AsleepAfter time.Duration

@@ -60,6 +60,9 @@ func (g *gate) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 		want := []byte(base64.RawURLEncoding.EncodeToString(g.secret))
 		return user == internalUser && subtle.ConstantTimeCompare(password, want) == 1
 	}
+	if s := g.hooks.sensors.of(user); s != nil {
+		return g.sensorMayConnect(cl, pk, s)
+	}
 	if len(user) > 2*ridLen {
 		return false
 	}
@@ -94,7 +97,7 @@ func (g *gate) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 // OnSessionEstablished looks again: the credential may have been revoked
 // between the check and the moment from which a revocation finds the session.
 func (g *gate) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
-	if cl.Net.Listener == internalListener {
+	if cl.Net.Listener == internalListener || g.hooks.sensors.of(string(cl.Properties.Username)) != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, lookupTimeout)
@@ -114,6 +117,9 @@ func (g *gate) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 		return true
 	}
 	user := string(cl.Properties.Username)
+	if s := g.hooks.sensors.of(user); s != nil {
+		return write && topic == s.Topic
+	}
 	if write {
 		return topic == ackTopic(g.prefix, user) || topic == presenceTopic(g.prefix, user)
 	}
@@ -159,6 +165,10 @@ func (g *gate) onBranch(user, topic string) bool {
 func (g *gate) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	if cl.Net.Listener == internalListener {
 		return pk, nil
+	}
+	if s := g.hooks.sensors.of(string(cl.Properties.Username)); s != nil {
+		g.hooks.sensors.took(pk.TopicName, pk.Payload)
+		return pk, packets.CodeSuccessIgnore // nobody subscribes to it, and nothing is kept
 	}
 	if pk.TopicName == presenceTopic(g.prefix, string(cl.Properties.Username)) {
 		// The session tells already; nobody reads it here, and nothing is kept.

@@ -46,6 +46,10 @@ type Delegate struct {
 	Hold      time.Duration   `yaml:"hold"`       // the most that a request waits for the node
 	RPS       float64         `yaml:"rps"`        // messages per second to it, and from it
 	MQTTTopic string          `yaml:"mqtt_topic"` // of a sensor that speaks MQTT only
+
+	// MQTTPasswordFile is its password at the embedded broker; its user is Name.
+	MQTTPasswordFile string `yaml:"mqtt_password_file"`
+	MQTTPassword     Secret `yaml:"-"` // filled by Bootstrap
 }
 
 // DelegateAuth says how a legacy node is recognised: one of the three.
@@ -163,6 +167,14 @@ func (c *Config) validateDelegates(f *faults) {
 		if t := d.MQTTTopic; strings.ContainsAny(t, "+#\x00") || strings.HasPrefix(t, "$") || len(t) > 256 ||
 			t != "" && (t == c.MQTT.TopicPrefix || strings.HasPrefix(t, c.MQTT.TopicPrefix+"/")) {
 			f.add(key+".mqtt_topic", "must be one topic of at most 256 bytes without + # $, outside of mqtt.topic_prefix")
+		}
+		switch {
+		case d.MQTTTopic == "" && d.MQTTPasswordFile != "":
+			f.add(key+".mqtt_password_file", "is for mqtt_topic")
+		case d.MQTTTopic != "" && c.MQTT.Broker == "" && d.MQTTPasswordFile == "":
+			f.add(key+".mqtt_password_file", "is missing: the sensor needs a password at the embedded broker, where its user is %s", d.Name)
+		case c.MQTT.Broker != "" && d.MQTTPasswordFile != "":
+			f.add(key+".mqtt_password_file", "is for the embedded broker: mqtt.broker knows its own accounts")
 		}
 		if len(d.Groups) == 0 {
 			f.add(key+".groups", "must list the groups that the node is in")

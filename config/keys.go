@@ -52,6 +52,9 @@ func (c *Config) readKeys(absent func(file string) bool) error {
 	for i := range c.Delegates {
 		a, key := &c.Delegates[i].Auth, fmt.Sprintf("delegates[%d].auth.psk_file", i)
 		r.remotePSK(key, a.PSKFile, &a.Key)
+		if b, ok := r.file(fmt.Sprintf("delegates[%d].mqtt_password_file", i), c.Delegates[i].MQTTPasswordFile, true); ok {
+			c.Delegates[i].MQTTPassword = newSecret(bytes.TrimRight(b, "\r\n"))
+		}
 	}
 	for i := range c.Groups {
 		u := &c.Groups[i].Upstream

@@ -24,6 +24,8 @@ const (
 	grace = 30 * time.Second
 	// renewAt is the part of a token's lifetime after which it is renewed.
 	renewAt = 0.75
+	// lookEvery is how often it is seen whether more members became known.
+	lookEvery = 30 * time.Second
 	// renewAgain is between two tries to renew a token.
 	renewAgain = time.Minute
 )
@@ -230,11 +232,22 @@ func (m *membership) stay(ctx context.Context, member *node.Member) error {
 
 // follow keeps each new state, and then begins to use it.
 func (m *membership) follow(ctx context.Context, member *node.Member, traffic *node.Traffic, changed <-chan struct{}) {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	known := 0
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
+		case <-look.C:
+			// Who else is in the group is asked for when it is needed, and no event.
+			if s, _ := member.State(); len(s.Peers) == known {
+				continue
+			}
+		}
+		if s, ok := member.State(); ok {
+			known = len(s.Peers)
 		}
 		if err := m.keepState(ctx, member); err != nil {
 			if ctx.Err() == nil {

@@ -135,8 +135,10 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 	protected.Layer = secure.New(secure.Config{
 		Server: g.server, Contexts: as, MaxContexts: g.cfg.Limits.Sessions, Log: g.log.With("part", "oscore"), Registerer: g.registry,
 	})
+	var delegates *delegate.Room // made below, before anything runs
 	br := bridge.New(g.bridgeConfig(), bridge.Deps{
-		Store: st, Source: late, Hub: g.server,
+		Reading: func(topic string, payload []byte) { delegates.Reading(topic, payload) },
+		Store:   st, Source: late, Hub: g.server,
 		Access: func(ctx context.Context, p coap.Peer) error {
 			_, err := as.Grant(ctx, p)
 			return err
@@ -167,6 +169,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 	if err != nil {
 		return nil, err
 	}
+	delegates = b.delegate
 	if b.rd, b.dir, err = g.registrar(late); err != nil {
 		return nil, err
 	}

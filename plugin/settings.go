@@ -121,6 +121,11 @@ func (g *Gateway) bridgeConfig() bridge.Config {
 		MemberUser: c.MQTT.MemberUser, MemberPassword: string(c.MQTT.MemberPassword.Bytes()),
 		MulticastInterface: c.Multicast.Interface, MulticastHops: c.Multicast.Hops,
 	}
+	for _, d := range c.Delegates {
+		if d.MQTTTopic != "" {
+			bc.Sensors = append(bc.Sensors, bridge.Sensor{User: d.Name, Password: d.MQTTPassword, Topic: d.MQTTTopic})
+		}
+	}
 	bc.Policies = map[string]bridge.Policy{}
 	for _, gr := range c.Groups {
 		d := gr.Delivery

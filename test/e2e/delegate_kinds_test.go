@@ -1,0 +1,361 @@
+package e2e
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/oscore"
+)
+
+// bare is a legacy node without any security: CoAP on one UDP socket.
+type bare struct {
+	t    *testing.T
+	conn *net.UDPConn
+	mid  uint16
+	got  chan *coap.Message // responses
+
+	mu    sync.Mutex
+	asked int
+}
+
+func newBare(t *testing.T) *bare {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bare{t: t, conn: conn, got: make(chan *coap.Message, 64)}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			m, err := coap.DecodeMessage(slices.Clone(buf[:n]))
+			if err != nil {
+				continue
+			}
+			if !m.Code.IsRequest() {
+				b.got <- m
+				continue
+			}
+			b.mu.Lock()
+			b.asked++
+			b.mu.Unlock()
+			r := &coap.Message{Type: coap.Acknowledgement, Code: coap.Content, ID: m.ID, Token: m.Token, Payload: []byte("bare")}
+			if out, err := r.MarshalBinary(); err == nil {
+				_, _ = conn.WriteToUDPAddrPort(out, from)
+			}
+		}
+	})
+	t.Cleanup(func() { _ = conn.Close(); wg.Wait() })
+	return b
+}
+
+// ask sends a request and waits for its response.
+func (b *bare) ask(to, path string) *coap.Message {
+	b.t.Helper()
+	b.mid++
+	m := &coap.Message{Type: coap.Confirmable, Code: coap.GET, ID: b.mid, Token: []byte{byte(b.mid)}}
+	m.Options.SetPath(coap.PathOf(path)...)
+	out, err := m.MarshalBinary()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := b.conn.WriteToUDPAddrPort(out, netip.MustParseAddrPort(to)); err != nil {
+		b.t.Fatal(err)
+	}
+	late := time.After(patience)
+	for {
+		select {
+		case r := <-b.got:
+			if r.Code != coap.Empty && string(r.Token) == string(m.Token) {
+				return r
+			}
+		case <-late:
+			b.t.Fatalf("no answer to GET %s", path)
+		}
+	}
+}
+
+// again sends a message once more, as another one, and waits for the answer.
+func (b *bare) again(m *coap.Message, to string) *coap.Message {
+	b.t.Helper()
+	b.mid++
+	out := *m
+	out.ID, out.Type, out.Token = b.mid, coap.Confirmable, []byte{0xaa, byte(b.mid >> 8), byte(b.mid)}
+	raw, err := out.MarshalBinary()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := b.conn.WriteToUDPAddrPort(raw, netip.MustParseAddrPort(to)); err != nil {
+		b.t.Fatal(err)
+	}
+	select {
+	case r := <-b.got:
+		return r
+	case <-time.After(patience):
+		b.t.Fatal("no answer to a message that was sent again")
+	}
+	return nil
+}
+
+// TestDelegateKinds: a node that sleeps is asked in its awake time, and 5.03 says when
+// it is not in time; a node without security is known by its address on one interface,
+// another address gets nothing, and neither does a flood; a sensor that speaks MQTT only
+// is read.
+func TestDelegateKinds(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	at, _ := overhear(t)
+	sleeper := s.legacyNode("sleeper")
+	s.legacyNode("dozer") // it never wakes
+	naked := newBare(t)
+	probe := newBare(t)
+	door := probe.conn.LocalAddr().String()
+	_ = probe.conn.Close()
+	password := make([]byte, 16)
+	rand.Read(password)
+	s.write("sensor.password", hex.EncodeToString(password)+"\n")
+	s.group += fmt.Sprintf("    network: {multicast: %q, leisure: 50ms, collect: 2s}\n", at)
+	groups := `    groups: [{name: sensors, roles: [requester, responder], send_path: /g, resources: [{path: /t, methods: [GET]}]}]` + "\n"
+	s.more = fmt.Sprintf(`delegates:
+  - {name: sleeper, auth: {psk_identity: sleeper, psk_file: %[1]s}, sleepy: true, awake: 1s, hold: 90s, rps: 1000,
+%[6]s    }
+  - {name: dozer, auth: {psk_identity: dozer, psk_file: %[2]s}, sleepy: true, awake: 1s, hold: 100ms, rps: 1000,
+%[6]s    }
+  - {name: naked, auth: {insecure_address: %[3]q, interface: lo, listen: %[4]q}, rps: 1,
+%[6]s    }
+  - {name: mqtt, mqtt_topic: plant/t7, mqtt_password_file: %[5]s, rps: 1000,
+%[7]s    }
+`, filepath.Join(s.dir, "sleeper.key"), filepath.Join(s.dir, "dozer.key"), naked.conn.LocalAddr(), door, filepath.Join(s.dir, "sensor.password"),
+		groups, strings.Replace(groups, "send_path: /g, ", "", 1))
+	s.configure()
+	s.run()
+	list := map[string]string{} // name → Sender ID
+	where := map[string]string{}
+	for _, d := range s.delegated(4) {
+		list[d.Delegate], where[d.Delegate] = *d.SenderID, d.Listen
+	}
+	sp := s.speaker()
+	ask := func(name, path string, code coap.Code) string {
+		t.Helper()
+		return sp.ask(where[name], nil, code, path, patience)[list[name]]
+	}
+
+	if got := ask("dozer", "/t", coap.GET); !strings.HasPrefix(got, "5.03") {
+		t.Errorf("a node that sleeps: %q", got)
+	}
+	if got := sp.ask(at, nil, coap.GET, "/t", 500*time.Millisecond); got[list["dozer"]] != "" || got[list["sleeper"]] != "" {
+		t.Errorf("sleeping nodes answer multicast: %v", got)
+	}
+	answer := make(chan string, 1)
+	go func() { answer <- ask("sleeper", "/t", coap.GET) }()
+	eventually(t, "the request is held", func() bool {
+		return metric(t, s, `groupgate_delegate_messages_total{direction="in",group="sensors",kind="request",mode="group"}`) >= 2
+	})
+	sleeper.connect(s.at["coaps"])
+	if got := <-answer; got != "2.05 sleeper/t" {
+		t.Errorf("in its awake time: %q", got)
+	}
+	if got := sleeper.wasAsked(); !slices.Equal(got, []string{"GET /t"}) {
+		t.Errorf("asked %v", got)
+	}
+
+	if r := naked.ask(door, "/gw/groups"); r.Code != coap.Content || string(r.Payload) != "sensors joined 0\n" {
+		t.Errorf("/gw/groups of an insecure node: %v %q", r.Code, r.Payload)
+	}
+	spoof := newBare(t)
+	if r := spoof.ask(door, "/gw/groups"); r.Code != coap.Unauthorized {
+		t.Errorf("another address: %v", r.Code)
+	}
+	if got := ask("naked", "/t", coap.GET); got != "2.05 bare" {
+		t.Errorf("an insecure node: %q", got)
+	}
+	refused := 0
+	for range 50 { // at a rate of one per second
+		if r := naked.ask(door, "/ace-group/sensors"); r.Code == coap.TooManyRequests {
+			refused++
+		} else if r.Code != coap.NotFound {
+			t.Fatalf("beyond its groups: %v", r.Code)
+		}
+	}
+	if refused == 0 {
+		t.Error("a flood of a legacy node is served")
+	}
+
+	connect := func(user, password string) paho.Client {
+		c := paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + s.at["mqtt"]).SetClientID("x").SetUsername(user).SetPassword(password).SetProtocolVersion(4).SetConnectRetry(false).SetAutoReconnect(false))
+		if tok := c.Connect(); !tok.WaitTimeout(patience) || tok.Error() != nil {
+			return nil
+		}
+		t.Cleanup(func() { c.Disconnect(0) })
+		return c
+	}
+	if connect("mqtt", "wrong") != nil {
+		t.Error("a sensor with a wrong password is let in")
+	}
+	if got := ask("mqtt", "/t", coap.GET); !strings.HasPrefix(got, "5.03") {
+		t.Errorf("before the first message: %q", got)
+	}
+	c := connect("mqtt", hex.EncodeToString(password))
+	if c == nil {
+		t.Fatal("the sensor is not let in")
+	}
+	for topic, payload := range map[string]string{"plant/t7": "21.5", "plant/t8": "bad", "groupgate/x/rekey": "bad"} {
+		if tok := c.Publish(topic, 1, true, payload); topic == "plant/t7" && (!tok.WaitTimeout(patience) || tok.Error() != nil) {
+			t.Fatal(tok.Error())
+		}
+		if topic != "plant/t7" && !c.IsConnectionOpen() {
+			c = connect("mqtt", hex.EncodeToString(password))
+		}
+	}
+	eventually(t, "the sensor is read", func() bool { return ask("mqtt", "/t", coap.GET) == "2.05 21.5" })
+	if got := ask("mqtt", "/t", coap.PUT); got != "4.05 " {
+		t.Errorf("PUT to a sensor: %q", got)
+	}
+}
+
+// metrics are those of the gateway, as text.
+func (s *site) metrics() string {
+	s.t.Helper()
+	resp, err := http.Get("http://" + s.at["http"] + "/metrics")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// metric reads a value of the gateway; 0: it has none.
+func metric(t *testing.T, s *site, name string) (v float64) {
+	t.Helper()
+	for line := range strings.Lines(s.metrics()) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			_, _ = fmt.Sscan(rest, &v)
+		}
+	}
+	return v
+}
+
+// TestDelegateNonces kills the gateway with SIGKILL while a delegate sends and answers,
+// again and again, and listens on the wire: no two messages of it that differ have the
+// same nonce, and what was asked before a crash is answered by a challenge under a
+// number of its own.
+func TestDelegateNonces(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	at, heard := overhear(t)
+	meter := s.legacyNode("meter")
+	s.delegates(at, "", meter)
+	s.group = strings.Replace(s.group, "collect: 2s", "collect: 200ms", 1)
+	s.configure()
+	gw := s.run()
+	id := *s.delegated(1)[0].SenderID
+	sp := s.speaker()
+	replayer := newBare(t)
+	nonces := map[string]string{} // Gid, kid, Partial IV → ciphertext
+	note := func(m *coap.Message, gid string, o oscore.Option) {
+		key := fmt.Sprintf("%s %x %x", gid, o.KID, o.PIV)
+		if was, ok := nonces[key]; ok && was != string(m.Payload) {
+			t.Errorf("two messages under the nonce %s", key)
+		}
+		nonces[key] = string(m.Payload)
+	}
+	for round := range 4 {
+		meter.connect(s.at["coaps"])
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 20 {
+				req := &coap.Request{Code: coap.GET}
+				req.Options.SetPath("g", "nobody")
+				_, _ = meter.tr.Do(soon(t), req) // the gateway may be gone
+			}
+		}()
+		eventually(t, "the delegate sends", func() bool {
+			heard.mu.Lock()
+			defer heard.mu.Unlock()
+			n := 0
+			for _, m := range heard.all {
+				if o, ok := optionOf(m); ok && hex.EncodeToString(o.KID) == id {
+					n++
+				}
+			}
+			return n >= 1+2*round
+		})
+		sp.ask(at, nil, coap.GET, "/t", 300*time.Millisecond) // overheard as well
+		gw.signal(syscall.SIGKILL)
+		_ = meter.tr.Close()
+		<-done
+		gw = s.run()
+		s.delegated(1)
+		// All requests of the other member once more.
+		heard.mu.Lock()
+		old := slices.Clone(heard.all)
+		heard.mu.Unlock()
+		for _, m := range old {
+			o, ok := optionOf(m)
+			if !ok || hex.EncodeToString(o.KID) == id {
+				continue
+			}
+			eventually(t, "the answer to a request of before the crash", func() bool {
+				r := replayer.again(m, s.delegated(1)[0].Listen)
+				value, protected := r.Options.Get(coap.OSCOREOption)
+				if !protected { // it asks first who that is, or is not there yet
+					return false
+				}
+				got, err := oscore.DecodeOption(value)
+				if err != nil || got.PIV == nil {
+					t.Fatalf("a request of before the crash is answered under its own nonce: %+v, %v", r, err)
+				}
+				got.KID, _ = hex.DecodeString(id)
+				note(r, fmt.Sprintf("%x", o.KIDContext), got)
+				return true
+			})
+		}
+	}
+	heard.mu.Lock()
+	defer heard.mu.Unlock()
+	sent := 0
+	for _, m := range heard.all {
+		if o, ok := optionOf(m); ok && hex.EncodeToString(o.KID) == id {
+			note(m, fmt.Sprintf("%x", o.KIDContext), o)
+			sent++
+		}
+	}
+	if sent < 8 || len(nonces) < sent {
+		t.Errorf("%d requests of the delegate were heard, %d nonces", sent, len(nonces))
+	}
+}
+
+// optionOf reads the OSCORE option of a group request.
+func optionOf(m *coap.Message) (oscore.Option, bool) {
+	value, ok := m.Options.Get(coap.OSCOREOption)
+	if !ok {
+		return oscore.Option{}, false
+	}
+	o, err := oscore.DecodeOption(value)
+	return o, err == nil && o.KIDContext != nil
+}
