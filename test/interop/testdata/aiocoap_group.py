@@ -11,7 +11,7 @@ import sys
 import threading
 
 from aiocoap import CHANGED, CON, POST, Message, oscore
-from aiocoap.numbers.types import ACK
+from aiocoap.numbers.types import ACK, NON
 
 LIMIT = 10  # seconds for an answer
 
@@ -57,34 +57,53 @@ def tell(**what):
     print(json.dumps(what), flush=True)
 
 
-def server(group):
+def server(group, config):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("127.0.0.1", 0))
+    hear = [sock]
+    if "multicast" in config:
+        many = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        many.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        many.bind((config["multicast"], config["multicast_port"]))
+        here = socket.inet_aton(config["multicast"]) + socket.inet_aton("127.0.0.1")
+        many.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, here)
+        hear.append(many)
     tell(port=sock.getsockname()[1])
 
-    def loop():
+    def loop(heard):
         while True:
-            raw, client = sock.recvfrom(65535)
+            raw, client = heard.recvfrom(65535)
             outer = Message.decode(raw)
-            unprotected = oscore.verify_start(outer)
-            peer = group.get_oscore_context_for(unprotected)
-            mode = "group" if oscore.COSE_COUNTERSIGNATURE0 in unprotected else "pairwise"
-            request, request_id = peer.unprotect(outer)
+            try:
+                unprotected = oscore.verify_start(outer)
+                peer = group.get_oscore_context_for(unprotected)
+                mode = "group" if oscore.COSE_COUNTERSIGNATURE0 in unprotected else "pairwise"
+                request, request_id = peer.unprotect(outer)
+            except Exception as e:
+                print("request refused:", repr(e), file=sys.stderr)
+                continue
             plain = Message(code=CHANGED, payload=f"{mode} {peer.recipient_id.hex()} {request.payload.decode()}".encode())
             by = group if request.opt.uri_path == ("group",) else group.pairwise_for(peer.recipient_id)
             response, _ = by.protect(plain, request_id)
-            response.mtype, response.mid, response.token = ACK, outer.mid, outer.token
+            response.mtype = ACK if outer.mtype == CON else NON
+            response.mid, response.token = outer.mid, outer.token
             sock.sendto(response.encode(), client)
 
-    threading.Thread(target=loop, daemon=True).start()
+    for heard in hear:
+        threading.Thread(target=loop, args=(heard,), daemon=True).start()
     sys.stdin.read()
 
 
 def client(group, config):
+    mid = 100
+    for target in config.get("targets", [config]):
+        mid = ask(group, target, mid)
+
+
+def ask(group, config, mid):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(LIMIT)
     to = bytes.fromhex(config["to"])
-    mid = 100
     for mode in "group", "pairwise":
         for path in "group", "pairwise":
             mid += 1
@@ -98,10 +117,11 @@ def client(group, config):
             answered = "group" if oscore.COSE_COUNTERSIGNATURE0 in unprotected else "pairwise"
             response, _ = by.context_from_response(unprotected).unprotect(outer, request_id)
             tell(request=mode, path=path, response=answered, payload=response.payload.decode())
+    return mid
 
 
 config = json.loads(sys.stdin.readline())
 if sys.argv[1] == "server":
-    server(context(config))
+    server(context(config), config)
 else:
     client(context(config), config)
