@@ -47,12 +47,22 @@ const (
 //
 // RFC 9203, Sections 4.1 to 4.3.
 func DialOSCORE(ctx context.Context, addr string, a *Access) (Transport, *groupcomm.TokenTransferResponse, error) {
+	return DialOSCOREVia(ctx, addr, "", a)
+}
+
+// DialOSCOREVia is [DialOSCORE] through a proxy at addr, which knows the Group Manager
+// by the name host: every message has it as Uri-Host outside of the protection (RFC
+// 8613, Section 4.1.3.2), the token post included. A proxy that asks whether the
+// address is the node's is answered (RFC 9175, Section 2.3). What it sees of the rest
+// are protected messages. host "" is no proxy.
+func DialOSCOREVia(ctx context.Context, addr, host string, a *Access) (Transport, *groupcomm.TokenTransferResponse, error) {
 	ctx, cancel := withDeadline(ctx, requestTimeout)
 	defer cancel()
 	t, err := DialUDP(ctx, addr)
 	if err != nil {
 		return nil, nil, err
 	}
+	t.(*conn).host = host
 	setup, info, err := SetUpOSCORE(ctx, t, a)
 	if err = errors.Join(err, t.Close()); err != nil {
 		return nil, nil, err
@@ -65,6 +75,7 @@ func DialOSCORE(ctx context.Context, addr string, a *Access) (Transport, *groupc
 	if err != nil {
 		return nil, nil, err
 	}
+	raw.host = host
 	return &oscoreConn{conn: raw, ctx: c, restarted: make(chan struct{}, 1)}, info, nil
 }
 
@@ -240,17 +251,31 @@ type watch struct {
 func (c *oscoreConn) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Response)) (func(context.Context) error, error) {
 	m := &coap.Message{Code: req.Code, Options: slices.Clone(req.Options), Payload: req.Payload}
 	m.Options.SetUint(coap.ObserveOption, 0)
-	quiet := silent(req)
+	if c.host != "" {
+		m.Options.Remove(coap.NoResponse) // the proxy may have to ask back
+	}
+	quiet := silent(&coap.Request{Options: m.Options})
+	var outer []byte // Echo value of the proxy
+	proven := false  // it was sent back
 	for again := 0; ; again++ {
 		p, ex, err := c.ctx.ProtectRequest(ctx, nil, m)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrLost, err)
+		}
+		if outer != nil {
+			p.Options.Set(coap.Echo, outer)
 		}
 		w := &watch{c: c, fn: fn, ex: ex}
 		var echo []byte
 		var failed error
 		first := true // go-coap calls back before observe returns
 		token, end, err := c.observe(ctx, &coap.Request{Code: p.Code, Options: p.Options, Payload: p.Payload}, quiet, func(r *coap.Response) {
+			if value, ok := c.asksBack(r); ok {
+				w.mu.Lock()
+				outer, first = value, false
+				w.mu.Unlock()
+				return
+			}
 			inner, err := w.open(r)
 			w.mu.Lock()
 			begins := first
@@ -275,10 +300,14 @@ func (c *oscoreConn) Observe(ctx context.Context, req *coap.Request, fn func(*co
 			return nil, err
 		}
 		w.mu.Lock()
-		asked, err := echo, failed
+		asked, err, back := echo, failed, outer
 		w.mu.Unlock()
 		if err != nil {
 			return nil, err
+		}
+		if back != nil && !proven {
+			proven = true
+			continue
 		}
 		if asked == nil {
 			return func(ctx context.Context) error { return w.cancel(ctx, req, token, end) }, nil

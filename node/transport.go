@@ -73,6 +73,7 @@ type conn struct {
 	cc   *client.Conn
 	dtls *dtls.Conn   // nil over plain UDP
 	raw  *dtls12.Conn // in its place, with raw public keys
+	host string       // goes into Uri-Host; "": none
 	stop chan struct{}
 	wg   sync.WaitGroup
 	once sync.Once
@@ -284,7 +285,23 @@ func (c *conn) doWith(ctx context.Context, req *coap.Request, token message.Toke
 		return nil, c.lost(ctx, err)
 	}
 	defer c.cc.ReleaseMessage(r)
-	return response(r)
+	resp, err := response(r)
+	if err != nil || req.Options.Has(coap.Echo) {
+		return resp, err
+	}
+	if echo, ok := c.asksBack(resp); ok {
+		again := req.Clone()
+		again.Options.Set(coap.Echo, echo)
+		return c.doWith(ctx, again, token)
+	}
+	return resp, nil
+}
+
+// asksBack says whether a proxy wants a request again, with an Echo value, to see
+// whether the address is ours (RFC 9175, Section 2.3).
+func (c *conn) asksBack(r *coap.Response) (echo []byte, ok bool) {
+	echo, ok = r.Options.Get(coap.Echo)
+	return echo, ok && c.host != "" && r.Code == coap.Unauthorized && !r.Options.Has(coap.OSCOREOption)
 }
 
 // observation is what go-coap gives for a registration.
@@ -457,7 +474,12 @@ func (c *conn) message(ctx context.Context, req *coap.Request) (*pool.Message, e
 	m := c.cc.AcquireMessage(ctx)
 	m.SetCode(codes.Code(req.Code))
 	m.SetToken(token)
-	m.ResetOptionsTo(messageOptions(req.Options))
+	opts := req.Options
+	if c.host != "" {
+		opts = opts.Clone()
+		opts.Set(coap.UriHost, []byte(c.host))
+	}
+	m.ResetOptionsTo(messageOptions(opts))
 	if len(req.Payload) > 0 {
 		m.SetBody(bytes.NewReader(req.Payload))
 	}

@@ -61,6 +61,8 @@ type nodeJoinCmd struct {
 
 	Interface   string        `default:"current" enum:"current,draft-03,hackathon-109" help:"Dialect to speak: current, or draft-03 or hackathon-109 where the group is served in that."`
 	OSCORE      bool          `name:"oscore" help:"Protect requests with OSCORE over plain CoAP (RFC 9203) instead of DTLS."`
+	Proxy       string        `placeholder:"HOST:PORT" help:"Plain CoAP of a proxy to send everything of --oscore through; tokens are gotten without it."`
+	ProxyName   string        `name:"proxy-name" placeholder:"NAME" help:"Name by which --proxy knows the Group Manager: proxy.hosts[].name there."`
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
 	Multicast   string        `name:"rekey-multicast" placeholder:"INTERFACE" help:"Receive rekeys by IP multicast on this interface, in a group with a key tree and a control_group_uri."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
@@ -87,6 +89,9 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	}
 	if dialect != groupcomm.Current && (c.MQTT || c.Multicast != "" || c.Sleep != 0) {
 		return errors.New("--mqtt, --rekey-multicast and --sleep are for --interface current: the older drafts have no parameter that asks for MQTT, and their nodes observe the group or ask for news every --poll")
+	}
+	if (c.Proxy != "") != (c.ProxyName != "") || c.Proxy != "" && !c.OSCORE {
+		return errors.New("--proxy goes with --proxy-name and --oscore")
 	}
 	if dialect != groupcomm.Current && c.OSCORE {
 		return errors.New("--oscore is for --interface current")
@@ -192,7 +197,7 @@ func (c *nodeJoinCmd) associate(ctx context.Context, at nodeAddrs, access *node.
 	if c.OSCORE {
 		first, cancel := context.WithTimeout(ctx, nodeDialTimeout)
 		defer cancel()
-		t, transfer, err := node.DialOSCORE(first, at.coap, access)
+		t, transfer, err := node.DialOSCOREVia(first, at.coap, c.ProxyName, access)
 		if err != nil {
 			return nil, nil, nil, nodeAdvice("post the access token to", at.coap, err)
 		}
@@ -222,7 +227,7 @@ func (c *nodeJoinCmd) dialer(at nodeAddrs, access *node.Access) func(context.Con
 		defer cancel()
 		switch {
 		case c.OSCORE:
-			t, _, err := node.DialOSCORE(ctx, at.coap, access)
+			t, _, err := node.DialOSCOREVia(ctx, at.coap, c.ProxyName, access)
 			return t, err
 		case access.PrivateKey != nil:
 			return node.DialRawKey(ctx, at.coaps, access.PrivateKey, access.ServerKey)
@@ -348,6 +353,9 @@ func (c *nodeJoinCmd) locate() (nodeAddrs, node.Client, error) {
 	}
 	if c.CoAPSPort != 0 {
 		coapsPort = strconv.Itoa(c.CoAPSPort)
+	}
+	if c.Proxy != "" {
+		return nodeAddrs{coap: c.Proxy, coaps: net.JoinHostPort(host, coapsPort)}, client, nil
 	}
 	return nodeAddrs{coap: net.JoinHostPort(host, coapPort), coaps: net.JoinHostPort(host, coapsPort)}, client, nil
 }

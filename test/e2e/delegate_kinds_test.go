@@ -299,7 +299,7 @@ func TestDelegateNonces(t *testing.T) {
 			defer heard.mu.Unlock()
 			n := 0
 			for _, m := range heard.all {
-				if o, ok := optionOf(m); ok && hex.EncodeToString(o.KID) == id {
+				if o, ok := groupOption(m); ok && hex.EncodeToString(o.KID) == id {
 					n++
 				}
 			}
@@ -316,7 +316,7 @@ func TestDelegateNonces(t *testing.T) {
 		old := slices.Clone(heard.all)
 		heard.mu.Unlock()
 		for _, m := range old {
-			o, ok := optionOf(m)
+			o, ok := groupOption(m)
 			if !ok || hex.EncodeToString(o.KID) == id {
 				continue
 			}
@@ -340,7 +340,7 @@ func TestDelegateNonces(t *testing.T) {
 	defer heard.mu.Unlock()
 	sent := 0
 	for _, m := range heard.all {
-		if o, ok := optionOf(m); ok && hex.EncodeToString(o.KID) == id {
+		if o, ok := groupOption(m); ok && hex.EncodeToString(o.KID) == id {
 			note(m, fmt.Sprintf("%x", o.KIDContext), o)
 			sent++
 		}
@@ -350,8 +350,8 @@ func TestDelegateNonces(t *testing.T) {
 	}
 }
 
-// optionOf reads the OSCORE option of a group request.
-func optionOf(m *coap.Message) (oscore.Option, bool) {
+// groupOption reads the OSCORE option of a group request.
+func groupOption(m *coap.Message) (oscore.Option, bool) {
 	value, ok := m.Options.Get(coap.OSCOREOption)
 	if !ok {
 		return oscore.Option{}, false
