@@ -126,11 +126,15 @@ func TestRawKeys(t *testing.T) {
 			})
 			g.unwelcome(a)
 
-			// The key of the gateway lasts.
+			// The key of the gateway lasts, and so does an association.
 			if err := g.stop(); err != nil {
 				t.Fatal(err)
 			}
+			g.cfg.Listen.CoAPS = g.at.CoAPS
 			g.start(t)
+			if r, err := n.wire.Do(soon(t), req); err != nil || r.Code != coap.Content {
+				t.Errorf("the association of before: %v, %v", r, err)
+			}
 			again := g.dialRaw(b)
 			if r, err := again.Do(soon(t), req); err != nil || r.Code != coap.Content {
 				t.Errorf("after a restart: %v, %v", r, err)
