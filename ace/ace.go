@@ -59,6 +59,8 @@ type Deps struct {
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are kept to ourselves
 
+	Hub coap.Hub // reaches observers of the list of revoked tokens; nil: they are not told
+
 	// Dropped is told which Security Contexts are not to be used any more; it
 	// does not wait. nil: nobody is told.
 	Dropped func([]coap.LinkID)
@@ -72,6 +74,7 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	dropped func([]coap.LinkID)
+	hub     coap.Hub
 
 	identities map[string]*PSKPeer
 	handshakes *handshakes
@@ -104,6 +107,7 @@ func New(cfg Config, d Deps) *Server {
 		store:      d.Store,
 		groups:     d.Groups,
 		log:        d.Log,
+		hub:        d.Hub,
 		dropped:    d.Dropped,
 		metrics:    newMetrics(d.Registerer),
 		identities: make(map[string]*PSKPeer, len(cfg.PSK)),

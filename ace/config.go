@@ -124,6 +124,10 @@ type PSKPeer struct {
 	// MayIntrospect lets a Resource Server ask the embedded AS about tokens for
 	// the audience that is its identity.
 	MayIntrospect bool
+
+	// MayList makes it an administrator of RFC 9770: it reads the whole list of
+	// revoked tokens.
+	MayList bool
 }
 
 // ASConfig is the embedded Authorization Server. It protects tokens with the

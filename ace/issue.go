@@ -294,8 +294,11 @@ func (s *Server) rememberIssued(ctx context.Context, r IssueRequest, entry *Toke
 	if client == nil {
 		client = []byte{}
 	}
-	sealed := s.store.Seal(issuedContext(kid), key)
+	sealed, hash := s.store.Seal(issuedContext(kid), key), cwt.Hash(i.Token)
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
+		if err := s.noteGranted(tx, client, i, hash); err != nil {
+			return err
+		}
 		if r.node != nil {
 			if err := stillEnrolled(tx, r.node); err != nil {
 				return err

@@ -3,16 +3,17 @@ package ace
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	posts   *prometheus.CounterVec // code
-	lookups *prometheus.CounterVec // kind, result
-	issues  *prometheus.CounterVec // result
-	ended   *prometheus.CounterVec // reason
-	asked   *prometheus.CounterVec // result
-	stored  prometheus.Gauge
-	nodes   prometheus.Gauge
-	trl     *prometheus.CounterVec // result
-	trlSeen *prometheus.GaugeVec   // issuer
-	trlSize *prometheus.GaugeVec   // issuer
+	posts     *prometheus.CounterVec // code
+	lookups   *prometheus.CounterVec // kind, result
+	issues    *prometheus.CounterVec // result
+	ended     *prometheus.CounterVec // reason
+	asked     *prometheus.CounterVec // result
+	stored    prometheus.Gauge
+	nodes     prometheus.Gauge
+	trl       *prometheus.CounterVec // result
+	trlServed *prometheus.CounterVec // kind
+	trlSeen   *prometheus.GaugeVec   // issuer
+	trlSize   *prometheus.GaugeVec   // issuer
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -38,6 +39,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		trl: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_ace_trl_updates_total", Help: "Token Revocation Lists received or missed, by result (applied, refused, away).",
 		}, []string{"result"}),
+		trlServed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "groupgate_ace_trl_queries_total", Help: "Queries of the Token Revocation List of the embedded Authorization Server, by kind (full, diff, refused).",
+		}, []string{"kind"}),
 		trlSeen: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "groupgate_ace_trl_seen_timestamp_seconds", Help: "When a Token Revocation List was last applied.",
 		}, []string{"issuer"}),
@@ -51,6 +55,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "groupgate_ace_enrolled_nodes", Help: "Nodes that are enrolled as clients of the embedded Authorization Server.",
 		}),
 	}
-	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.asked, m.stored, m.nodes, m.trl, m.trlSeen, m.trlSize)
+	reg.MustRegister(m.posts, m.lookups, m.issues, m.ended, m.asked, m.stored, m.nodes, m.trl, m.trlServed, m.trlSeen, m.trlSize)
 	return m
 }

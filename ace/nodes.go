@@ -298,6 +298,13 @@ func (s *Server) revokeClient(tx *store.Tx, client string, now int64) error {
 	if _, err := tx.Exec(`UPDATE ace_issued SET blocked = ? WHERE client = ?`, now, []byte(client)); err != nil {
 		return err
 	}
+	listed, err := s.list(tx, "client", []byte(client), now)
+	if err != nil {
+		return err
+	}
+	if err := changeList(tx, nil, listed); err != nil {
+		return err
+	}
 	for _, kid := range kids {
 		k, err := issuedKeyRow(tx, kid)
 		if errors.Is(err, store.ErrNotFound) {

@@ -55,6 +55,7 @@ func (s *Server) revokeAll(ctx context.Context, hashes [][]byte) (ended int, err
 		err := s.store.Update(ctx, func(tx *store.Tx) error {
 			now := time.Now().Unix()
 			n = 0
+			var listed []granted
 			for _, hash := range batch {
 				found, err := s.revoke(tx, hash, now)
 				if err != nil {
@@ -63,6 +64,14 @@ func (s *Server) revokeAll(ctx context.Context, hashes [][]byte) (ended int, err
 				if found {
 					n++
 				}
+				fresh, err := s.list(tx, "hash", hash, now)
+				if err != nil {
+					return err
+				}
+				listed = append(listed, fresh...)
+			}
+			if err := changeList(tx, nil, listed); err != nil {
+				return err
 			}
 			// RFC 9770, Section 11.1: under pressure the oldest hashes go first.
 			var kept int64

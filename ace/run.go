@@ -24,6 +24,9 @@ func (s *Server) Run(ctx context.Context) error {
 			lists.Go(func() { s.followTRL(ctx, e) })
 		}
 	}
+	if s.hub != nil && s.cfg.AS != nil {
+		lists.Go(func() { s.tellTRL(ctx) })
+	}
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
 	for {
@@ -103,6 +106,7 @@ func (s *Server) purge(ctx context.Context) (next time.Time, err error) {
 		}{
 			{`SELECT COALESCE(MIN(expires), 0) FROM ace_tokens WHERE expires > 0`, 0},
 			{`SELECT COALESCE(MIN(expires), 0) FROM ace_exi`, 0},
+			{`SELECT COALESCE(MIN(expires), 0) FROM ace_granted WHERE revoked > 0`, 0},
 			{`SELECT COALESCE(MIN(gone), 0) FROM ace_keys WHERE gone > 0`, keyLinger},
 			{`SELECT COALESCE(MIN(stored), 0) FROM ace_keys WHERE used = 0`, s.cfg.Limits.UnusedAfter},
 		} {
@@ -143,6 +147,13 @@ func (s *Server) purgeBatch(tx *store.Tx, now int64) (more bool, err error) {
 		return false, err
 	}
 	if _, err := tx.Exec(`DELETE FROM ace_revoked WHERE expires > 0 AND expires <= ?`, now); err != nil {
+		return false, err
+	}
+	over, err := unlist(tx, now)
+	if err != nil {
+		return false, err
+	}
+	if err := changeList(tx, over, nil); err != nil {
 		return false, err
 	}
 	forgotten, err := tx.Exec(`DELETE FROM ace_issued WHERE expires <= ?`, now-int64(issuedLinger/time.Second))

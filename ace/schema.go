@@ -69,7 +69,7 @@ CREATE TABLE ace_issued (
 	expires  INTEGER NOT NULL
 );
 CREATE INDEX ace_issued_expires ON ace_issued (expires);
-`, schemaNodes, schemaTwins, schemaContexts, schemaKeypairs, schemaPublic}}
+`, schemaNodes, schemaTwins, schemaContexts, schemaKeypairs, schemaPublic, schemaTRL}}
 }
 
 // ace_nodes: clients that were enrolled, with their keys, sealed, and what
@@ -123,6 +123,34 @@ CREATE TABLE ace_keypairs (
 // ace_keys.public: a public key, as SubjectPublicKeyInfo; NULL with symmetric ones.
 const schemaPublic = `
 ALTER TABLE ace_keys ADD COLUMN public BLOB;
+`
+
+// ace_granted: tokens that the embedded Authorization Server issued; revoked is
+// when, 0 when they are not. ace_trl: the latest changes of the list of revoked
+// tokens for each who may ask for it, token hashes one behind the other;
+// ace_trl_last the index of the newest.
+const schemaTRL = `
+CREATE TABLE ace_granted (
+	hash     BLOB NOT NULL PRIMARY KEY,
+	client   BLOB NOT NULL,
+	audience TEXT NOT NULL,
+	expires  INTEGER NOT NULL,
+	revoked  INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX ace_granted_client ON ace_granted (client, expires);
+CREATE INDEX ace_granted_expires ON ace_granted (expires);
+CREATE INDEX ace_granted_revoked ON ace_granted (expires) WHERE revoked > 0;
+CREATE TABLE ace_trl_last (
+	requester BLOB NOT NULL PRIMARY KEY,
+	idx       INTEGER NOT NULL
+);
+CREATE TABLE ace_trl (
+	requester BLOB NOT NULL,
+	idx       INTEGER NOT NULL,
+	removed   BLOB NOT NULL,
+	added     BLOB NOT NULL,
+	PRIMARY KEY (requester, idx)
+);
 `
 
 // The token hash of a token's other encoding, see ace_tokens.

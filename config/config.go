@@ -106,7 +106,7 @@ type PSK struct {
 	Identity string   `yaml:"identity"`
 	Key      Secret   `yaml:"key"`      // hex in the file; filled by Bootstrap
 	KeyFile  string   `yaml:"key_file"` // hex
-	May      []string `yaml:"may"`      // "token", "introspect", "proxy"
+	May      []string `yaml:"may"`      // "token", "introspect", "trl", "proxy"
 }
 
 // AuthorizationServer is the embedded AS. It protects tokens with the key of

@@ -138,7 +138,7 @@ func (c *Config) validateProxy(f *faults) {
 }
 
 // ownPaths begin the paths that the gateway serves itself.
-var ownPaths = []string{"authz-info", "token", "introspect", "ace-group", "group-oscore", "gw", "manage", ".well-known"}
+var ownPaths = []string{"authz-info", "token", "introspect", "revoke", "ace-group", "group-oscore", "gw", "manage", ".well-known"}
 
 func (c *Config) validateUpstream(f *faults, key, uri string, v *ProxyVia) (hasPath bool) {
 	scheme, host, _, path, err := SplitTarget(uri)

@@ -129,7 +129,7 @@ func (c *Config) validatePSK(f *faults) {
 		}
 		for j, may := range p.May {
 			k := fmt.Sprintf("%s.may[%d]", key, j)
-			oneOf(f, k, may, "token", "introspect", "proxy")
+			oneOf(f, k, may, "token", "introspect", "trl", "proxy")
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/plgd-dev/go-coap/v3/mux"
 
+	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/ace/cwt"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
@@ -175,4 +176,77 @@ func TestRevocationOverCoAPS(t *testing.T) {
 	serveCoAPS(t, at, "rs2", keyRS, list)
 	eventually(t, "the third is evicted", func() bool { return members() == 1 })
 	eventually(t, "the list is observed again", list.observed)
+}
+
+// The list of the embedded Authorization Server, followed by another gateway: a
+// token that the operator revokes at the one admits nobody at the other.
+func TestRevocationServed(t *testing.T) {
+	t.Parallel()
+	as, _ := running(t, authority(t))
+	at, _ := serveGateway(t, "127.0.0.1:0", as)
+
+	c := config.Default()
+	c.Listen.CoAPS = ""
+	c.AuthorizationServer.Enabled = false
+	c.Tokens = []config.Token{{
+		Issuer: "as1", Audience: "rs2", ASURI: "coaps://" + at + "/token",
+		Introspect: config.Introspect{URI: "coaps://" + at + "/introspect", Identity: "rs2", KeyFile: keyFile(t, keyRS)},
+		Revocation: config.Revocation{URI: "coaps://" + at + "/revoke/trl", Identity: "rs2", KeyFile: keyFile(t, keyRS), Interval: time.Hour},
+	}}
+	g := config.DefaultGroup()
+	g.Name = "g1"
+	c.Groups = []config.Group{g}
+	rs, _ := running(t, c)
+	eventually(t, "the list is observed", func() bool { return metricOfList(t, as, "full") })
+
+	stored, unseen := tokenOf(t, at), tokenOf(t, at)
+	if got := postTo(t, rs, stored.Token); got != coap.Created {
+		t.Fatalf("a token of the AS: %v", got)
+	}
+	if _, err := as.rooms.Load().access.(*ace.Server).RevokeTokens(t.Context(), stored.Token, unseen.Token); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the token is ended", func() bool {
+		_, err := rs.psk(stored.Identity())
+		return err != nil
+	})
+	for _, a := range []*node.Access{stored, unseen} {
+		if got := postTo(t, rs, a.Token); got != coap.Unauthorized {
+			t.Errorf("a listed token: %v", got)
+		}
+	}
+	// The client sees its own part as well.
+	for identity, key := range map[string][]byte{"clientF": keyF, "rs2": keyRS} {
+		tr, err := node.DialDTLS(t.Context(), at, []byte(identity), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := &coap.Request{Code: coap.GET}
+		req.Options.SetPath("revoke", "trl")
+		r, err := tr.Do(t.Context(), req)
+		if err != nil || r.Code != coap.Content || bytes.Count(r.Payload, []byte{0x58, 0x21, 1}) != 2 {
+			t.Errorf("%s: %v, %v", identity, r, err)
+		}
+		_ = tr.Close()
+	}
+}
+
+// metricOfList says whether the list was asked for.
+func metricOfList(t *testing.T, g *Gateway, kind string) bool {
+	t.Helper()
+	families, err := g.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "groupgate_ace_trl_queries_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if m.GetLabel()[0].GetValue() == kind && m.GetCounter().GetValue() > 0 {
+				return true
+			}
+		}
+	}
+	return false
 }

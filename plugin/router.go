@@ -14,6 +14,8 @@ const (
 	pathAuthzInfo  = "authz-info"
 	pathToken      = "token"
 	pathIntrospect = "introspect"
+	pathRevoke     = "revoke"
+	pathTRL        = "trl"
 	pathGroups     = "ace-group"
 	pathLegacy     = "group-oscore" // groups in the dialects of 2019 and 2020
 	pathGateway    = "gw"           // what is this gateway's own
@@ -136,6 +138,8 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 		return r.token.ServeCoAP(ctx, req)
 	case len(path) == 1 && path[0] == pathIntrospect:
 		return r.introspect.ServeCoAP(ctx, req)
+	case len(path) == 2 && path[0] == pathRevoke && path[1] == pathTRL:
+		return r.revoked.ServeCoAP(ctx, req)
 	case groupPath(path):
 		return r.groups.ServeCoAP(ctx, req)
 	case mePath(path):

@@ -130,7 +130,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		audit.Deps{Store: st, Log: g.log.With("part", "audit"), Registerer: g.registry})
 	protected := &lateLayer{}
 	as := ace.New(acfg, ace.Deps{
-		Store: st, Groups: late, Log: g.log.With("part", "ace"), Registerer: g.registry, Dropped: protected.drop,
+		Store: st, Groups: late, Log: g.log.With("part", "ace"), Registerer: g.registry, Dropped: protected.drop, Hub: g.server,
 	})
 	protected.Layer = secure.New(secure.Config{
 		Server: g.server, Contexts: as, MaxContexts: g.cfg.Limits.Sessions, Log: g.log.With("part", "oscore"), Registerer: g.registry,
@@ -224,7 +224,7 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
-	return &rooms{access: b.ace, rawKey: b.rawKey, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), secure: b.secure, groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
+	return &rooms{access: b.ace, rawKey: b.rawKey, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), revoked: b.ace.RevokedTokens(), secure: b.secure, groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
 		me: b.bridge.Me(), delegates: b.delegate, proxy: b.proxy, alive: func(p coap.Peer) {
 			b.bridge.Alive(p)
 			b.delegate.Heard(p)

@@ -27,6 +27,7 @@ func (g *Gateway) aceConfig() (ace.Config, error) {
 		out.PSK = append(out.PSK, ace.PSKPeer{
 			Identity: []byte(p.Identity), Key: p.Key,
 			MayToken: slices.Contains(p.May, "token"), MayIntrospect: slices.Contains(p.May, "introspect"),
+			MayList: slices.Contains(p.May, "trl"),
 		})
 	}
 	if c.AuthorizationServer.Enabled {

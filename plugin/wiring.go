@@ -76,6 +76,7 @@ type rooms struct {
 	authzInfo  coap.Handler
 	token      coap.Handler
 	introspect coap.Handler
+	revoked    coap.Handler  // /revoke/trl
 	secure     *secure.Layer // requests that OSCORE protects
 	groups     groups
 	me         coap.Handler    // /gw/me
