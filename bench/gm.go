@@ -17,6 +17,7 @@ import (
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/gm/gmtest"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/groupcomm/keytree"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -24,6 +25,7 @@ import (
 const (
 	pollGroup   = "bench-poll"  // its members ask, or observe
 	mqttGroup   = "bench-mqtt"  // every member has a message of its own
+	treeGroup   = "bench-tree"  // its members are in a key tree
 	gmRounds    = 5             // of what is not done n times; the median counts
 	maxCredBody = 64 << 20      // what the reader of all credentials takes
 	benchPeer   = 1_000_000_000 // requests per second: no budget is measured
@@ -33,7 +35,8 @@ const (
 // two groups, 64 at once and durable; a blockwise FETCH of all credentials of
 // a group of n; and the rekey of a group of n, durable, once for members that
 // ask or observe and once for members on MQTT, each of whom gets a message that
-// is protected for it alone.
+// is protected for it alone; and in a group with a key tree a leave and the rekey
+// after it, with the number of messages and against the rekey of members one by one.
 //
 // The floors are what cannot be done without: for a join one Ed25519
 // verification and one signature, for a rekey over MQTT one signature for each
@@ -62,7 +65,8 @@ func GM(ctx context.Context, dir, dsn string, n int, progress func(string)) (out
 	b := &gmBench{st: st, n: n, progress: progress, auth: &gmtest.Authority{}}
 	late := &struct{ *gm.Manager }{}
 	br := bridge.New(bridge.Config{Listen: "127.0.0.1:0"}, bridge.Deps{Store: st, Source: late, Hub: noHub{}})
-	groups := []groupcomm.GroupConfig{groupcomm.DefaultGroupConfig(pollGroup), groupcomm.DefaultGroupConfig(mqttGroup)}
+	groups := []groupcomm.GroupConfig{groupcomm.DefaultGroupConfig(pollGroup), groupcomm.DefaultGroupConfig(mqttGroup), groupcomm.DefaultGroupConfig(treeGroup)}
+	groups[2].KeyTree, groups[2].BatchWindow = keytree.DefaultDegree, time.Hour // the benchmark rekeys
 	b.m = gm.New(gm.Config{Groups: groups}, gm.Deps{Store: st, Authority: b.auth, Delivery: br})
 	late.Manager = b.m
 	if err := b.m.Setup(ctx); err != nil {
@@ -119,7 +123,7 @@ func (b *gmBench) measure(ctx context.Context) ([]Result, error) {
 		return nil, err
 	}
 
-	reader, perSecond, err := b.joins(ctx, pollGroup, nil)
+	readers, perSecond, err := b.joins(ctx, pollGroup, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +135,7 @@ func (b *gmBench) measure(ctx context.Context) ([]Result, error) {
 	out = append(out, b.row("mqtt_joins_per_second", "1/s", perSecond).against("floor", floor.perSecond))
 
 	b.progress(fmt.Sprintf("FETCH of %d credentials", b.n))
-	took, size, err := b.fetchCreds(ctx, reader)
+	took, size, err := b.fetchCreds(ctx, readers[0])
 	if err != nil {
 		return nil, err
 	}
@@ -145,17 +149,69 @@ func (b *gmBench) measure(ctx context.Context) ([]Result, error) {
 	if took, err = b.rekeys(ctx, mqttGroup); err != nil {
 		return nil, err
 	}
-	return append(out, b.row("rekey_mqtt", "ms", milliseconds(took)).below("floor", milliseconds(sign)*float64(b.n))), nil
+	out = append(out, b.row("rekey_mqtt", "ms", milliseconds(took)).below("floor", milliseconds(sign)*float64(b.n)))
+	rows, err := b.tree(ctx, floor.perSecond, milliseconds(took))
+	return append(out, rows...), err
+}
+
+// tree measures leaves in a group with a key tree; alone is how long the rekey of
+// members takes that are told one by one.
+func (b *gmBench) tree(ctx context.Context, floor, alone float64) ([]Result, error) {
+	leavers, perSecond, err := b.joins(ctx, treeGroup, &groupcomm.Delivery{Channel: "mqtt", Tree: true})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := b.m.Rekey(ctx, treeGroup, "benchmark"); err != nil {
+		return nil, err
+	}
+	b.progress(fmt.Sprintf("leaves in a key tree of %d members", b.n))
+	var took, cpu []time.Duration
+	messages := 0
+	for i := range min(gmRounds, b.n-1) {
+		j := leavers[i*b.n/gmRounds]
+		begin, busy := time.Now(), cpuTime()
+		r, err := b.m.ServeCoAP(ctx, j.Request(coap.DELETE, nil, "ace-group", treeGroup, "nodes", j.Path[3]))
+		if err == nil && r.Code != coap.Deleted {
+			err = fmt.Errorf("bench: a leave is answered %v", r.Code)
+		}
+		if err != nil {
+			return nil, err
+		}
+		num, err := b.m.Rekey(ctx, treeGroup, "benchmark")
+		if err != nil {
+			return nil, err
+		}
+		took, cpu = append(took, time.Since(begin)), append(cpu, cpuTime()-busy)
+		n, err := b.treeMessages(ctx, num)
+		if err != nil {
+			return nil, err
+		}
+		messages = max(messages, n)
+	}
+	return []Result{
+		b.row("tree_joins_per_second", "1/s", perSecond).against("floor", floor),
+		b.row("tree_leave", "ms", milliseconds(percentile(took, 50))).below("point-to-point", alone),
+		b.row("tree_leave_cpu", "ms", milliseconds(percentile(cpu, 50))),
+		b.row("tree_leave_messages", "1", float64(messages)).below("point-to-point", float64(b.n)),
+	}, nil
+}
+
+// treeMessages counts the messages of a version, of which there is one tree.
+func (b *gmBench) treeMessages(ctx context.Context, num uint64) (n int, err error) {
+	err = b.st.View(ctx, func(tx *store.Tx) error {
+		return tx.QueryRow(`SELECT COUNT(*) FROM bridge_tree_message WHERE num = ?`, int64(num)).Scan(&n)
+	})
+	return n, err
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// joins makes n nodes, then has them join, and returns one of them.
-func (b *gmBench) joins(ctx context.Context, group string, delivery *groupcomm.Delivery) (*gmtest.Joiner, float64, error) {
+// joins makes n nodes, then has them join, and returns them.
+func (b *gmBench) joins(ctx context.Context, group string, delivery *groupcomm.Delivery) ([]*gmtest.Joiner, float64, error) {
 	b.progress(fmt.Sprintf("%d joins to %s", b.n, group))
 	const roles = groupcomm.Requester | groupcomm.Responder
 	reqs := make([]*coap.Request, b.n)
-	var first *gmtest.Joiner
+	nodes := make([]*gmtest.Joiner, b.n)
 	for i := range reqs {
 		j, err := gmtest.NewJoiner(fmt.Sprintf("%s-%d", group, i), cose.AlgEdDSA)
 		if err != nil {
@@ -171,9 +227,7 @@ func (b *gmBench) joins(ctx context.Context, group string, delivery *groupcomm.D
 		}
 		msg.Delivery = delivery
 		reqs[i] = j.Request(coap.POST, msg.Encode(), "ace-group", group)
-		if first == nil {
-			first = j
-		}
+		nodes[i] = j
 	}
 	begin := time.Now()
 	err := each(ctx, b.n, func(ctx context.Context, i int) error {
@@ -181,9 +235,12 @@ func (b *gmBench) joins(ctx context.Context, group string, delivery *groupcomm.D
 		if err == nil && r.Code != coap.Created {
 			err = fmt.Errorf("bench: a join is answered %v", r.Code)
 		}
+		if err == nil {
+			nodes[i].Path = r.Options.Strings(coap.LocationPath)
+		}
 		return err
 	})
-	return first, float64(b.n) / time.Since(begin).Seconds(), err
+	return nodes, float64(b.n) / time.Since(begin).Seconds(), err
 }
 
 // fetchCreds reads all credentials block by block, through the server core and

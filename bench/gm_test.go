@@ -19,7 +19,8 @@ func TestGM(t *testing.T) {
 			t.Errorf("half a peer: %+v", r)
 		}
 	}
-	for _, want := range []string{"joins_per_second", "mqtt_joins_per_second", "fetch_creds", "fetch_creds_size", "rekey", "rekey_mqtt"} {
+	for _, want := range []string{"joins_per_second", "mqtt_joins_per_second", "fetch_creds", "fetch_creds_size", "rekey", "rekey_mqtt",
+		"tree_joins_per_second", "tree_leave", "tree_leave_cpu", "tree_leave_messages"} {
 		if !names[want] {
 			t.Errorf("no %s", want)
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,58 +30,83 @@ const (
 	rekeyTime     = 2 * time.Minute       // for one rekey to reach everybody
 	observeGroup  = "bench-observe"
 	overMQTTGroup = "bench-over-mqtt"
+	overTreeGroup = "bench-over-tree"
 	newcomerGroup = "bench-newcomers"
 )
 
 // Rekey measures how long a rekey takes to reach every member of a group of n
 // and to be confirmed by it, on disk: once for members that observe the group
-// over DTLS, once for members on the embedded broker; what that sends; and how
-// long joins into another group take meanwhile, one after the other. Nodes and
-// gateway share this process, so the figures include the nodes' own work.
+// over DTLS, once for members on the embedded broker that are told one by one, and
+// once for members there that follow a key tree, after one of them is evicted; what
+// that sends; and how long joins into another group take meanwhile, one after the
+// other. The peer of the key tree are the members that are told one by one, in the
+// same run. Nodes and gateway share this process, so the figures include the nodes'
+// own work.
+//
+// n is the number of members that observe, mqtt that of those on the broker, 0: as
+// many; each takes some descriptors.
 //
 // messages_sent and bytes_sent are those of one rekey: messages handed to the
 // network or the broker, and the bytes of the rekey in them, without the headers
 // of CoAP, DTLS and MQTT.
 //
 // dir is an empty folder for the gateway's data; progress may be nil.
-func Rekey(ctx context.Context, dir string, n int, progress func(string)) ([]Result, error) {
+func Rekey(ctx context.Context, dir string, n, mqtt int, progress func(string)) ([]Result, error) {
 	if n <= 0 {
 		return nil, fmt.Errorf("bench: %d members make no benchmark", n)
 	}
 	if progress == nil {
 		progress = func(string) {}
 	}
-	groups := []string{observeGroup, overMQTTGroup, newcomerGroup}
+	if mqtt == 0 {
+		mqtt = n
+	}
+	groups := []string{observeGroup, overMQTTGroup, overTreeGroup, newcomerGroup}
 	return withGateway(ctx, dir, groups, func(ctx context.Context, cfg *config.Config, at host.Addrs) (out []Result, err error) {
-		b := &rekeyBench{cfg: cfg, at: at, n: n, progress: progress, api: admin.NewClient(at.HTTP, string(cfg.AdminToken.Bytes()))}
-		for _, kind := range []struct {
-			bench, group, channel string
-			mqtt                  bool
-		}{{"rekey-observe", observeGroup, "observe", false}, {"rekey-mqtt", overMQTTGroup, "mqtt", true}} {
-			rows, err := b.measure(ctx, kind.bench, kind.group, kind.channel, kind.mqtt)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, rows...)
+		b := &rekeyBench{cfg: cfg, at: at, progress: progress, api: admin.NewClient(at.HTTP, string(cfg.AdminToken.Bytes()))}
+		if out, err = b.measure(ctx, rekeyKind{bench: "rekey-observe", group: observeGroup, channel: "observe", n: n}); err != nil {
+			return nil, err
 		}
-		return out, nil
+		alone, err := b.measure(ctx, rekeyKind{bench: "rekey-mqtt", group: overMQTTGroup, channel: "mqtt", n: mqtt, mqtt: true})
+		if err != nil {
+			return nil, err
+		}
+		tree, err := b.measure(ctx, rekeyKind{bench: "rekey-tree", group: overTreeGroup, channel: "mqtt", n: mqtt, mqtt: true, leave: true})
+		if err != nil {
+			return nil, err
+		}
+		for i := range tree {
+			tree[i] = tree[i].below("point-to-point", alone[i].Ours)
+		}
+		return append(append(out, alone...), tree...), nil
 	})
+}
+
+// rekeyKind is one way in which members are told.
+type rekeyKind struct {
+	bench, group, channel string
+	n                     int
+	mqtt                  bool
+	leave                 bool // a member is evicted, instead of a rekey without a cause
 }
 
 type rekeyBench struct {
 	cfg      *config.Config
 	at       host.Addrs
 	api      *admin.Client
-	n        int
 	progress func(string)
 	made     int // nodes so far
 }
 
 // measure fills a group with nodes that follow it, and rekeys it.
-func (b *rekeyBench) measure(ctx context.Context, bench, group, channel string, mqtt bool) (rows []Result, err error) {
-	b.progress(fmt.Sprintf("%d nodes join %s", b.n, group))
-	members, err := b.nodes(ctx, b.n, group, mqtt, true)
-	defer closeAll(members)
+func (b *rekeyBench) measure(ctx context.Context, k rekeyKind) (rows []Result, err error) {
+	b.progress(fmt.Sprintf("%d nodes join %s", k.n, k.group))
+	leavers := 0
+	if k.leave {
+		leavers = rekeyRounds
+	}
+	members, err := b.nodes(ctx, k.n+leavers, k.group, k.mqtt, true)
+	defer func() { closeAll(members) }()
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +117,7 @@ func (b *rekeyBench) measure(ctx context.Context, bench, group, channel string, 
 		wg.Go(func() { _ = m.Follow(following) }) // ends with the benchmark
 	}
 	b.progress("a first rekey, until everybody is reached")
-	if _, err := b.rekey(ctx, group, nil); err != nil {
+	if _, err := b.rekey(ctx, k.group, "", nil); err != nil {
 		return nil, err
 	}
 
@@ -104,10 +130,17 @@ func (b *rekeyBench) measure(ctx context.Context, bench, group, channel string, 
 			closeAll(newcomers)
 			return nil, err
 		}
-		before, err := b.sent(ctx, channel)
+		out := ""
+		if k.leave { // one in the middle of the tree
+			i := len(members) / 2
+			s, _ := members[i].State()
+			defer closeAll([]*node.Member{members[i]})
+			out, members = s.Node, slices.Delete(members, i, i+1)
+		}
+		before, err := b.sent(ctx, k.channel)
 		if err == nil {
 			var r rekeyRound
-			if r, err = b.rekey(ctx, group, newcomers); err == nil {
+			if r, err = b.rekey(ctx, k.group, out, newcomers); err == nil {
 				took, joins = append(took, r.took), append(joins, r.joins...)
 			}
 		}
@@ -115,7 +148,7 @@ func (b *rekeyBench) measure(ctx context.Context, bench, group, channel string, 
 		if err != nil {
 			return nil, err
 		}
-		after, err := b.sent(ctx, channel)
+		after, err := b.sent(ctx, k.channel)
 		if err != nil {
 			return nil, err
 		}
@@ -123,7 +156,7 @@ func (b *rekeyBench) measure(ctx context.Context, bench, group, channel string, 
 		bytes += (after.bytes - before.bytes) / rekeyRounds
 	}
 	row := func(metric, unit string, value float64) Result {
-		return Result{Bench: bench, Metric: metric, Unit: unit, N: b.n, Ours: value}
+		return Result{Bench: k.bench, Metric: metric, Unit: unit, N: k.n, Ours: value}
 	}
 	return []Result{
 		row("seconds_to_all_confirmed", "s", percentile(took, 50).Seconds()),
@@ -139,9 +172,10 @@ type rekeyRound struct {
 	joins []time.Duration
 }
 
-// rekey renews a group's keys and waits until every member confirmed them, while
-// newcomers join elsewhere, one after the other.
-func (b *rekeyBench) rekey(ctx context.Context, group string, newcomers []*node.Member) (r rekeyRound, err error) {
+// rekey renews a group's keys, because the node out is evicted or, if that is "",
+// for no reason, and waits until every member confirmed them, while newcomers join
+// elsewhere, one after the other.
+func (b *rekeyBench) rekey(ctx context.Context, group, out string, newcomers []*node.Member) (r rekeyRound, err error) {
 	ctx, cancel := context.WithTimeout(ctx, rekeyTime)
 	defer cancel()
 	over, end := context.WithCancel(ctx)
@@ -161,7 +195,12 @@ func (b *rekeyBench) rekey(ctx context.Context, group string, newcomers []*node.
 		}
 		return nil
 	})
-	done, err := b.api.Rekey(ctx, group, "benchmark")
+	if out != "" {
+		if _, err := b.api.Evict(ctx, group, []string{out}, nil); err != nil {
+			return r, errors.Join(err, g.Wait())
+		}
+	}
+	done, err := b.api.Rekey(ctx, group, "benchmark") // the one that the eviction made due, if any
 	for err == nil {
 		var d *admin.DeliveryInfo
 		if d, err = b.api.Delivery(ctx, group, false); err != nil || d.Version >= done.Version && d.Delivered == d.Members {

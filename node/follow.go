@@ -141,6 +141,9 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription, 
 	defer link.Stop()
 	defer soon.Stop()
 	missed, waits := 0, false
+	if m.isBehind() {
+		signalOne(m.behind)
+	}
 	for {
 		if err := m.catchUp(ctx); err != nil {
 			return err

@@ -219,6 +219,7 @@ func (m *Member) signalAck() {
 // subscription is the connection to the broker of one mgt_key_material.
 type subscription struct {
 	up      atomic.Bool   // the broker has our subscription
+	topics  atomic.Int32  // how many topics it was asked for in this connection
 	changed chan struct{} // one slot: up changed
 
 	mgt    *groupcomm.MgtKeyMaterial
@@ -303,7 +304,9 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 			}
 		}).
 		SetOnConnectHandler(func(c mqtt.Client) {
-			t := subscribe(c, m.topics(mgt))
+			topics := m.topics(mgt)
+			s.topics.Store(int32(len(topics)))
+			t := subscribe(c, topics)
 			select { // paho gives this handler a goroutine of its own
 			case <-ctx.Done():
 			case <-t.Done():
@@ -329,7 +332,7 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 	})
 	s.client = mqtt.NewClient(o)
 	s.client.Connect() // goes on by itself until Disconnect
-	client, known := s.client, len(m.topics(mgt))
+	client := s.client
 	s.wg.Go(func() {
 		for {
 			select {
@@ -337,9 +340,9 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 				return
 			case <-m.ackWake:
 			}
-			if topics := m.topics(mgt); len(topics) > known {
-				subscribe(client, topics[known:]) // the tree grew; each connect subscribes to all
-				known = len(topics)
+			topics := m.topics(mgt)
+			if n := s.topics.Load(); len(topics) > int(n) && s.topics.CompareAndSwap(n, int32(len(topics))) {
+				subscribe(client, topics[n:]) // the tree grew; each connect subscribes to all
 			}
 			if msg := m.dueAck(mgt); msg != nil {
 				// Not waited for: with QoS 1 paho keeps it until the broker has it,

@@ -169,6 +169,7 @@ func (m *Member) learnBranch(b []byte, num groupcomm.Version) {
 	if err := m.takeOpened(opened, ViaPoll); err != nil {
 		m.emit(Event{Kind: Refused, Via: ViaPoll, Err: err})
 	}
+	m.signalAck() // there may be more topics
 	m.signal()
 }
 

@@ -23,6 +23,20 @@ type benchCmd struct {
 	Proxy benchProxyCmd `cmd:"" help:"GETs through the proxy, cached and not, and the latency that it adds; beside the proxy of libcoap where that is installed."`
 
 	Rekey benchRekeyCmd `cmd:"" help:"A rekey until every member of a group has confirmed it, observing and on MQTT; and joins meanwhile."`
+	Sim   benchSimCmd   `cmd:"" name:"rekey-sim" help:"What rekeys of a key tree cost in groups of any size, computed without sockets and store."`
+}
+
+type benchSimCmd struct {
+	N      int    `default:"100000" help:"Members of the group."`
+	Degree uint64 `default:"4" help:"Children of a node of the key tree."`
+	JSON   bool   `help:"Print JSON."`
+}
+
+// Run computes the cost of rekeys.
+func (c *benchSimCmd) Run(e *env) error {
+	return e.bench(c.JSON, func(_ string, progress func(string)) ([]bench.Result, error) {
+		return bench.RekeySim(e.ctx, c.N, uint32(min(c.Degree, 1<<16)), progress)
+	})
 }
 
 type benchProxyCmd struct {
@@ -38,14 +52,15 @@ func (c *benchProxyCmd) Run(e *env) error {
 }
 
 type benchRekeyCmd struct {
-	N    int  `default:"1000" help:"Members of each group."`
+	N    int  `default:"1000" help:"Members that observe."`
+	MQTT int  `name:"mqtt" default:"0" placeholder:"N" help:"Members on MQTT, told one by one and by a key tree. Default: as many."`
 	JSON bool `help:"Print JSON."`
 }
 
 // Run measures rekeys in a gateway of its own, in a temporary folder.
 func (c *benchRekeyCmd) Run(e *env) error {
 	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
-		return bench.Rekey(e.ctx, dir, c.N, progress)
+		return bench.Rekey(e.ctx, dir, c.N, c.MQTT, progress)
 	})
 }
 
