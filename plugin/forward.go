@@ -62,6 +62,14 @@ func (g *Gateway) takes(o coap.Options) bool {
 	return proxy.Proxied(o)
 }
 
+// screen refuses bodies in blocks that are not to be forwarded.
+func (g *Gateway) screen(req *coap.Request) error {
+	if r := g.rooms.Load(); r != nil && r.proxy != nil {
+		return r.proxy.Screen(req)
+	}
+	return nil
+}
+
 // forwards is takes for the requests of a host, whose own those are that our rules
 // do not lead elsewhere. While the gateway starts it is those with a proxy option.
 func (g *Gateway) forwards(o message.Options, path []string) bool {

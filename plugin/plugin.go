@@ -114,6 +114,7 @@ func New(cfg *config.Config, log *slog.Logger, opts ...Option) (*Gateway, error)
 		NotifyRate: cfg.Limits.NotifyRPS,
 		SubnetRate: cfg.Limits.SubnetRPS,
 		Forwards:   g.takes,
+		Screen:     g.screen,
 		Log:        log.With("part", "coap"),
 		Registerer: g.registry,
 	})

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,7 +21,13 @@ type gate struct {
 
 	mu     sync.Mutex
 	budget map[netip.Addr]*budget
-	proven map[netip.AddrPort]time.Time
+	proven map[netip.AddrPort]*proof
+}
+
+// proof is an address that returned an Echo value.
+type proof struct {
+	at     time.Time
+	credit int // bytes that it may get without another
 }
 
 type budget struct {
@@ -29,7 +36,7 @@ type budget struct {
 }
 
 func newGate(rate float64) *gate {
-	return &gate{rate: rate, budget: map[netip.Addr]*budget{}, proven: map[netip.AddrPort]time.Time{}}
+	return &gate{rate: rate, budget: map[netip.Addr]*budget{}, proven: map[netip.AddrPort]*proof{}}
 }
 
 // subnet is what shares one rate: an IPv4 address, or an IPv6 /64.
@@ -68,26 +75,40 @@ func (g *gate) take(a netip.Addr, now time.Time) bool {
 	return true
 }
 
-func (g *gate) isProven(a netip.AddrPort, now time.Time) bool {
+// asks says whether a request of an address may be forwarded, and credits what it
+// brought. proves: it came with an Echo value of ours.
+func (g *gate) asks(a netip.AddrPort, size int, proves bool, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	at, ok := g.proven[a]
-	return ok && now.Sub(at) < provenFor
+	p := g.proven[a]
+	if proves && (p != nil || len(g.proven) < maxAddresses) {
+		p = &proof{at: now, credit: proofCredit}
+		g.proven[a] = p
+	}
+	if p == nil || now.Sub(p.at) >= provenFor {
+		return false
+	}
+	p.credit = min(p.credit+amplification*size, proofCredit)
+	return true
 }
 
-func (g *gate) prove(a netip.AddrPort, now time.Time) {
+// gets says whether an address may be sent a response.
+func (g *gate) gets(a netip.AddrPort, size int) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.proven) < maxAddresses {
-		g.proven[a] = now
+	p := g.proven[a]
+	if p == nil || p.credit < size {
+		return false
 	}
+	p.credit -= size
+	return true
 }
 
 func (g *gate) sweep(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for a, at := range g.proven {
-		if now.Sub(at) >= provenFor {
+	for a, p := range g.proven {
+		if now.Sub(p.at) >= provenFor {
 			delete(g.proven, a)
 		}
 	}
@@ -136,6 +157,25 @@ func (p *Proxy) challenge(a netip.AddrPort, now time.Time) error {
 	return coap.Respond(r, nil)
 }
 
+// Screen answers a message of a peer on plain UDP that begins or goes on with a
+// body in blocks: whether the address receives is asked before the body is taken.
+func (p *Proxy) Screen(req *coap.Request) error {
+	if req.Peer.Via != coap.Plain || !req.Options.Has(coap.Block1) || !p.Takes(req.Options) {
+		return nil
+	}
+	if !slices.ContainsFunc(p.rules, func(r *Rule) bool { return r.OpenToUDP }) {
+		return coap.Errorf(coap.Unauthorized, textPlain)
+	}
+	now, good := time.Now(), false
+	if v, ok := req.Options.Get(coap.Echo); ok {
+		_, good = p.returned(req.Peer.Addr, v, now)
+	}
+	if !p.gate.asks(req.Peer.Addr, sizeOf(req.Options, req.Payload), good, now) {
+		return p.challenge(req.Peer.Addr, now)
+	}
+	return nil
+}
+
 // forwardPlain forwards for a peer on plain UDP.
 func (p *Proxy) forwardPlain(ctx context.Context, f *forwarded) (*coap.Response, error) {
 	now := time.Now()
@@ -157,18 +197,14 @@ func (p *Proxy) forwardPlain(ctx context.Context, f *forwarded) (*coap.Response,
 			f.opts.Remove(coap.Echo)
 		}
 	}
-	_, observes := f.req.Observe()
-	switch {
-	case good:
-		p.gate.prove(at, now)
-	case observes, !p.gate.isProven(at, now):
+	if !p.gate.asks(at, sizeOf(f.req.Options, f.req.Payload), good, now) {
 		return nil, p.challenge(at, now)
 	}
 	if a, isAddr := f.target.addr(); isAddr && a.IsMulticast() {
 		return nil, coap.Errorf(coap.Unauthorized, textPlain) // protocol.md, Section 8: an authenticated client
 	}
 	r, err := p.forwardProven(ctx, f)
-	if err == nil && !good && sizeOf(r.Options, r.Payload) > amplification*sizeOf(f.req.Options, f.req.Payload) {
+	if err == nil && !p.gate.gets(at, sizeOf(r.Options, r.Payload)) {
 		return nil, p.challenge(at, now)
 	}
 	return r, err

@@ -48,6 +48,9 @@ const (
 	upstreamIdle = time.Minute
 	sessionIdle  = 30 * time.Minute
 
+	// protection is by how much OSCORE may have made a block larger, in bytes.
+	protection = 256
+
 	// maxMessage is the largest datagram read, in bytes: a block of 1024, its
 	// options, and as much again for servers that send without blocks.
 	maxMessage = 4096
@@ -79,9 +82,11 @@ const (
 	// maxAddresses bounds the addresses on plain UDP that are remembered.
 	maxAddresses = 16384
 
-	// amplification bounds the response to an address that did not just show that
-	// it receives (RFC 9175, Section 2.4).
+	// An address that showed that it receives may be sent proofCredit bytes, and
+	// amplification times what came from it since; then it has to show it again (RFC
+	// 9175, Section 2.4). What is in flight of a body in blocks goes through.
 	amplification = 3
+	proofCredit   = 64 << 10
 
 	// entryOverhead is what a cache entry takes besides options and payload.
 	entryOverhead = 400

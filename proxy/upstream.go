@@ -159,7 +159,11 @@ func (u *upstream) do(ctx context.Context, req *coap.Request) (*coap.Response, e
 // time is sent in blocks, with a Request-Tag of its own (RFC 9175, Section 3.3:
 // the server could not tell which block belongs to which).
 func (u *upstream) roundTrip(ctx context.Context, l link, req *coap.Request) (*coap.Response, error) {
-	if len(req.Payload) > u.key.rule.BlockSize {
+	size := u.key.rule.BlockSize
+	if n := len(req.Payload); req.Options.Has(coap.OSCOREOption) && n <= size+protection {
+		size = max(size, n) // it was cut inside: cutting it again would double the messages
+	}
+	if len(req.Payload) > size {
 		done, err := u.alone(ctx, req)
 		if err != nil {
 			return nil, err
@@ -169,10 +173,10 @@ func (u *upstream) roundTrip(ctx context.Context, l link, req *coap.Request) (*c
 		tagged.Options.Set(coap.RequestTag, token())
 		req = &tagged
 	}
-	r, err := serve.RoundTrip(ctx, l, req, u.key.rule.BlockSize, maxBody)
+	r, err := serve.RoundTrip(ctx, l, req, size, maxBody)
 	if errors.Is(err, serve.ErrBlockwise) && ctx.Err() == nil && req.Code == coap.GET {
 		// The resource may have changed on the way; once more.
-		r, err = serve.RoundTrip(ctx, l, req, u.key.rule.BlockSize, maxBody)
+		r, err = serve.RoundTrip(ctx, l, req, size, maxBody)
 	}
 	return r, err
 }

@@ -104,6 +104,11 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 	if len(req.Payload) > s.cfg.MaxBody {
 		return nil, s.tooLarge()
 	}
+	if s.cfg.Screen != nil {
+		if err := s.cfg.Screen(req); err != nil {
+			return nil, err
+		}
+	}
 	x.asked = *req
 	if !x.whole {
 		r, err := s.blockwiseIn(x)

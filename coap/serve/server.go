@@ -76,6 +76,10 @@ type Config struct {
 	// critical options that nobody here knows are passed on as well where their
 	// numbers allow it. nil: it has a proxy option.
 	Forwards func(coap.Options) bool
+	// Screen is asked about each message before anything is kept for it: an error
+	// answers it. A body in blocks is refused at its first block that way. nil: all
+	// are taken.
+	Screen func(*coap.Request) error
 	// Link finds the link of a peer that has not sent a request since the start;
 	// it returns nil when there is none. nil means that only peers that were
 	// heard can be reached by Do.
