@@ -17,6 +17,9 @@ var _ admin.Explainer = (*operator)(nil)
 
 // Why gathers from the rooms what decides whether a node can read a group now.
 func (o *operator) Why(ctx context.Context, node, group string) (*admin.WhyInfo, error) {
+	if w, err := o.whyDelegate(ctx, node, group); w != nil || err != nil {
+		return w, err
+	}
 	groups, err := o.gm.Groups(ctx)
 	if err != nil {
 		return nil, err

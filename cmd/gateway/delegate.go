@@ -48,8 +48,11 @@ func (c *delegateListCmd) Run(e *env) error {
 }
 
 func senderID(d admin.DelegateInfo) string {
-	if d.SenderID == nil {
+	switch {
+	case d.SenderID == nil:
 		return "-"
+	case *d.SenderID == "":
+		return "(empty)" // the shortest there is
 	}
 	return *d.SenderID
 }

@@ -281,6 +281,13 @@ func TestDelegates(t *testing.T) {
 	server.holds(1)
 	exchange("after a rekey")
 
+	if why := run(t, 0, "why", "meter-1", "--config", s.config).out.String(); !strings.HasPrefix(why, "meter-1 can read sensors: the gateway is a member for it") {
+		t.Errorf("why: %s", why)
+	}
+	if show := run(t, 0, "delegate", "show", "meter-1", "--config", s.config).out.String(); !strings.Contains(show, "meter-1 in sensors: joined\n") || !strings.Contains(show, "is connected") {
+		t.Errorf("show: %s", show)
+	}
+
 	gw.signal(syscall.SIGKILL)
 	gw = s.run()
 	for _, d := range s.delegated(3) {
