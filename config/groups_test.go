@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"testing"
 
 	"github.com/seed4911071e/groupgate/cose"
@@ -21,7 +22,9 @@ func TestAlgorithms(t *testing.T) {
 		for hkdf, ecdh := range map[string][2]int64{
 			"HMAC-256": {cose.AlgHMAC256, cose.AlgECDHSSHKDF256}, "HMAC-512": {cose.AlgHMAC512, cose.AlgECDHSSHKDF512},
 		} {
-			for gpEnc := range aeads {
+			gpEncs := maps.Clone(aeads)
+			gpEncs["A128CTR"], gpEncs["A192CTR"], gpEncs["A256CTR"] = cose.AlgA128CTR, cose.AlgA192CTR, cose.AlgA256CTR
+			for gpEnc := range gpEncs {
 				for alg := range aeads {
 					text := fmt.Sprintf("groups: [{name: a, sign_alg: %s, gp_enc_alg: %s, alg: %s, hkdf: %s}]\n", sign, gpEnc, alg, hkdf)
 					c, err := Parse("f", []byte(text))
@@ -34,7 +37,7 @@ func TestAlgorithms(t *testing.T) {
 					}
 					g := list[0]
 					if g.SignAlg != want[0] || g.ECDHCrv != want[1] || g.HKDF != ecdh[0] || g.ECDHAlg != ecdh[1] ||
-						g.GpEncAlg != aeads[gpEnc] || g.Alg != aeads[alg] || !g.GroupMode() || !g.PairwiseMode() {
+						g.GpEncAlg != gpEncs[gpEnc] || g.Alg != aeads[alg] || !g.GroupMode() || !g.PairwiseMode() {
 						t.Errorf("%s gives %+v", text, g)
 					}
 				}

@@ -146,6 +146,8 @@ func TestFaults(t *testing.T) {
 		{"misspelt value", "groups: [{name: a, sign_alg: edsa}]\n", []string{`1 groups[0].sign_alg: must be one of`}},
 		{"curve", "groups: [{name: a, sign_alg: ES256, ecdh_curve: X25519}]\n", []string{"1 groups[0].ecdh_curve: does not fit"}},
 		{"half pairwise", "groups: [{name: a, alg: none, ecdh_alg: ECDH-SS+HKDF-256}]\n", []string{"1 groups[0].ecdh_alg: pairwise mode needs both"}},
+		{"AES-CTR in pairwise mode", "groups: [{name: a, alg: A128CTR}]\n", []string{"1 groups[0].alg: must be one of"}},
+		{"AES-CTR in an older dialect", "groups: [{name: a, interface: both, gp_enc_alg: A128CTR}]\n", []string{"1 groups[0].gp_enc_alg: A128CTR is for interface current"}},
 		{"half group mode", "groups: [{name: a, gp_enc_alg: none}]\n", []string{"1 groups[0].gp_enc_alg: group mode needs both"}},
 		{"hash", "groups: [{name: a, hkdf: HMAC-512, ecdh_alg: ECDH-SS+HKDF-256}]\n", []string{
 			"1 groups[0].ecdh_alg: does not fit hkdf HMAC-512: it must be ECDH-SS+HKDF-512"}},

@@ -115,7 +115,7 @@ func (g Group) validateAlgorithms(f *faults, key string) {
 	r := g.resolved()
 	aeads := []string{defaultAEAD, "AES-CCM-16-128-128", "A128GCM", "A256GCM", "ChaCha20/Poly1305", groupcomm.None}
 	known := oneOf(f, key+".sign_alg", r.SignAlg, "EdDSA", "ES256", "ES384", "ES512", groupcomm.None)
-	known = oneOf(f, key+".gp_enc_alg", r.GpEncAlg, aeads...) && known
+	known = oneOf(f, key+".gp_enc_alg", r.GpEncAlg, append(slices.Clone(aeads), "A128CTR", "A192CTR", "A256CTR")...) && known
 	known = oneOf(f, key+".alg", r.Alg, aeads...) && known
 	known = oneOf(f, key+".hkdf", r.HKDF, "HMAC-256", "HMAC-512") && known
 	known = oneOf(f, key+".ecdh_alg", r.ECDHAlg, "ECDH-SS+HKDF-256", "ECDH-SS+HKDF-512", groupcomm.None) && known
@@ -131,6 +131,9 @@ func (g Group) validateAlgorithms(f *faults, key string) {
 	}
 	if r.SignAlg == groupcomm.None && r.Alg == groupcomm.None {
 		f.add(key+".alg", "a group needs a mode: sign_alg and gp_enc_alg, alg and ecdh_alg, or all four")
+	}
+	if i, _ := groupcomm.InterfaceByName(g.Interface); i != groupcomm.Current && strings.HasSuffix(r.GpEncAlg, "CTR") {
+		f.add(key+".gp_enc_alg", "%s is for interface current: members of the others know AEADs only", r.GpEncAlg)
 	}
 	if want := ecdhAlgFor(r.HKDF); r.ECDHAlg != groupcomm.None && r.ECDHAlg != want {
 		f.add(key+".ecdh_alg", "does not fit hkdf %s: it must be %s", r.HKDF, want)

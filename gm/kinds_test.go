@@ -89,6 +89,11 @@ func kinds() []groupcomm.GroupConfig {
 	}
 	for sign, crv := range curves {
 		for _, hkdf := range []int64{cose.AlgHMAC256, cose.AlgHMAC512} {
+			for _, gpEnc := range []int64{cose.AlgA128CTR, cose.AlgA192CTR, cose.AlgA256CTR} {
+				add(func(c *groupcomm.GroupConfig) {
+					c.SignAlg, c.ECDHCrv, c.HKDF, c.GpEncAlg = sign, crv, hkdf, gpEnc
+				})
+			}
 			for i, gpEnc := range aeads {
 				add(func(c *groupcomm.GroupConfig) { // signature-only
 					c.SignAlg, c.HKDF, c.GpEncAlg, c.Alg = sign, hkdf, gpEnc, 0

@@ -50,8 +50,12 @@ func (c GroupConfig) PairwiseMode() bool { return c.Alg != 0 && c.ECDHAlg != 0 }
 // possession are MACs then, and the Group Manager has a Diffie-Hellman key pair.
 func (c GroupConfig) PairwiseOnly() bool { return c.PairwiseMode() && !c.GroupMode() }
 
-// NonceLen is the nonce length in bytes of an AEAD, 0 when it is not known.
+// NonceLen is the nonce length in bytes of an AEAD or of AES-CTR, 0 when the algorithm
+// is not known.
 func NonceLen(alg int64) int {
+	if _, ok := cose.CTRKeySize(alg); ok {
+		return cose.CTRNonceSize
+	}
 	_, nonce, _, _ := cose.AEADSizes(alg)
 	return nonce
 }
@@ -186,8 +190,10 @@ func (c GroupConfig) Validate() error {
 	if _, _, ok := signCaps(c.SignAlg); c.SignAlg != 0 && !ok {
 		fault("sign_alg: %s is not a supported signature algorithm", AlgName(c.SignAlg))
 	}
-	if c.GpEncAlg != 0 && !groupAEAD(c.GpEncAlg) {
-		fault("gp_enc_alg: %s is not a supported AEAD", AlgName(c.GpEncAlg))
+	if _, ctr := cose.CTRKeySize(c.GpEncAlg); c.GpEncAlg != 0 && !groupAEAD(c.GpEncAlg) && !ctr {
+		fault("gp_enc_alg: %s is neither a supported AEAD nor AES-CTR", AlgName(c.GpEncAlg))
+	} else if ctr && c.Interface.Legacy() != Current {
+		fault("interface: %v knows AEADs only as gp_enc_alg", c.Interface)
 	}
 	if c.Alg != 0 && !groupAEAD(c.Alg) {
 		fault("alg: %s is not a supported AEAD", AlgName(c.Alg))

@@ -109,7 +109,7 @@ func TestNames(t *testing.T) {
 	}
 	for name, want := range map[string]int64{
 		"none": 0, "EdDSA": -8, "ES256": -7, "ES384": -35, "ES512": -36, "AES-CCM-16-64-128": 10, "AES-CCM-16-128-128": 30,
-		"A128GCM": 1, "A256GCM": 3, "ChaCha20/Poly1305": 24, "ECDH-SS+HKDF-256": -27, "ECDH-SS+HKDF-512": -28, "HMAC-256": 5, "HMAC-512": 7,
+		"A128GCM": 1, "A256GCM": 3, "A128CTR": -65534, "A192CTR": -65533, "A256CTR": -65532, "ChaCha20/Poly1305": 24, "ECDH-SS+HKDF-256": -27, "ECDH-SS+HKDF-512": -28, "HMAC-256": 5, "HMAC-512": 7,
 	} {
 		if got, ok := AlgByName(name); !ok || got != want || AlgName(want) != name {
 			t.Errorf("%s: %d", name, got)

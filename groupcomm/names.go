@@ -26,6 +26,9 @@ var algNames = []named{
 	{"A128GCM", cose.AlgA128GCM},
 	{"A256GCM", cose.AlgA256GCM},
 	{"ChaCha20/Poly1305", cose.AlgChaCha20Poly1305},
+	{"A128CTR", cose.AlgA128CTR},
+	{"A192CTR", cose.AlgA192CTR},
+	{"A256CTR", cose.AlgA256CTR},
 	{"ECDH-SS+HKDF-256", cose.AlgECDHSSHKDF256},
 	{"ECDH-SS+HKDF-512", cose.AlgECDHSSHKDF512},
 	{"HMAC-256", cose.AlgHMAC256},
@@ -64,7 +67,7 @@ func byID(table []named, id int64) string {
 }
 
 // AlgByName gives the COSE identifier of an algorithm by its name in a
-// configuration file: a signature, AEAD, ECDH or HKDF algorithm, or "none" (0).
+// configuration file: a signature, encryption, ECDH or HKDF algorithm, or "none" (0).
 // Whether it serves its purpose is for [GroupConfig.Validate].
 func AlgByName(name string) (int64, bool) { return byName(algNames, name) }
 

@@ -78,10 +78,6 @@ func DecodeVerifData(b []byte) (*VerifData, error) {
 	return v, nil
 }
 
-// ctrKeyLen has the AES-CTR group encryption algorithms with
-// their key lengths in bytes (draft-ietf-core-oscore-groupcomm-28).
-var ctrKeyLen = map[int64]int{-65534: 16, -65533: 24, -65532: 32}
-
 // SignEncKey derives the Signature Encryption Key of a group's keying material:
 // HKDF of Master Secret and Master Salt with info = [empty, Gid, gp_enc_alg,
 // "SEKey", length] (draft-ietf-core-oscore-groupcomm-28, Section 2.1). hkdf and
@@ -89,7 +85,7 @@ var ctrKeyLen = map[int64]int{-65534: 16, -65533: 24, -65532: 32}
 func SignEncKey(hkdfAlg, gpEncAlg int64, secret, salt []byte, gid Gid) (cose.Secret, error) {
 	n, _, _, ok := cose.AEADSizes(gpEncAlg)
 	if !ok {
-		if n, ok = ctrKeyLen[gpEncAlg]; !ok {
+		if n, ok = cose.CTRKeySize(gpEncAlg); !ok {
 			return cose.Secret{}, fmt.Errorf("signature encryption key: algorithm %d is not supported", gpEncAlg)
 		}
 	}

@@ -12,7 +12,7 @@ type groupCreateCmd struct {
 	where
 	Name        string        `arg:"" help:"Name of the group."`
 	SignAlg     string        `default:"EdDSA" help:"Signature algorithm: EdDSA, ES256, ES384, ES512; none: pairwise-only."`
-	GpEncAlg    string        `help:"AEAD of the group mode. Default: AES-CCM-16-64-128."`
+	GpEncAlg    string        `help:"Encryption of the group mode: an AEAD, or A128CTR, A192CTR, A256CTR. Default: AES-CCM-16-64-128."`
 	Alg         string        `default:"AES-CCM-16-64-128" help:"AEAD of the pairwise mode; none: signature-only."`
 	ECDHCurve   string        `name:"ecdh-curve" help:"Curve of the pairwise mode: X25519, P-256, P-384, P-521. Default: follows the signature algorithm."`
 	HKDF        string        `name:"hkdf" default:"HMAC-256" help:"HMAC-256 or HMAC-512."`

@@ -216,3 +216,22 @@ func TestTalkFlags(t *testing.T) {
 		run(t, 1, append([]string{"node", flags[0], "--config", s.config, "--client", s.client, "--leave-on-exit"}, flags[1:]...)...)
 	}
 }
+
+// TestTalkCTR: a group whose messages are encrypted with AES-CTR and authenticated by
+// their signatures alone talks as others do.
+//
+// draft-ietf-core-oscore-groupcomm-28, Section 2.1.7.
+func TestTalkCTR(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.group = "    gp_enc_alg: A256CTR\n"
+	s.configure()
+	s.run()
+	server := s.talk("serve", "server", "--multicast", "none")
+	at := server.event(func(e step) bool { return e.Event == "serving" }).Addr
+	sender := s.talk("send", "sender", "--to", at, "--path", "/echo", "--method", "POST", "--payload", "hello", "--wait", "30s")
+	answer := sender.event(func(e step) bool { return e.Event == "answer" })
+	if answer.Mode != "group" || answer.Code != coap.Changed.String() || answer.Payload != `"hello"` {
+		t.Errorf("answer %+v", answer)
+	}
+}
