@@ -102,6 +102,7 @@ type Member struct {
 	Version   groupcomm.Version // last confirmed
 	State     string            // current, pending, asleep, unreachable, lapsed
 	Channel   string            // observe, mqtt, poll, none
+	OSCORE    bool              // the membership stands on a token of the OSCORE profile
 	LastHeard time.Time         // zero: never
 	Expires   time.Time         // of its token; zero: never
 }
@@ -111,6 +112,7 @@ type TokenRequest struct {
 	Audience string
 	Scope    groupcomm.Scope
 	Lifetime time.Duration
+	OSCORE   bool // of the OSCORE profile (RFC 9203), else of the DTLS profile
 
 	PublicKey *cose.Key // of the node; nil: it gets a symmetric one
 }
@@ -120,6 +122,7 @@ type Token struct {
 	AccessToken []byte
 	KID         []byte
 	Key         []byte // nil with a public key
+	Material    []byte // encoded OSCORE_Input_Material, in place of Key; nil: of the DTLS profile
 	Expires     time.Time
 	ServerKey   []byte // SubjectPublicKeyInfo of the gateway; nil without a public key
 }

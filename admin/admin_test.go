@@ -198,6 +198,15 @@ func TestClient(t *testing.T) {
 		t.Errorf("asked for %+v", h.asked)
 	}
 
+	ask := TokenAsk{Audience: "rs", Lifetime: "1h", Scope: []ScopeEntry{{"sensors", []string{"requester"}}}, Profile: "coap_oscore"}
+	if tok, err = c.IssueToken(ctx, ask); err != nil || !h.asked.OSCORE {
+		t.Errorf("token of the OSCORE profile: %+v %v", tok, err)
+	}
+	ask.Profile = "coap_tls"
+	if _, err = c.IssueToken(ctx, ask); err == nil || !strings.Contains(err.Error(), "coap_oscore") {
+		t.Errorf("token of a profile that there is not: %v", err)
+	}
+
 	for _, err := range []error{
 		second(c.Group(ctx, "nope")), second(c.Rekey(ctx, "nope", "")), second(c.Evict(ctx, "sensors", []string{"who"}, nil)),
 	} {

@@ -100,8 +100,9 @@ type MemberInfo struct {
 	Version   uint64     `json:"version"` // last confirmed
 	State     string     `json:"state"`   // current, pending, asleep, unreachable, lapsed
 	Channel   string     `json:"channel"`
-	LastHeard *time.Time `json:"last_heard"` // null: never
-	Expires   *time.Time `json:"expires"`    // null: never
+	Via       string     `json:"via,omitempty"` // oscore: by a token of the OSCORE profile; absent: of the DTLS profile
+	LastHeard *time.Time `json:"last_heard"`    // null: never
+	Expires   *time.Time `json:"expires"`       // null: never
 }
 
 func (s *Server) listGroups(r *http.Request) (any, error) {
@@ -169,6 +170,9 @@ func memberInfo(m Member) MemberInfo {
 	if m.SenderID != nil {
 		id := m.SenderID.String()
 		info.SenderID = &id
+	}
+	if m.OSCORE {
+		info.Via = "oscore"
 	}
 	return info
 }
@@ -266,6 +270,8 @@ type TokenAsk struct {
 	// PublicKey has the token confirm a public key of the node's, in place of a
 	// symmetric one that is made for it: a SubjectPublicKeyInfo (DER) in hex.
 	PublicKey string `json:"public_key,omitempty"`
+	// Profile is coap_dtls or coap_oscore; "": the former.
+	Profile string `json:"profile,omitempty"`
 }
 
 // ScopeEntry is one group and the roles in it.
@@ -274,15 +280,18 @@ type ScopeEntry struct {
 	Roles []string `json:"roles"`
 }
 
-// TokenInfo is an issued token. Key is secret: who has it is the node.
+// TokenInfo is an issued token. Key and Material are secret: who has them is the node.
 type TokenInfo struct {
 	AccessToken string     `json:"access_token"` // hex
 	KID         string     `json:"kid"`          // hex
-	Key         string     `json:"key"`          // hex; "" with a public key
+	Key         string     `json:"key"`          // hex; "" with a public key or Material
 	Expires     *time.Time `json:"expires"`
 	// ServerKey is what the gateway shows to a node with a public key: a
 	// SubjectPublicKeyInfo (DER) in hex.
 	ServerKey string `json:"server_key,omitempty"`
+	// Material is the OSCORE_Input_Material (RFC 9203, Section 3.2.1), CBOR in hex, of a
+	// token of the OSCORE profile; its id is KID.
+	Material string `json:"osc_material,omitempty"`
 }
 
 func (s *Server) issueToken(r *http.Request) (any, error) {
@@ -317,6 +326,15 @@ func (s *Server) issueToken(r *http.Request) (any, error) {
 			return nil, badRequest("public_key is no SubjectPublicKeyInfo of P-256 or Ed25519 in hexadecimal")
 		}
 	}
+	switch ask.Profile {
+	case "", "coap_dtls":
+	case "coap_oscore":
+		if req.OSCORE = true; req.PublicKey != nil {
+			return nil, badRequest("public_key goes with profile coap_dtls")
+		}
+	default:
+		return nil, badRequest("profile must be coap_dtls or coap_oscore")
+	}
 	if s.deps.Tokens == nil {
 		return nil, errNotServed
 	}
@@ -325,7 +343,9 @@ func (s *Server) issueToken(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return TokenInfo{
-		hex.EncodeToString(t.AccessToken), hex.EncodeToString(t.KID), hex.EncodeToString(t.Key), timeOrNil(t.Expires), hex.EncodeToString(t.ServerKey),
+		AccessToken: hex.EncodeToString(t.AccessToken), KID: hex.EncodeToString(t.KID), Key: hex.EncodeToString(t.Key),
+		Expires: timeOrNil(t.Expires), ServerKey: hex.EncodeToString(t.ServerKey),
+		Material: hex.EncodeToString(t.Material),
 	}, nil
 }
 

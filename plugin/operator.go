@@ -68,6 +68,7 @@ func (o *operator) MemberStatus(ctx context.Context, group string) ([]admin.Memb
 		out[i] = admin.Member{
 			Node: m.Node, SenderID: m.SenderID, Roles: m.Roles, Expires: m.Expires,
 			Version: e.Confirmed, State: state, Channel: e.Channel, LastHeard: e.LastHeard,
+			OSCORE: m.Subject.Kind == coap.SubjectOSCORE,
 		}
 	}
 	return out, nil
@@ -76,11 +77,18 @@ func (o *operator) MemberStatus(ctx context.Context, group string) ([]admin.Memb
 // IssueToken issues an access token by hand, as the embedded Authorization
 // Server would.
 func (o *operator) IssueToken(ctx context.Context, req admin.TokenRequest) (*admin.Token, error) {
-	t, err := o.ace.Issue(ctx, ace.IssueRequest{Audience: req.Audience, Scope: req.Scope, Lifetime: req.Lifetime, PublicKey: req.PublicKey})
+	ask := ace.IssueRequest{Audience: req.Audience, Scope: req.Scope, Lifetime: req.Lifetime, PublicKey: req.PublicKey}
+	if req.OSCORE {
+		ask.Profile = ace.ProfileOSCORE
+	}
+	t, err := o.ace.Issue(ctx, ask)
 	if err != nil {
 		return nil, fmt.Errorf("issuing a token: %w", err)
 	}
 	out := &admin.Token{AccessToken: t.Token, KID: t.KID, Key: t.Key.Bytes(), Expires: t.Expires}
+	if t.Material != nil {
+		out.Key, out.Material = nil, t.Material.Encode()
+	}
 	if t.ServerKey != nil {
 		if out.ServerKey, err = t.ServerKey.SPKI(); err != nil {
 			return nil, fmt.Errorf("issuing a token: %w", err)

@@ -107,7 +107,7 @@ func printGroup(w io.Writer, g *admin.GroupInfo) error {
 	if len(g.Members) == 0 {
 		return nil
 	}
-	t := table(w, "NODE", "SENDER ID", "ROLES", "VERSION", "STATE", "CHANNEL", "LAST HEARD", "TOKEN EXPIRES")
+	t := table(w, "NODE", "SENDER ID", "ROLES", "VERSION", "STATE", "VIA", "CHANNEL", "LAST HEARD", "TOKEN EXPIRES")
 	for _, m := range g.Members {
 		id := "-"
 		if m.SenderID != nil {
@@ -120,7 +120,11 @@ func printGroup(w io.Writer, g *admin.GroupInfo) error {
 		if m.Version > 0 || m.State == "current" {
 			version = fmt.Sprint(m.Version)
 		}
-		row(t, m.Node, id, strings.Join(m.Roles, ","), version, m.State, m.Channel, ago(m.LastHeard), ahead(m.Expires))
+		via := m.Via
+		if via == "" {
+			via = "dtls"
+		}
+		row(t, m.Node, id, strings.Join(m.Roles, ","), version, m.State, via, m.Channel, ago(m.LastHeard), ahead(m.Expires))
 	}
 	return t.Flush()
 }

@@ -94,7 +94,7 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 		return errors.New("--proxy goes with --proxy-name and --oscore")
 	}
 	if dialect != groupcomm.Current && c.OSCORE {
-		return errors.New("--oscore is for --interface current")
+		return errors.New("--oscore is for --interface current: the older drafts have the DTLS profile alone, and their token POST no nonces and no IDs that a Security Context could be made of")
 	}
 	if c.RPK && c.OSCORE {
 		return errors.New("--rpk is for associations over DTLS, --oscore does without")

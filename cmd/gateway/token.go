@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -45,6 +46,7 @@ type tokenIssueCmd struct {
 	Scope    []string      `required:"" sep:"none" placeholder:"GROUP=ROLE,ROLE" help:"What the token allows; may be repeated. Roles: requester, responder, monitor, verifier."`
 	Audience string        `help:"Audience. Default: that of the only entry in tokens to issue with."`
 	Lifetime time.Duration `default:"24h" help:"How long it is valid."`
+	OSCORE   bool          `name:"oscore" help:"Issue a token of the OSCORE profile (RFC 9203), with OSCORE input material in place of a key."`
 	JSON     bool          `help:"Print JSON."`
 
 	PublicKeyFile string `type:"path" placeholder:"FILE" help:"Public key of the node (PEM; P-256 or Ed25519), for a token that confirms that instead of a fresh key."`
@@ -67,6 +69,12 @@ func (c *tokenIssueCmd) Run(e *env) error {
 	for _, s := range c.Scope {
 		group, roles, _ := strings.Cut(s, "=")
 		ask.Scope = append(ask.Scope, admin.ScopeEntry{Group: group, Roles: strings.Split(roles, ",")})
+	}
+	if c.OSCORE && c.PublicKeyFile != "" {
+		return errors.New("--public-key-file: a token of the OSCORE profile confirms input material, not a public key")
+	}
+	if c.OSCORE {
+		ask.Profile = "coap_oscore"
 	}
 	if ask.Audience == "" {
 		audience, err := c.onlyAudience()
@@ -96,6 +104,11 @@ func (c *tokenIssueCmd) Run(e *env) error {
 	if ask.PublicKey != "" {
 		_, err = fmt.Fprintf(e.stdout, "access token  %s\npublic key    SHA-256 %s\ngateway key   %s  (shown by the gateway)\nexpires       %s\n",
 			t.AccessToken, t.KID, t.ServerKey, ahead(t.Expires))
+		return err
+	}
+	if c.OSCORE {
+		_, err = fmt.Fprintf(e.stdout, "access token    %s\nmaterial id     %s\ninput material  %s  (secret, CBOR)\nexpires         %s\n",
+			t.AccessToken, t.KID, t.Material, ahead(t.Expires))
 		return err
 	}
 	_, err = fmt.Fprintf(e.stdout, "access token  %s\nkey id        %s\nkey           %s  (secret)\nexpires       %s\n",

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -500,5 +502,44 @@ func TestOSCOREKilled(t *testing.T) {
 	}
 	if len(nonces) < 15 {
 		t.Errorf("%d nonces", len(nonces))
+	}
+}
+
+// TestOSCORETokenByHand: a token of the OSCORE profile that an operator issued admits
+// who has its input material, and the group shows by which profile members came.
+func TestOSCORETokenByHand(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.run()
+	c := run(t, 0, "token", "issue", "--oscore", "--json", "--scope", "sensors=requester,responder", "--config", s.config)
+	info := decode[admin.TokenInfo](t, c.out.String())
+	token, err1 := hex.DecodeString(info.AccessToken)
+	encoded, err2 := hex.DecodeString(info.Material)
+	if err1 != nil || err2 != nil || info.Key != "" {
+		t.Fatalf("issued %s", &c.out)
+	}
+	material, err := oscore.DecodeMaterial(encoded)
+	if err != nil || hex.EncodeToString(material.ID) != info.KID {
+		t.Fatalf("material %x: %v", material.ID, err)
+	}
+	link, transfer, err := node.DialOSCORE(soon(t), s.at["coap"], &node.Access{Token: token, Material: material})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := node.New(node.Config{Group: "sensors", Roles: groupcomm.Requester | groupcomm.Responder, Transfer: transfer}, link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	if err := m.Join(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	s.join("over DTLS")
+	vias := map[string]int{}
+	for _, member := range s.show().Members {
+		vias[member.Via]++
+	}
+	if len(vias) != 2 || vias["oscore"] != 1 || vias[""] != 1 {
+		t.Errorf("members by profile: %v", vias)
 	}
 }
