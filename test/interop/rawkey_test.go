@@ -3,7 +3,6 @@
 package interop
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -219,49 +218,11 @@ func TestGnuTLSRawKey(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, cli, "--udp", "--port", port, "--insecure", "--no-ca-verification", "--logfile", filepath.Join(dir, "log"),
+			cmd := exec.CommandContext(ctx, cli, "--udp", "--port", port, "--insecure", "--no-ca-verification", "--logfile", os.DevNull,
 				"--rawpkfile", public, "--rawpkkeyfile", private, "--priority",
 				"NONE:+VERS-DTLS1.2:+"+c.cipher+":+AEAD:+ECDHE-ECDSA:+"+c.signing+":+SIGN-ECDSA-SHA256:+GROUP-X25519:+GROUP-SECP256R1:+CTYPE-CLI-RAWPK:+CTYPE-SRV-RAWPK:+COMP-NULL", host)
-			in, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var complaints bytes.Buffer
-			cmd.Stderr = &complaints
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				_ = in.Close()
-				_ = cmd.Process.Kill()
-				_ = cmd.Wait()
-				if t.Failed() {
-					log, _ := os.ReadFile(filepath.Join(dir, "log"))
-					t.Logf("gnutls-cli: %s\n%s", &complaints, log)
-				}
-			}()
-			if _, err := in.Write(request); err != nil {
-				t.Fatal(err)
-			}
-			// The answer is a confirmable acknowledgement of ours with the code 2.01.
-			var got []byte
-			b := make([]byte, 4096)
-			for {
-				n, err := out.Read(b)
-				got = append(got, b[:n]...)
-				if at := bytes.Index(got, []byte{0x61, byte(coap.Created), 0, 1, 7}); at >= 0 {
-					if r, err := coap.DecodeMessage(got[at:]); err == nil && isMaterial(r.Payload) == nil {
-						return
-					}
-				}
-				if err != nil {
-					t.Fatalf("no answer in %q: %v", got, err)
-				}
-			}
+			// The answer comes with the acknowledgement: 2.01 with keying material.
+			exchange(t, cmd, request, func(r *coap.Message) bool { return r.Code == coap.Created && isMaterial(r.Payload) == nil })
 		})
 	}
 }

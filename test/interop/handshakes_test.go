@@ -1,0 +1,116 @@
+//go:build interop
+
+package interop
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/node"
+)
+
+// exchange has a program that carries its standard input over DTLS send a message
+// with the identifier 1 and the token 7, and waits until it prints an answer of
+// which ok says that it is the one.
+func exchange(t *testing.T, cmd *exec.Cmd, request []byte, ok func(*coap.Message) bool) {
+	t.Helper()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = in.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s: %s", cmd, &complaints)
+		}
+	}()
+	if _, err := in.Write(request); err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	b := make([]byte, 4096)
+	for {
+		n, err := out.Read(b)
+		got = append(got, b[:n]...)
+		for at := range got {
+			if rest := got[at:]; len(rest) > 4 && rest[0] == 0x61 && rest[2] == 0 && rest[3] == 1 && rest[4] == 7 {
+				if r, err := coap.DecodeMessage(rest); err == nil && ok(r) {
+					return
+				}
+			}
+		}
+		if err != nil {
+			t.Fatalf("no answer in %q: %v", got, err)
+		}
+	}
+}
+
+// TestPSKHandshakes: the clients of GnuTLS and OpenSSL with a pre-shared key, at
+// handshakes of the gateway's own and of pion's.
+func TestPSKHandshakes(t *testing.T) {
+	m := coap.Message{Type: coap.Confirmable, Code: coap.GET, ID: 1, Token: []byte{7}}
+	m.Options.SetPath(".well-known", "core")
+	request, err := m.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, handshake := range []string{config.HandshakeOwn, config.HandshakePion} {
+		cfg := config.Embedded()
+		cfg.DataDir = filepath.Join(t.TempDir(), "data")
+		const free = "127.0.0.1:0"
+		cfg.Listen.CoAPS, cfg.Listen.CoAP, cfg.Listen.HTTP, cfg.Listen.MQTT = free, free, free, ""
+		cfg.Endpoint.Handshake = handshake
+		g := &gateway{t: t, cfg: cfg}
+		g.run()
+		client, err := node.LoadClient(cfg.Path(node.ClientFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := hex.EncodeToString(client.Key.Bytes())
+		host, port, err := net.SplitHostPort(g.at.CoAPS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		try := func(name, program string, args ...string) {
+			t.Run(handshake+"/"+name, func(t *testing.T) {
+				path, err := exec.LookPath(program)
+				if err != nil {
+					t.Skipf("%s is not installed; .ci/run interop does it", program)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				exchange(t, exec.CommandContext(ctx, path, args...), request, func(r *coap.Message) bool {
+					return r.Code == coap.Content && bytes.Contains(r.Payload, []byte("/ace-group"))
+				})
+			})
+		}
+		for _, cipher := range []string{"AES-128-CCM-8", "AES-128-CCM", "AES-128-GCM"} {
+			try("GnuTLS "+cipher, "gnutls-cli", "--udp", "--port", port, "--insecure", "--no-ca-verification", "--logfile", os.DevNull,
+				"--pskusername", client.Identity, "--pskkey", key, "--priority", "NORMAL:-VERS-ALL:+VERS-DTLS1.2:-KX-ALL:+PSK:-CIPHER-ALL:+"+cipher, host)
+		}
+		for _, cipher := range []string{"PSK-AES128-CCM8", "PSK-AES128-CCM", "PSK-AES128-GCM-SHA256"} {
+			try("OpenSSL "+cipher, "openssl", "s_client", "-dtls1_2", "-connect", g.at.CoAPS, "-psk", key, "-psk_identity", client.Identity,
+				"-cipher", cipher+":@SECLEVEL=0", "-quiet")
+		}
+	}
+}
