@@ -3,6 +3,8 @@ package coap
 import (
 	"context"
 	"errors"
+	"sync"
+	"time"
 )
 
 // Exchange is what a handler needs that answers for something behind it, such as
@@ -16,9 +18,86 @@ type Exchange struct {
 
 type exchangeKey struct{}
 
-// WithExchange gives the context of a request its exchange.
-func WithExchange(ctx context.Context, x Exchange) context.Context {
-	return context.WithValue(ctx, exchangeKey{}, x)
+// WithExchange gives the context of a request its exchange, and time until
+// deadline. Nothing is spent on the latter until somebody waits for it: most
+// handlers answer at once.
+func WithExchange(ctx context.Context, x Exchange, deadline time.Time) (context.Context, context.CancelFunc) {
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	c := &requestContext{parent: ctx, x: x, deadline: deadline}
+	return c, c.end
+}
+
+// requestContext is a context with a deadline that is watched only when it is
+// waited for.
+type requestContext struct {
+	parent   context.Context
+	x        Exchange
+	deadline time.Time
+
+	mu     sync.Mutex
+	over   bool
+	inner  context.Context // made when somebody waits; nil before
+	cancel context.CancelFunc
+}
+
+func (c *requestContext) Deadline() (time.Time, bool) { return c.deadline, true }
+
+// waited is the context that ends in time.
+func (c *requestContext) waited() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inner == nil {
+		c.inner, c.cancel = context.WithDeadline(c.parent, c.deadline)
+		if c.over {
+			c.cancel()
+		}
+	}
+	return c.inner
+}
+
+func (c *requestContext) Done() <-chan struct{} { return c.waited().Done() }
+
+func (c *requestContext) Err() error {
+	c.mu.Lock()
+	inner, over := c.inner, c.over
+	c.mu.Unlock()
+	switch {
+	case inner != nil:
+		return inner.Err()
+	case over:
+		return context.Canceled
+	case c.parent.Err() != nil:
+		return c.parent.Err()
+	case !time.Now().Before(c.deadline):
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// Value: package context finds by it what to cancel, which is the context that
+// was made when somebody waits.
+func (c *requestContext) Value(key any) any {
+	if key == (exchangeKey{}) {
+		return c.x
+	}
+	c.mu.Lock()
+	inner := c.inner
+	c.mu.Unlock()
+	if inner != nil {
+		return inner.Value(key)
+	}
+	return c.parent.Value(key)
+}
+
+func (c *requestContext) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	if c.cancel != nil {
+		c.cancel()
+	}
 }
 
 // ExchangeOf is the exchange of a request that the server core serves; false for

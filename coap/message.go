@@ -53,10 +53,28 @@ type Message struct {
 
 // Clone returns a copy that shares no memory with m.
 func (m *Message) Clone() *Message {
+	n := len(m.Token) + len(m.Payload)
+	for i := range m.Options {
+		n += len(m.Options[i].Value)
+	}
+	all := make([]byte, 0, n) // one for all parts
+	part := func(b []byte) []byte {
+		if b == nil {
+			return nil
+		}
+		at := len(all)
+		all = append(all, b...)
+		return all[at:len(all):len(all)]
+	}
 	c := *m
-	c.Token = bytes.Clone(m.Token)
-	c.Options = m.Options.Clone()
-	c.Payload = bytes.Clone(m.Payload)
+	c.Token = part(m.Token)
+	if m.Options != nil {
+		c.Options = make(Options, len(m.Options))
+		for i, o := range m.Options {
+			c.Options[i] = Option{o.ID, part(o.Value)}
+		}
+	}
+	c.Payload = part(m.Payload)
 	return &c
 }
 
@@ -140,44 +158,55 @@ func nibble(v int) (nib byte, ext [2]byte, n int) {
 // it. Every error is an [ErrFormat]; what is read encodes to b again, byte for
 // byte.
 func DecodeMessage(b []byte) (*Message, error) {
+	m := &Message{}
+	if err := m.Decode(b); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Decode is [DecodeMessage] into m, whose memory for options is used again: it
+// allocates nothing once that is large enough.
+func (m *Message) Decode(b []byte) error {
 	if len(b) < 4 {
-		return nil, fmt.Errorf("%w: %d bytes", ErrFormat, len(b))
+		return fmt.Errorf("%w: %d bytes", ErrFormat, len(b))
 	}
 	// RFC 7252, Section 3: "MUST be silently ignored".
 	if b[0]>>6 != 1 {
-		return nil, ErrVersion
+		return ErrVersion
 	}
-	m := &Message{
-		Type: Type(b[0] >> 4 & 3),
-		Code: Code(b[1]),
-		ID:   binary.BigEndian.Uint16(b[2:]),
+	*m = Message{
+		Type:    Type(b[0] >> 4 & 3),
+		Code:    Code(b[1]),
+		ID:      binary.BigEndian.Uint16(b[2:]),
+		Options: m.Options[:0],
 	}
 	tkl := int(b[0] & 15)
 	// RFC 7252, Section 3: lengths 9 to 15 are reserved.
 	if tkl > maxToken {
-		return nil, fmt.Errorf("%w: token length %d", ErrFormat, tkl)
+		return fmt.Errorf("%w: token length %d", ErrFormat, tkl)
 	}
 	// RFC 7252, Section 4.1: an empty message is four bytes long.
 	if m.Code == Empty && (tkl != 0 || len(b) != 4) {
-		return nil, fmt.Errorf("%w: empty message with content", ErrFormat)
+		return fmt.Errorf("%w: empty message with content", ErrFormat)
 	}
 	// RFC 7252, Section 4.2: classes 1, 6 and 7 are reserved.
 	if c := m.Code.Class(); c == 1 || c == 6 || c == 7 {
-		return nil, fmt.Errorf("%w: code of reserved class %d", ErrFormat, c)
+		return fmt.Errorf("%w: code of reserved class %d", ErrFormat, c)
 	}
 	rest := b[4:]
 	if len(rest) < tkl {
-		return nil, fmt.Errorf("%w: truncated token", ErrFormat)
+		return fmt.Errorf("%w: truncated token", ErrFormat)
 	}
 	if tkl > 0 {
 		m.Token = rest[:tkl:tkl]
 	}
 	var err error
-	m.Options, m.Payload, err = DecodeOptions(nil, rest[tkl:])
+	m.Options, m.Payload, err = DecodeOptions(m.Options, rest[tkl:])
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return m, nil
+	return nil
 }
 
 // DecodeOptions reads options up to the payload marker or the end, and returns

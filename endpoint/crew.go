@@ -3,7 +3,7 @@ package endpoint
 import "sync"
 
 // maxIdle bounds the goroutines that wait for work.
-const maxIdle = 64
+const maxIdle = 256
 
 // crew runs functions that may wait: handlers, and what the server core is
 // told. A goroutine that has done its work waits for more, so that stacks are

@@ -161,6 +161,7 @@ type Endpoint struct {
 	sock    Socket
 	out     *outbox
 	crew    *crew
+	later   later
 	ctx     context.Context // of handlers and handshakes; ends with Run
 	stop    context.CancelFunc
 	seed    uint64    // keys hashes of addresses
@@ -178,7 +179,10 @@ type Endpoint struct {
 	working    int // requests in handlers
 	wheel      *wheel
 	ciphers    [cipherSlots]ciphers
-	plain      []byte // the record being read
+	plain      []byte       // the record being read
+	message    []byte       // the message being sent, of those that are not kept
+	incoming   coap.Message // the message being read
+	spareActs  []*activity
 	receipts   receiptList
 
 	// See persist.go.
@@ -228,6 +232,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half)}
 	}
 	_, _ = rand.Read(e.echoKey[:]) // never fails (crypto/rand)
+	e.later.crew = e.crew
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e
 }

@@ -79,6 +79,9 @@ const (
 	// sweepEvery is how often what is old is looked for.
 	sweepEvery = 5 * time.Second
 
+	// maxSpareActs bounds the activities that are kept for the next.
+	maxSpareActs = 1024
+
 	// cipherSlots is how many sessions have expanded keys at a time, some 1.3 kB
 	// each; cipherIdle is when they are given up.
 	cipherSlots = 2048

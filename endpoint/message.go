@@ -31,7 +31,8 @@ type held struct {
 
 // message reads one message of the peer. b is valid during the call.
 func (s *session) message(b []byte, from netip.AddrPort, now time.Time) {
-	m, err := coap.DecodeMessage(b)
+	m := &s.e.incoming
+	err := m.Decode(b)
 	if err != nil {
 		s.e.metrics.dropped.WithLabelValues("message").Inc()
 		if rst, ok := rejection(b, nil, err); ok {
@@ -218,7 +219,7 @@ func (s *session) acknowledged(m *coap.Message) {
 		return // RFC 7252, Section 5.3.2: it answers nothing of ours
 	}
 	if f := t.end(nil); f != nil {
-		s.e.crew.do(f)
+		s.e.later.do(f)
 	}
 	if m.Code.IsResponse() {
 		w.deliver(m.Clone())
@@ -238,7 +239,7 @@ func (s *session) rejected(m *coap.Message, from netip.AddrPort) {
 	if t := s.transmission(m.ID); t != nil {
 		s.fresh()
 		if f := t.end(coap.ErrReset); f != nil {
-			e.crew.do(f)
+			e.later.do(f)
 		}
 		return
 	}
@@ -278,7 +279,7 @@ func (s *session) response(m *coap.Message, now time.Time) {
 	for _, t := range slices.Clone(s.act.sent) {
 		if t.waiter == w {
 			if f := t.end(nil); f != nil {
-				s.e.crew.do(f)
+				s.e.later.do(f)
 			}
 		}
 	}

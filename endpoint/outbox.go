@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 )
 
@@ -108,6 +109,8 @@ func (o *outbox) run(sock Socket, lost func()) {
 				return
 			}
 			<-o.wake
+			// Who is about to send more goes first: one system call then takes it all.
+			runtime.Gosched()
 			continue
 		}
 		for rest := batch; len(rest) > 0; {

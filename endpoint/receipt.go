@@ -35,10 +35,11 @@ func (s *session) receipt(id uint16, token []byte, now time.Time) *receipt {
 	if s.act == nil {
 		return nil
 	}
-	for _, r := range s.act.receipts {
-		if r.id != id {
+	for i, have := range s.act.ids {
+		if have != id {
 			continue
 		}
+		r := s.act.receipts[i]
 		// Over UDP a peer that began anew may use an identifier again; a copy
 		// has the same token.
 		if !bytes.Equal(r.token, token) || now.Sub(r.at) >= exchangeLifetime {
@@ -59,7 +60,7 @@ func (s *session) remember(id uint16, token []byte, now time.Time) *receipt {
 		a = s.activity()
 	}
 	r := &receipt{s: s, id: id, token: bytes.Clone(token), at: now}
-	a.receipts = append(a.receipts, r)
+	a.receipts, a.ids = append(a.receipts, r), append(a.ids, id)
 	if l.newest == nil {
 		l.oldest = r
 	} else {
@@ -118,7 +119,7 @@ func (l *receiptList) forget(r *receipt) {
 	r.s = nil
 	if a := s.act; a != nil {
 		if i := slices.Index(a.receipts, r); i >= 0 {
-			a.receipts = slices.Delete(a.receipts, i, i+1)
+			a.receipts, a.ids = slices.Delete(a.receipts, i, i+1), slices.Delete(a.ids, i, i+1)
 		}
 		s.settle()
 	}

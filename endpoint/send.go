@@ -88,14 +88,19 @@ func (s *session) send(m *coap.Message, done func(error)) (after func()) {
 	}
 	c := *m
 	c.ID = s.newID()
-	b, err := c.MarshalBinary()
-	if err != nil {
-		return func() { done(fmt.Errorf("endpoint: %w", err)) }
-	}
 	if m.Type == coap.Confirmable {
+		b, err := c.MarshalBinary()
+		if err != nil {
+			return func() { done(fmt.Errorf("endpoint: %w", err)) }
+		}
 		s.confirmable(c.ID, b).done = done
 		return nil
 	}
+	b, err := c.AppendBinary(s.e.message[:0])
+	if err != nil {
+		return func() { done(fmt.Errorf("endpoint: %w", err)) }
+	}
+	s.e.message = b
 	if !s.emit(b) {
 		// The address has not shown that it receives. The server core sends it
 		// again at the next sign of life.

@@ -60,6 +60,7 @@ type sentNON struct {
 // activity is what a session has only while something is under way.
 type activity struct {
 	receipts []*receipt // oldest first
+	ids      []uint16   // of receipts, in the same order
 	work     []*exchange
 	sent     []*transmission
 	waiters  []*waiter
@@ -68,7 +69,11 @@ type activity struct {
 // activity makes one when there is none.
 func (s *session) activity() *activity {
 	if s.act == nil {
-		s.act = &activity{}
+		if n := len(s.e.spareActs); n > 0 {
+			s.act, s.e.spareActs = s.e.spareActs[n-1], s.e.spareActs[:n-1]
+		} else {
+			s.act = &activity{}
+		}
 	}
 	return s.act
 }
@@ -77,6 +82,9 @@ func (s *session) activity() *activity {
 func (s *session) settle() {
 	if a := s.act; a != nil && len(a.receipts) == 0 && len(a.work) == 0 && len(a.sent) == 0 && len(a.waiters) == 0 {
 		s.act = nil
+		if len(s.e.spareActs) < maxSpareActs {
+			s.e.spareActs = append(s.e.spareActs, a)
+		}
 	}
 }
 

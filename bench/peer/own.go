@@ -32,7 +32,7 @@ func newOwn(ctx context.Context, _ Options) (Server, error) {
 	ctx, stop := context.WithCancel(ctx)
 	o := &own{at: conn.LocalAddr().(*net.UDPAddr).AddrPort(), stop: stop}
 	o.core = serve.New(coap.HandlerFunc(o.serve), serve.Config{PerPeerRPS: 1e9, PerPeerBurst: 1e9})
-	e := endpoint.New(endpoint.UDP(conn), endpoint.Config{Server: o.core, Keys: o})
+	e := endpoint.New(endpoint.UDP(conn), endpoint.Config{Server: o.core, Keys: o, OwnPSK: true})
 	o.wg.Go(func() { _ = o.core.Run(ctx) }) // ends with ctx
 	o.wg.Go(func() { _ = e.Run(ctx) })
 	return o, nil

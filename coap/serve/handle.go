@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
 )
@@ -49,9 +50,8 @@ func (s *Server) Handle(ctx context.Context, link coap.Link, m *coap.Message) *c
 		s.mu.Unlock()
 		s.revive(p)
 	}()
-	ctx, cancel := context.WithTimeout(ctx, maxTransmitWait)
+	ctx, cancel := coap.WithExchange(ctx, coap.Exchange{Link: link, Type: m.Type, Token: x.token}, time.Now().Add(maxTransmitWait))
 	defer cancel()
-	ctx = coap.WithExchange(ctx, coap.Exchange{Link: link, Type: m.Type, Token: x.token})
 	r := s.answer(ctx, x, m)
 	if r == nil {
 		return nil

@@ -3,6 +3,7 @@ package serve
 import (
 	"errors"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -11,10 +12,12 @@ import (
 
 type metrics struct {
 	requests      *prometheus.CounterVec
+	counted       [coap.IPATCH + 2][8]atomic.Pointer[prometheus.Counter] // of requests, by method and class
 	panics        prometheus.Counter
 	observations  prometheus.Gauge
 	notifications *prometheus.CounterVec
 	lost          *prometheus.CounterVec
+	notified      map[string]prometheus.Counter // by result; read only
 	blockIn       prometheus.Counter
 	blockOut      prometheus.Counter
 }
@@ -25,7 +28,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		Name: "groupgate_serve_blockwise_bytes_total",
 		Help: "Bytes of bodies carried in blocks.",
 	}, []string{"direction"}))
-	return &metrics{
+	m := &metrics{
 		requests: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_serve_requests_total",
 			Help: "CoAP requests by method and class of the response code.",
@@ -49,6 +52,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		blockIn:  bytes.WithLabelValues("in"),
 		blockOut: bytes.WithLabelValues("out"),
 	}
+	m.notified = make(map[string]prometheus.Counter)
+	for _, result := range []string{"gone", "acknowledged", "sent", "relayed", "reset", "timeout"} {
+		m.notified[result] = m.notifications.WithLabelValues(result)
+	}
+	return m
 }
 
 func register[C prometheus.Collector](r prometheus.Registerer, c C) C {
@@ -69,7 +77,15 @@ func (m *metrics) request(method, code coap.Code) {
 	if method <= coap.IPATCH {
 		name = method.String()
 	}
-	m.requests.WithLabelValues(name, strconv.Itoa(int(code.Class()))+".xx").Inc()
+	// Finding a counter by its labels takes longer than counting.
+	at := &m.counted[min(method, coap.IPATCH+1)][code.Class()&7]
+	c := at.Load()
+	if c == nil {
+		made := m.requests.WithLabelValues(name, strconv.Itoa(int(code.Class()))+".xx")
+		c = &made
+		at.Store(c)
+	}
+	(*c).Inc()
 }
 
 func (m *metrics) notification(confirmable bool, err error) {
@@ -86,5 +102,7 @@ func (m *metrics) notification(confirmable bool, err error) {
 	case errors.Is(err, coap.ErrTimeout):
 		result = "timeout"
 	}
-	m.notifications.WithLabelValues(result).Inc()
+	if c := m.notified[result]; c != nil {
+		c.Inc()
+	}
 }

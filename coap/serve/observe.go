@@ -379,6 +379,10 @@ func (s *Server) Publish(name string, n coap.Notification) {
 	s.mu.Unlock()
 	key := paceKey(name)
 	for i, sub := range start {
+		if s.pacer.free() {
+			sub.run(s)
+			continue
+		}
 		s.pacer.add(key, at[i], func() { sub.run(s) })
 	}
 }

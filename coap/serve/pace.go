@@ -78,9 +78,12 @@ func subnetOf(a netip.Addr) netip.Prefix {
 	return p
 }
 
+// free says that nothing is limited.
+func (p *pacer) free() bool { return p.rate == 0 && p.subnet == 0 }
+
 // add runs job in its turn: at once, in this goroutine, where nothing is limited.
 func (p *pacer) add(topic string, a netip.Addr, job func()) {
-	if p.rate == 0 && p.subnet == 0 {
+	if p.free() {
 		job()
 		return
 	}
