@@ -44,6 +44,10 @@ type Response struct {
 	Options Options
 	Payload []byte
 
+	// MaxBlock bounds the blocks in which the payload goes out, in bytes: a power of
+	// two from 16. 0 means as large as the server core allows.
+	MaxBlock int
+
 	// Observe says what state this response shows. It is ignored unless the
 	// request asked for observation and Code is 2.xx.
 	Observe *Observation

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
@@ -30,6 +31,9 @@ func (g *Gateway) wellKnown(ctx context.Context, r *rooms, req *coap.Request) (*
 	}
 	resp := &coap.Response{Code: coap.Content, Payload: body}
 	resp.Options.SetContentFormat(coap.LinkFormat)
+	if req.Peer.Via == coap.Plain {
+		g.receives.bound(req, resp, time.Now())
+	}
 	return resp, nil
 }
 

@@ -56,6 +56,7 @@ type Gateway struct {
 	crowd crowd
 
 	refusals refusals
+	receives receives
 	awaited  awaited
 	gate     gate
 	stopped  context.Context // ends with Run; requests end with it
@@ -98,7 +99,7 @@ func New(cfg *config.Config, log *slog.Logger, opts ...Option) (*Gateway, error)
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	g := &Gateway{cfg: cfg, log: log, registry: prometheus.NewRegistry(), ready: make(chan struct{})}
+	g := &Gateway{cfg: cfg, log: log, registry: prometheus.NewRegistry(), receives: newReceives(), ready: make(chan struct{})}
 	g.stopped, g.stop = context.WithCancel(context.Background())
 	for _, o := range opts {
 		o(g)

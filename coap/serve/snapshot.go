@@ -93,14 +93,15 @@ func findSnapshot(p *peer, key cacheKey, token []byte, payload bool) *snapshot {
 
 // blockwiseOut cuts a response that is larger than a block and keeps the rest.
 func (s *Server) blockwiseOut(x *exchange, r *coap.Response) (*coap.Response, error) {
-	b := coap.Block{SZX: s.szx}
+	most := s.largest(r)
+	b := coap.Block{SZX: most}
 	if x.block2 != nil {
 		b.Num = x.block2.Num
-		b.SZX = min(x.block2.SZX, s.szx)
+		b.SZX = min(x.block2.SZX, most)
 		if b.SZX != x.block2.SZX && b.Num > 0 {
 			b.Num <<= x.block2.SZX - b.SZX
 		}
-	} else if len(r.Payload) <= s.cfg.BlockSize || r.Options.Has(coap.OSCOREOption) && len(r.Payload) <= s.cfg.BlockSize+protection {
+	} else if len(r.Payload) <= b.Size() || r.Options.Has(coap.OSCOREOption) && len(r.Payload) <= s.cfg.BlockSize+protection {
 		// What is protected was cut inside, and is a little larger now. Cutting it
 		// again would double the messages.
 		return r, nil
@@ -119,7 +120,7 @@ func (s *Server) blockwiseOut(x *exchange, r *coap.Response) (*coap.Response, er
 // keep stores r for later blocks and gives it an entity tag when the handler
 // gave none.
 func (s *Server) keep(p *peer, key cacheKey, token []byte, r *coap.Response) *coap.Response {
-	kept := &coap.Response{Code: r.Code, Options: slices.Clone(r.Options), Payload: r.Payload}
+	kept := &coap.Response{Code: r.Code, Options: slices.Clone(r.Options), Payload: r.Payload, MaxBlock: r.MaxBlock}
 	kept.Options.Remove(coap.ObserveOption)
 	if r.Code == coap.Content && !kept.Options.Has(coap.ETag) {
 		// Keyed, so that the tag says nothing about a secret in the body.
@@ -181,11 +182,19 @@ func (s *Server) forgetSnapshotLocked(snap *snapshot) {
 	}
 }
 
+// largest is the size exponent of the largest block that a response may go out in.
+func (s *Server) largest(r *coap.Response) uint8 {
+	if r.MaxBlock < minBlock {
+		return s.szx
+	}
+	return min(s.szx, szxOf(r.MaxBlock))
+}
+
 // slice is block b of a response (RFC 7959, Section 2.4).
 func (s *Server) slice(r *coap.Response, b coap.Block) (*coap.Response, error) {
-	if b.SZX > s.szx {
-		b.Num <<= b.SZX - s.szx
-		b.SZX = s.szx
+	if most := s.largest(r); b.SZX > most {
+		b.Num <<= b.SZX - most
+		b.SZX = most
 	}
 	off := b.Offset()
 	if off >= len(r.Payload) {
