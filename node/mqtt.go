@@ -303,21 +303,15 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 				s.set(false)
 			}
 		}).
-		SetOnConnectHandler(func(c mqtt.Client) {
-			topics := m.topics(mgt)
-			s.topics.Store(int32(len(topics)))
-			t := subscribe(c, topics)
-			select { // paho gives this handler a goroutine of its own
-			case <-ctx.Done():
-			case <-t.Done():
-				if err := t.Error(); err != nil {
-					log.Warn("subscription refused", "err", err)
-				} else if ctx.Err() == nil {
-					s.set(true)
-					if topic := presenceTopic(mgt); topic != "" {
-						c.Publish(topic, 1, true, presentHere) // a hint: not waited for
-					}
-				}
+		SetOnConnectHandler(func(c mqtt.Client) { // paho gives this handler a goroutine of its own
+			s.topics.Store(0)
+			if err := s.subscribe(ctx, c, m.topics(mgt)); err != nil {
+				log.Warn("subscription refused", "err", err)
+				return
+			}
+			s.set(true)
+			if topic := presenceTopic(mgt); topic != "" {
+				c.Publish(topic, 1, true, presentHere) // a hint: not waited for
 			}
 		})
 	if topic := presenceTopic(mgt); topic != "" {
@@ -340,9 +334,13 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 				return
 			case <-m.ackWake:
 			}
-			topics := m.topics(mgt)
-			if n := s.topics.Load(); len(topics) > int(n) && s.topics.CompareAndSwap(n, int32(len(topics))) {
-				subscribe(client, topics[n:]) // the tree grew; each connect subscribes to all
+			if topics := m.topics(mgt); s.isUp() && len(topics) > int(s.topics.Load()) {
+				// The tree grew. A broker may refuse while it delivers: mochi-mqtt takes
+				// the identifiers of both directions for the same ones.
+				if err := s.subscribe(ctx, client, topics); err != nil && ctx.Err() == nil {
+					log.Info("subscription refused, trying again", "err", err)
+					time.AfterFunc(mqttRetry, m.signalAck)
+				}
 			}
 			if msg := m.dueAck(mgt); msg != nil {
 				// Not waited for: with QoS 1 paho keeps it until the broker has it,
@@ -353,13 +351,31 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 	})
 }
 
-// subscribe asks for topics; the default handler takes what comes.
-func subscribe(c mqtt.Client, topics []string) mqtt.Token {
+// subscribe asks for topics that the broker does not have yet; the default handler
+// takes what comes.
+func (s *subscription) subscribe(ctx context.Context, c mqtt.Client, topics []string) error {
 	filters := map[string]byte{}
-	for _, topic := range topics {
+	for _, topic := range topics[min(int(s.topics.Load()), len(topics)):] {
 		filters[topic] = 1
 	}
-	return c.SubscribeMultiple(filters, nil)
+	t := c.SubscribeMultiple(filters, nil)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.Done():
+	}
+	if err := t.Error(); err != nil {
+		return err
+	}
+	if r, ok := t.(*mqtt.SubscribeToken); ok {
+		for topic, code := range r.Result() {
+			if code > 2 {
+				return fmt.Errorf("node: the broker refuses %q", topic)
+			}
+		}
+	}
+	s.topics.Store(int32(len(topics)))
+	return nil
 }
 
 // stop disconnects and waits for what it started.

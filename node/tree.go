@@ -21,6 +21,10 @@ import (
 // missed, at least, before it asks; all that missed it do not ask at once.
 const linkPatience = time.Second
 
+// treeAhead is how many levels above the root a member listens to: a tree that
+// grows finds it there.
+const treeAhead = 2
+
 // readBranch reads what a Join Response gives of a key tree.
 func readBranch(b []byte) (*groupcomm.MgtKeyMaterial, *keytree.Follower, error) {
 	const op = "key tree"
@@ -51,7 +55,11 @@ func (m *Member) topics(mgt *groupcomm.MgtKeyMaterial) []string {
 		return []string{mgt.Topic}
 	}
 	var out []string
-	for _, id := range m.tree.Path() {
+	path := m.tree.Path()
+	for range treeAhead {
+		path = append(path, keytree.ID{Level: path[len(path)-1].Level + 1})
+	}
+	for _, id := range path {
 		out = append(out, fmt.Sprintf("%s/%d/%d", mgt.TreeTopic, id.Level, id.Index))
 	}
 	return out
