@@ -87,6 +87,21 @@ func (r *relay) run() {
 	}
 }
 
+// move gives every second of the nodes another address, as the gateway sees it: a
+// NAT that forgot them, or another network.
+func (r *relay) move() (moved int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for from, c := range r.paths {
+		if moved++; moved%2 == 0 {
+			continue
+		}
+		_ = c.Close()
+		delete(r.paths, from)
+	}
+	return (moved + 1) / 2
+}
+
 func (r *relay) path(from *net.UDPAddr) *net.UDPConn {
 	key := from.String()
 	r.mu.Lock()
@@ -314,7 +329,7 @@ func (f *fleet) everybody(version groupcomm.Version, out map[*fleetNode]bool, li
 }
 
 // proveDelivery: with nodes that observe, that are on MQTT and that sleep, 20 %
-// of the datagrams lost and the gateway killed in mid-fan-out, everybody has the
+// of the datagrams lost, addresses that change and the gateway killed in mid-fan-out, everybody has the
 // newest keys in the end, nobody was told of older ones after newer, and those
 // evicted can read nothing that is newer.
 //
@@ -342,6 +357,9 @@ func proveDelivery(t *testing.T, n int, wake, lossy, limit time.Duration) {
 	before := f.progress()
 	f.kill()
 	phase("killed and up again")
+	t.Logf("%d of the nodes change their address", f.relay.move())
+	wander := time.AfterFunc(2*time.Second, func() { f.relay.move() }) // and some once more
+	defer wander.Stop()
 	if after := f.progress(); after.Version != last || after.Delivered < before.Delivered {
 		t.Errorf("after the kill: %+v, before: %+v", after, before)
 	}
