@@ -46,6 +46,9 @@ func (r *Room) nodeOf(p coap.Peer) *legacy {
 	return r.bySubject[p.Subject]
 }
 
+// Has says whether a subject is a legacy node.
+func (r *Room) Has(s coap.Subject) bool { return r.bySubject[s] != nil }
+
 // Heard notes a sign of life of a legacy node, over the association that it uses now.
 // Other peers are ignored.
 func (r *Room) Heard(p coap.Peer) {

@@ -94,11 +94,14 @@ func (g *Gateway) rawKey() *dtls12.Key {
 	return nil
 }
 
-// Known says whether a token confirms a raw public key.
+// Known says whether a token confirms a raw public key, or it is that of a legacy node.
 func (f front) Known(ctx context.Context, spki []byte) error {
 	r := f.g.rooms.Load()
 	if r == nil {
 		return errStarting
+	}
+	if r.delegates.Has(ace.KeySubject(spki)) {
+		return nil // a legacy node: delegates[].auth.cert_sha256
 	}
 	ctx, cancel := f.g.requestContext(ctx)
 	defer cancel()
@@ -123,6 +126,9 @@ func (f front) Admit(ctx context.Context, p endpoint.Proof) (coap.Subject, error
 		return certificateSubject(p.Certificates[0])
 	}
 	if r := g.rooms.Load(); r != nil && p.PublicKey != nil {
+		if legacy := ace.KeySubject(p.PublicKey); r.delegates.Has(legacy) {
+			return legacy, nil
+		}
 		subject, err := r.access.Proved(ctx, p.PublicKey)
 		return subject, g.diskFull(ctx, err)
 	}

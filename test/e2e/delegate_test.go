@@ -50,6 +50,12 @@ func (n *plainNode) connect(at string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	n.use(tr)
+}
+
+// use answers and asks over an association.
+func (n *plainNode) use(tr node.Transport) {
+	n.t.Helper()
 	n.tr = tr
 	n.t.Cleanup(func() { _ = tr.Close() })
 	tr.(node.Taker).Take(func(req *coap.Request) *coap.Response {
