@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/record"
 )
 
@@ -71,5 +72,38 @@ func FuzzRecords(f *testing.F) {
 		e.endHandshakes()
 		e.crew.end()
 		e.goodbye()
+	})
+}
+
+// FuzzHandshake: whatever comes to a handshake of our own does no harm, and leaves
+// nothing when it is over.
+func FuzzHandshake(f *testing.F) {
+	raw := rawKey(f)
+	hello := dtls12.Connect(&dtls12.Config{Key: rawKey(f), CID: []byte{}}, time.Unix(1, 0)).Output()[0]
+	f.Add(hello, []byte{22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 1, 0, 14, 11, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 2, 1, 2}, []byte{})
+	f.Add(clientHello(1), []byte{22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 1, 0, 14, 16, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 2, 0, 0}, []byte{20, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 1})
+	f.Fuzz(func(t *testing.T, first, a, b []byte) {
+		e := New(newWire(1).open("198.51.100.1:5684"), Config{
+			Server: nobody{}, Keys: nobody{}, RawKey: func() *dtls12.Key { return raw }, OwnPSK: true, MaxHandshakes: 2,
+		})
+		from := netip.MustParseAddrPort("192.0.2.1:1000")
+		e.mu.Lock()
+		if r, _, err := record.Next(first, 0); err == nil {
+			if hello := dtls12.ReadClientHello(&r); hello != nil {
+				e.beginOwn(hello, from) // as if it had its cookie
+			}
+		}
+		e.mu.Unlock()
+		for _, x := range [][]byte{a, b, first, a} {
+			e.datagram(Datagram{Addr: from, B: x})
+			e.datagram(Datagram{Addr: netip.MustParseAddrPort("192.0.2.3:1000"), B: x})
+		}
+		e.stop()
+		e.endHandshakes()
+		e.crew.end()
+		e.goodbye()
+		if len(e.own.byAddr)+len(e.own.byCID) != 0 {
+			t.Fatal("a handshake is left")
+		}
 	})
 }
