@@ -15,9 +15,6 @@ import (
 
 const nameRule = "must be 1 to 63 letters, digits or . _ ~ -, the first a letter or digit, for it is a path segment in URIs"
 
-// notSupported refuses values that the design has and this version lacks.
-const notSupported = "%s is not supported by this version; use %s"
-
 func (c *Config) validateGroups(f *faults) {
 	seen, relays := map[string]int{}, map[string]string{}
 	for i, g := range c.Groups {
@@ -172,20 +169,6 @@ func ecdhAlgFor(hkdf string) string {
 // Ed25519 key serves X25519).
 func curveFor(signAlg string) string {
 	return map[string]string{"EdDSA": "X25519", "ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}[signAlg]
-}
-
-// supported refuses a value that the design has and this version lacks.
-func supported(f *faults, key, value string, now ...string) {
-	for _, v := range now {
-		if value == v {
-			return
-		}
-	}
-	use := now[0]
-	if len(now) > 1 {
-		use += " or " + now[1]
-	}
-	f.add(key, notSupported, fmt.Sprintf("%q", value), use)
 }
 
 // validateScheme: how rekeys are told to many members.

@@ -43,8 +43,8 @@ var draft03Permitted = map[resource]map[coap.Code]methodRow{
 }
 
 // Resources and permitted methods of hackathon-109
-// (draft-ietf-ace-key-groupcomm-oscore-09, Section 5.5): nodes/NODENAME, and
-// these. A new public key is uploaded by joining again.
+// (draft-ietf-ace-key-groupcomm-oscore-09, Section 5.5): nodes/NODENAME, its
+// pub-key, and these.
 var hackathonLeaves = map[string]resource{
 	"pub-key": resCreds, "policies": resPolicies, "num": resNum, "active": resActive,
 }
@@ -67,6 +67,7 @@ var hackathonPermitted = map[resource]map[coap.Code]methodRow{
 		coap.PUT:    {cells(allow, wrongRole, forbidden, forbidden), content(coap.CBOR)}, // a new Sender ID
 		coap.DELETE: {cells(allow, allow, forbidden, forbidden), answer{coap.Deleted, noFormat, 0}},
 	},
+	resNodeCred: {coap.POST: {cells(allow, wrongRole, forbidden, forbidden), answer{coap.Changed, noFormat, 0}}},
 }
 
 // legacyTable finds the resource of a legacy path in the group's dialect.
@@ -87,6 +88,8 @@ func (c *call) legacyTable() map[resource]map[coap.Code]methodRow {
 		t.res = leaves[t.rest[0]]
 	case len(t.rest) == 2 && t.rest[0] == "nodes" && c.dialect == groupcomm.Hackathon109:
 		t.res, t.node = resNode, t.rest[1]
+	case len(t.rest) == 3 && t.rest[0] == "nodes" && t.rest[2] == "pub-key" && c.dialect == groupcomm.Hackathon109:
+		t.res, t.node = resNodeCred, t.rest[1]
 	}
 	return table
 }
@@ -126,6 +129,8 @@ func (m *Manager) legacy(ctx context.Context, c *call) (*coap.Response, error) {
 		return m.legacyNum(ctx, c, f)
 	case resActive:
 		return legacyAnswer(f, groupcomm.EncodeActive(c.row.active())), nil
+	case resNodeCred:
+		return m.legacyNewKey(ctx, c)
 	case resNode:
 		c.target.node = c.row.member.node
 		switch {
@@ -159,7 +164,7 @@ func (c *call) legacyFailure(err error) error {
 		return err // perhaps with AS Request Creation Hints
 	case was.Code == coap.Forbidden:
 		r.Code = coap.Unauthorized
-	case was.Code == coap.BadRequest && c.dialect != groupcomm.Current && c.joining():
+	case was.Code == coap.BadRequest && c.dialect != groupcomm.Current && (c.joining() || c.target.res == resNodeCred):
 		var ns []byte
 		if format == coap.ACEGroupcomm {
 			if i, err := groupcomm.DecodeInfoBody(was.Payload); err == nil {

@@ -38,6 +38,7 @@ func TestLegacyPermittedMethods(t *testing.T) {
 			{[]string{"policies"}, [4]string{"G", "G", "", ""}},
 			{[]string{"num"}, [4]string{"G", "G", "", ""}},
 			{[]string{"nodes", "NODENAME"}, [4]string{"GUD", "GuD", "", ""}},
+			{[]string{"nodes", "NODENAME", "pub-key"}, [4]string{"P", "p", "", ""}},
 		},
 	} {
 		t.Run(d.String(), func(t *testing.T) {
@@ -56,7 +57,7 @@ func TestLegacyPermittedMethods(t *testing.T) {
 					may := func(s string) bool { return letter != "" && strings.Contains(s, letter) }
 					for i, c := range clients {
 						path := append([]string{"g1"}, r.path...)
-						if len(r.path) == 2 {
+						if len(r.path) > 1 {
 							path[2] = "elsewhere"
 							if i < 2 {
 								path[2] = c.Path[3]
@@ -111,6 +112,8 @@ func legacyRow(d groupcomm.Interface, path []string, method coap.Code) *methodRo
 		res = leaves[path[0]]
 	case 2:
 		res = resNode
+	case 3:
+		res = resNodeCred
 	}
 	row, ok := table[res][method]
 	if !ok {
@@ -138,6 +141,14 @@ func (f *fixture) legacyBody(c *gmtest.Joiner, d groupcomm.Interface, method coa
 		return groupcomm.EncodeLegacyPubKeyRequest(d, q)
 	case len(path) == 1 && path[0] == "node" && method == coap.POST:
 		return []byte{groupcomm.LegacyLeave}
+	case len(path) == 3 && method == coap.POST:
+		msg, err := c.LegacyJoinMessage(d, "g1", both)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		return groupcomm.EncodeLegacyPubKeyUpdate(&groupcomm.CredUpdate{
+			ClientCred: msg.ClientCred, CNonce: msg.CNonce, ClientCredVerify: msg.ClientCredVerify,
+		})
 	}
 	return nil
 }
@@ -154,7 +165,7 @@ func legacyMatrix() string {
 		b.WriteString("\n|---|---|" + strings.Repeat("---|", int(clientTypes)) + "\n")
 		paths := [][]string{nil, {"pub-key"}, {"node"}, {"policies"}, {"ctx-num"}}
 		if d == groupcomm.Hackathon109 {
-			paths = [][]string{nil, {"active"}, {"pub-key"}, {"policies"}, {"num"}, {"nodes", "NODE"}}
+			paths = [][]string{nil, {"active"}, {"pub-key"}, {"policies"}, {"num"}, {"nodes", "NODE"}, {"nodes", "NODE", "pub-key"}}
 		}
 		for _, path := range paths {
 			for _, m := range methods {

@@ -50,6 +50,19 @@ func (m *Manager) legacyNode(ctx context.Context, c *call, f coap.Format) (*coap
 	return r, nil
 }
 
+// legacyNewKey answers POST nodes/NODE/pub-key of hackathon-109: another public
+// key for the same Sender ID (draft-ietf-ace-key-groupcomm-10, Section 4.1.7.1).
+func (m *Manager) legacyNewKey(ctx context.Context, c *call) (*coap.Response, error) {
+	if !c.row.active() {
+		return nil, groupcomm.ErrInactive
+	}
+	msg, err := groupcomm.DecodeLegacyPubKeyUpdate(c.req.Payload)
+	if err == nil {
+		msg.ClientCred, err = groupcomm.CredOfKey(msg.ClientCred)
+	}
+	return m.updateCred(ctx, c, msg, err)
+}
+
 // legacyNum answers GET on ctx-num, in hackathon-109 num
 // (draft-ietf-ace-key-groupcomm-oscore-03, Section 10).
 func (m *Manager) legacyNum(ctx context.Context, c *call, f coap.Format) (*coap.Response, error) {

@@ -534,6 +534,45 @@ func TestHackathon109(t *testing.T) {
 	if p, err := groupcomm.DecodeLegacyPubKeys(d, r.Payload); err != nil || len(p.PubKeys) != 2 || !slices.Equal(p.PeerRoles, []groupcomm.Roles{groupcomm.Responder, both}) {
 		t.Errorf("public keys: %v %v", r.Code, err)
 	}
+	// Another public key, under the same Sender ID.
+	update := func(by *gmtest.Joiner, edit func(*groupcomm.CredUpdate)) *coap.Response {
+		msg, err := by.LegacyJoinMessage(d, "g1", both)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := &groupcomm.CredUpdate{ClientCred: msg.ClientCred, CNonce: msg.CNonce, ClientCredVerify: msg.ClientCredVerify}
+		edit(u)
+		return f.legacy(j, coap.POST, groupcomm.EncodeLegacyPubKeyUpdate(u), append(slices.Clone(node), "pub-key")...)
+	}
+	next := f.joiner("next", "g1", both)
+	next.NS = j.NS
+	for name, edit := range map[string]func(*groupcomm.CredUpdate){
+		"another proof": func(u *groupcomm.CredUpdate) { u.ClientCredVerify[0] ^= 1 },
+		"no key":        func(u *groupcomm.CredUpdate) { u.ClientCred = []byte{0xa0} },
+		"short cnonce":  func(u *groupcomm.CredUpdate) { u.CNonce = []byte{1} },
+		"nothing":       func(u *groupcomm.CredUpdate) { *u = groupcomm.CredUpdate{} },
+	} {
+		r := update(next, edit)
+		if i, err := groupcomm.DecodeLegacyInfo(d, r.Payload); r.Code != coap.BadRequest || err != nil || len(i.SignInfo) != 1 {
+			t.Errorf("%s: %v, %v", name, r.Code, err)
+		}
+	}
+	f.auth.ForgetChallenges(j.Peer.Subject)
+	r = update(next, func(*groupcomm.CredUpdate) {})
+	if i, err := groupcomm.DecodeLegacyInfo(d, r.Payload); r.Code != coap.BadRequest || err != nil || i.Challenge == nil {
+		t.Fatalf("without N_S: %v, %v", r.Code, err)
+	} else {
+		next.NS, j.NS = i.Challenge, i.Challenge
+	}
+	if r := update(next, func(*groupcomm.CredUpdate) {}); r.Code != coap.Changed || len(r.Payload) != 0 {
+		t.Errorf("another public key: %v", r.Code)
+	}
+	if p, err := groupcomm.DecodeLegacyPubKeys(d, f.legacy(first, coap.GET, nil, "g1", "pub-key").Payload); err != nil ||
+		!slices.ContainsFunc(p.PubKeys, func(k groupcomm.LegacyPubKey) bool {
+			return bytes.Equal(k.SenderID, kd.Key.ClientID) && k.Key.SamePublic(next.Key)
+		}) {
+		t.Errorf("the public key is not the new one: %v", err)
+	}
 	k, err := groupcomm.DecodeLegacyKeyRenewal(f.legacy(j, coap.PUT, nil, node...).Payload)
 	if err != nil || !bytes.Equal(k.SenderID, []byte{1}) {
 		t.Errorf("renewal: %v", err)

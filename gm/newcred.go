@@ -34,6 +34,12 @@ func (m *Manager) newCred(ctx context.Context, c *call) (*coap.Response, error) 
 		return nil, coap.Errorf(coap.RequestEntityTooLarge, "")
 	}
 	msg, err := groupcomm.DecodeCredUpdate(c.req.Payload)
+	return m.updateCred(ctx, c, msg, err)
+}
+
+// updateCred takes a request for another credential, malformed when err says so,
+// from where the table of newCred looks into it.
+func (m *Manager) updateCred(ctx context.Context, c *call, msg *groupcomm.CredUpdate, err error) (*coap.Response, error) {
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", coap.Errorf(coap.BadRequest, "client_cred, cnonce and client_cred_verify are expected"), err)

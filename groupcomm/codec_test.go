@@ -175,6 +175,7 @@ func codecs() []codec {
 			EncodeTextScope(ScopeEntry{"g1", Requester}), EncodeTextScope(ScopeEntry{"", Requester | Responder | Monitor}),
 		}, recodeWith(DecodeTextScope, EncodeTextScope)},
 		{"TextTokenScope", []any{EncodeTextTokenScope(ScopeEntry{"g1", Requester | Monitor})}, recodeWith(DecodeTextTokenScope, EncodeTextTokenScope)},
+		{"LegacyPubKeyUpdate", []any{EncodeLegacyPubKeyUpdate(&CredUpdate{[]byte{1}, []byte{2}, []byte{}})}, recodeWith(DecodeLegacyPubKeyUpdate, EncodeLegacyPubKeyUpdate)},
 		{"LegacyKeyRenewal", []any{&LegacyKeyRenewal{SenderID{}}, &LegacyKeyRenewal{SenderID{1}}}, recode(DecodeLegacyKeyRenewal)},
 		{"Event", []any{
 			Event{},

@@ -67,6 +67,30 @@ func DecodeLegacyJoinRequest(d Interface, b []byte) (*LegacyJoinRequest, error) 
 	return j, nil
 }
 
+// EncodeLegacyPubKeyUpdate gives the body of POST nodes/NODENAME/pub-key of
+// hackathon-109 (draft-ietf-ace-key-groupcomm-10, Section 4.1.7.1); ClientCred is
+// an encoded COSE_Key.
+func EncodeLegacyPubKeyUpdate(c *CredUpdate) []byte {
+	return cose.MustMarshal(map[int64]any{
+		legacyClientCred: c.ClientCred, legacyCNonce: c.CNonce, legacyClientCredVerify: c.ClientCredVerify,
+	})
+}
+
+// DecodeLegacyPubKeyUpdate reads the map; all three members are required.
+func DecodeLegacyPubKeyUpdate(b []byte) (*CredUpdate, error) {
+	f := decodeFields("public key update", b)
+	f.need(legacyClientCred, legacyCNonce, legacyClientCredVerify)
+	c := &CredUpdate{
+		ClientCred:       f.bytes(legacyClientCred),
+		CNonce:           f.bytes(legacyCNonce),
+		ClientCredVerify: f.bytes(legacyClientCredVerify),
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	return c, nil
+}
+
 // legacyQuery gives the value of 'get_pub_keys': in draft-03 a list of Sender IDs,
 // empty for all (draft-ietf-ace-key-groupcomm-03, Section 4.1.2.1); in
 // hackathon-109 null for all, or [roles, Sender IDs]

@@ -217,6 +217,7 @@ func FuzzLegacyJoinRequest(f *testing.F)     { fuzzLegacy(f, "LegacyJoinRequest"
 func FuzzLegacyPubKeyRequest(f *testing.F)   { fuzzLegacy(f, "LegacyPubKeyRequest") }
 func FuzzLegacyPubKeys(f *testing.F)         { fuzzLegacy(f, "LegacyPubKeys") }
 func FuzzLegacyKeyDistribution(f *testing.F) { fuzzLegacy(f, "LegacyKeyDistribution") }
+func FuzzLegacyPubKeyUpdate(f *testing.F)    { fuzzCodec(f, "LegacyPubKeyUpdate") }
 func FuzzLegacyKeyRenewal(f *testing.F)      { fuzzCodec(f, "LegacyKeyRenewal") }
 
 // fuzzLegacy is fuzzCodec for both dialects at once.
