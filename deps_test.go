@@ -58,7 +58,7 @@ var arrows = map[string][]string{
 	"cmd/gateway/argv": {"spell"},
 
 	"node/swarm": {"coap", "coap/serve", "datagram", "record"},
-	"bench/peer": {"coap", "coap/serve", "endpoint"},
+	"bench/peer": {"coap", "coap/serve", "endpoint", "journal"},
 
 	"examples/host": {"config", "plugin"},
 }

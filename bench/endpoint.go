@@ -310,3 +310,61 @@ func (r *rig) flood(ctx context.Context, first int) (f flooded, err error) {
 		micros: float64((after.CPU - before.CPU).Nanoseconds()) / 1000 / float64(max(1, sent.sent)),
 	}, nil
 }
+
+// settled is how long sessions are left alone before the server is killed: what
+// came within a moment before a crash may be lost with it.
+const settled = 2 * time.Second
+
+// Restart kills our server with n observers, starts it again and counts who is
+// reached by a confirmable notification and whose request is answered, without any
+// new handshake. dir is an empty folder for the journal.
+func Restart(ctx context.Context, start Start, dir string, n int, progress func(string)) (out []Result, err error) {
+	if n <= 0 {
+		return nil, fmt.Errorf("bench: %d nodes make no benchmark", n)
+	}
+	progress(fmt.Sprintf("%d nodes shake hands", n))
+	r, err := newRig(ctx, start, peer.Own, dir, n)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+	if err := r.open(ctx, 0, n, true, progress); err != nil {
+		return nil, err
+	}
+	select {
+	case <-time.After(settled):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	before := r.swarm.Stats()
+	progress("kill -9")
+	if err := r.kill(); err != nil {
+		return nil, err
+	}
+	took, err := r.restart(ctx, start, dir)
+	if err != nil {
+		return nil, err
+	}
+	progress("a notification to each, and a request of each")
+	got, _, err := r.publish(true, payloadSize)
+	if err != nil {
+		return nil, err
+	}
+	m := &coap.Message{Code: coap.GET}
+	m.Options.SetPath("state")
+	o, err := r.swarm.Load(ctx, loadOf(m, n, requestsAtOnce))
+	if err != nil {
+		return nil, err
+	}
+	after := r.swarm.Stats()
+	row := func(metric, unit string, value float64) Result {
+		return Result{Bench: "restart", Metric: metric, Unit: unit, N: n, Ours: value}
+	}
+	return []Result{
+		row("sessions_surviving_kill9", "%", 100*float64(o.Answered)/float64(n)),
+		row("observations_surviving_kill9", "%", 100*float64(got)/float64(n)),
+		row("restart_seconds", "s", took.Seconds()),
+		row("new_handshakes", "1", float64(after.Handshakes-before.Handshakes)),
+		row("records_with_a_number_used_twice", "1", float64(after.Undecipherable-before.Undecipherable)),
+	}, nil
+}

@@ -108,6 +108,34 @@ func newRig(ctx context.Context, start Start, kind, dir string, nodes int) (*rig
 	return r, nil
 }
 
+// kill ends the server as a crash would, and restart starts another in its place
+// for the same nodes; it says how long that took until it serves.
+func (r *rig) kill() error {
+	p, ok := r.out.(*process)
+	if !ok {
+		return errors.New("bench: only a process of its own can be killed")
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	_, _ = r.in.Close(), r.out.Close() // it was killed
+	return nil
+}
+
+func (r *rig) restart(ctx context.Context, start Start, dir string) (time.Duration, error) {
+	begin := time.Now()
+	var err error
+	if r.in, r.out, err = start(ctx, r.kind, dir); err != nil {
+		return 0, err
+	}
+	r.dec = json.NewDecoder(bufio.NewReader(r.out))
+	before := r.hello
+	if err = r.dec.Decode(&r.hello); err == nil && before != r.hello {
+		err = fmt.Errorf("bench: the server came back at %v, not %v", r.hello.Addr, before.Addr)
+	}
+	return time.Since(begin), err
+}
+
 func (r *rig) close() error {
 	if r == nil {
 		return nil

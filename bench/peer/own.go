@@ -1,15 +1,20 @@
 package peer
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
 	"github.com/seed4911071e/groupgate/endpoint"
+	"github.com/seed4911071e/groupgate/journal"
 )
 
 // topic is that of /state.
@@ -24,18 +29,91 @@ type own struct {
 	wg      sync.WaitGroup
 }
 
-func newOwn(ctx context.Context, _ Options) (Server, error) {
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+func newOwn(ctx context.Context, opts Options) (Server, error) {
+	conn, err := listen(opts.Dir)
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(ctx)
 	o := &own{at: conn.LocalAddr().(*net.UDPAddr).AddrPort(), stop: stop}
+	o.version.Store(uint64(time.Now().UnixNano())) // above those of an earlier process
 	o.core = serve.New(coap.HandlerFunc(o.serve), serve.Config{PerPeerRPS: 1e9, PerPeerBurst: 1e9})
 	e := endpoint.New(endpoint.UDP(conn), endpoint.Config{Server: o.core, Keys: o, OwnPSK: true})
+	if opts.Dir != "" {
+		if err := o.keep(ctx, e, opts.Dir); err != nil {
+			stop()
+			return nil, err
+		}
+	}
 	o.wg.Go(func() { _ = o.core.Run(ctx) }) // ends with ctx
 	o.wg.Go(func() { _ = e.Run(ctx) })
 	return o, nil
+}
+
+// listen opens the socket: with a folder at the address of the process before.
+func listen(dir string) (*net.UDPConn, error) {
+	at := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}
+	file := filepath.Join(dir, "addr")
+	if b, err := os.ReadFile(file); dir != "" && err == nil {
+		a, err := netip.ParseAddrPort(string(b))
+		if err != nil {
+			return nil, err
+		}
+		return net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
+	}
+	conn, err := net.ListenUDP("udp", at)
+	if err == nil && dir != "" {
+		err = os.WriteFile(file, []byte(conn.LocalAddr().String()), 0o600)
+	}
+	return conn, err
+}
+
+// Whose a record of the journal is.
+const (
+	ofEndpoint byte = 'e'
+	ofServe    byte = 's'
+)
+
+// stream is the journal as one owner of records sees it.
+type stream struct {
+	*journal.Journal
+	kind byte
+}
+
+func (s stream) Append(rec []byte) { s.Journal.Append(s.kind, rec) }
+
+// Keeps: there is one topic.
+func (stream) Keeps(string) bool { return true }
+
+// keep brings back sessions and observations, as the gateway does, and keeps them
+// from then on.
+func (o *own) keep(ctx context.Context, e *endpoint.Endpoint, dir string) error {
+	var peers endpoint.Recovery
+	var observers serve.Recovery
+	j, _, err := journal.Open(journal.Options{
+		Dir: filepath.Join(dir, "sessions"), Key: bytes.Repeat(Key, 2),
+		Dump: func(emit func(byte, []byte)) {
+			e.Dump(func(rec []byte) { emit(ofEndpoint, rec) })
+			o.core.Dump(func(rec []byte) { emit(ofServe, rec) })
+		},
+	}, func(kind byte, rec []byte) error {
+		if kind == ofEndpoint {
+			return peers.Apply(rec)
+		}
+		return observers.Apply(rec)
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range e.Restore(stream{j, ofEndpoint}, j.Boot(), &peers) {
+		o.core.Restore(&observers, p)
+	}
+	o.core.Keep(stream{j, ofServe})
+	o.wg.Go(func() {
+		_ = j.Run(ctx) // ends with ctx
+		_ = j.Close()
+	})
+	return nil
 }
 
 func (o *own) Addr() netip.AddrPort { return o.at }

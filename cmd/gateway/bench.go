@@ -18,6 +18,7 @@ type benchCmd struct {
 	Fanout     benchFanoutCmd     `cmd:"" help:"Processor time of a notification over DTLS, confirmable or not; beside a stock go-coap and pion server."`
 	Requests   benchRequestsCmd   `cmd:"" help:"Processor time of a request over DTLS; beside a stock go-coap and pion server."`
 	Handshakes benchHandshakesCmd `cmd:"" help:"DTLS handshakes with a pre-shared key, also in a flood of ClientHellos; beside a stock go-coap and pion server."`
+	Restart    benchRestartCmd    `cmd:"" help:"Who is still there after kill -9 of the endpoint with observers over DTLS, and how long it is away."`
 	Serve      benchServeCmd      `cmd:"" help:"One of the servers that are measured."`
 
 	Proxy benchProxyCmd `cmd:"" help:"GETs through the proxy, cached and not, and the latency that it adds; beside the proxy of libcoap where that is installed."`

@@ -46,6 +46,19 @@ func (c *benchPair) run(e *env, f func(context.Context, bench.Start, int, func(s
 	})
 }
 
+// benchRestartCmd kills a server.
+type benchRestartCmd struct {
+	N    int  `default:"10000" help:"Observers."`
+	JSON bool `help:"Print JSON."`
+}
+
+// Run measures a server in a process of its own, in a temporary folder.
+func (c *benchRestartCmd) Run(e *env) error {
+	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
+		return bench.Restart(e.ctx, measured, dir, c.N, progress)
+	})
+}
+
 // measured starts a server that is measured: this program again.
 var measured = bench.Command("bench", "serve")
 
