@@ -74,6 +74,7 @@ func (c *ccm) begin(s *ccmState, nonce, aad []byte, length int) {
 	clear(s.first[1+copy(s.first[1:], nonce):])
 	s.set(&s.first)
 	s.low++
+	c.block.Encrypt(s.first[:], s.first[:])
 
 	flags := byte((c.tag-2)/2<<3 | (15 - c.nonce - 1))
 	if len(aad) > 0 {
@@ -102,7 +103,6 @@ func (c *ccm) begin(s *ccmState, nonce, aad []byte, length int) {
 			c.block.Encrypt(s.mac[:], s.mac[:])
 		}
 	}
-	c.block.Encrypt(s.first[:], s.first[:])
 }
 
 // work has the CBC-MAC take up to a batch of plaintext, the last block padded with

@@ -50,18 +50,18 @@ func hkdfKey(alg int64, secret, salt, info []byte, n int) ([]byte, error) {
 // endpoint that generated the Partial IV; id itself; and the Partial IV, XORed
 // with the beginning of the Common IV. id is at most len(dst)-6 bytes long.
 func setNonce(dst, commonIV, id []byte, piv uint64) {
-	clear(dst)
-	n := len(dst)
-	dst[0] = byte(len(id))
-	copy(dst[n-5-len(id):], id)
-	dst[n-5] = byte(piv >> 32)
-	dst[n-4] = byte(piv >> 24)
-	dst[n-3] = byte(piv >> 16)
-	dst[n-2] = byte(piv >> 8)
-	dst[n-1] = byte(piv)
-	for i := range dst {
-		dst[i] ^= commonIV[i]
+	n := copy(dst, commonIV[:len(dst)])
+	dst[0] ^= byte(len(id))
+	at := dst[n-5-len(id):]
+	for i, b := range id {
+		at[i] ^= b
 	}
+	at = at[len(id):][:5]
+	at[0] ^= byte(piv >> 32)
+	at[1] ^= byte(piv >> 24)
+	at[2] ^= byte(piv >> 16)
+	at[3] ^= byte(piv >> 8)
+	at[4] ^= byte(piv)
 }
 
 // maxIDLen is the length of the longest Sender ID with nonces of n bytes (RFC

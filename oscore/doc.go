@@ -1,7 +1,7 @@
 // Package oscore protects CoAP messages end to end: OSCORE (RFC 8613) between two
 // endpoints, and Group OSCORE (draft-ietf-core-oscore-groupcomm-28) among the
 // members of a group. It works on the messages of package coap, opens no socket
-// and keeps no time.
+// and starts no goroutine.
 //
 // Start at [New] and [Context] for two endpoints, at [NewGroup] and [Group] for
 // groups. A [Context] serves both roles: a client calls [Context.ProtectRequest] and
@@ -9,6 +9,12 @@
 // [Set] of many contexts, and [Context.ProtectResponse]. An [Exchange] goes from the
 // request to its responses. [Context.Refuse] makes the response to a request that was
 // not accepted.
+//
+// A [Group] is one member through all the rekeys of its group: [Group.Install] takes
+// what the Group Manager gives. A client calls [Group.ProtectRequest] for all members, or
+// [Group.ProtectRequestTo] for one, and [GroupExchange.Unprotect] for each response; a
+// server calls [Group.UnprotectRequest] and [GroupRequest.Protect]. A [GroupVerifier]
+// checks signatures without being a member.
 //
 // # State
 //
@@ -26,6 +32,10 @@
 //     was stored orderly, [Window.State], is good for one start.
 //   - The nonce of a request goes to one response at most: the Replay Window keeps
 //     whether it is used up, and does not give away those from before a restart.
+//
+// It is the same for groups: [GroupConfig.Store], of which [GroupFile] is one, keeps
+// numbers and windows, [GroupConfig.Resume] numbers alone; without either a member joins
+// anew after a restart.
 //
 // A call that fails changes no state.
 //

@@ -127,7 +127,7 @@ func (x *GroupExchange) unprotect(in *Buffer, resp *coap.Message, c *groupContex
 		return nil, nil, ErrMode
 	}
 	g.mu.Lock()
-	s := c.sender
+	s, known := c.sender, c.recipientLocked(opt.KID)
 	g.mu.Unlock()
 	if s == nil {
 		return nil, nil, ErrMode
@@ -148,7 +148,7 @@ func (x *GroupExchange) unprotect(in *Buffer, resp *coap.Message, c *groupContex
 	if !opt.Group {
 		who.Mode = PairwiseMode
 	}
-	plain, r, err := g.openFrom(c, s, opt, m, in, resp.Payload)
+	plain, r, err := g.openFrom(c, s, known, opt, m, in, resp.Payload)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -64,9 +64,10 @@ func (g *Group) ProtectRequestTo(ctx context.Context, buf *Buffer, kid []byte, r
 		return nil, nil, errOwnPeer
 	}
 	g.mu.Lock()
-	r := c.recipientLocked(kid)
-	if r != nil {
-		g.keepLocked(c, r)
+	var r *groupRecipient
+	if e := c.recipients[string(kid)]; e != nil {
+		c.recency.MoveToFront(e)
+		r = e.Value.(*groupRecipient)
 	}
 	g.mu.Unlock()
 	if r == nil {
@@ -220,8 +221,9 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 	g.mu.Lock()
 	s := c.sender
 	replayed := false
-	if r := c.recipientLocked(opt.KID); r != nil {
-		replayed = r.state.window.Valid() && !r.state.window.Fresh(seq)
+	known := c.recipientLocked(opt.KID)
+	if known != nil {
+		replayed = known.state.window.Valid() && !known.state.window.Fresh(seq)
 	}
 	g.mu.Unlock()
 	switch {
@@ -232,7 +234,7 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 	case replayed:
 		return nil, nil, ErrReplay
 	}
-	plain, r, err := g.openFrom(c, s, opt, groupMessage{
+	plain, r, err := g.openFrom(c, s, known, opt, groupMessage{
 		aad: groupAAD{requestKID: opt.KID, requestPIV: opt.PIV, requestGid: c.gid, option: value, gmCred: c.gmCred},
 		gid: c.gid, pivID: opt.KID, piv: opt.PIV, request: true,
 	}, in, req.Payload)
@@ -291,22 +293,19 @@ func (g *Group) accept(x *GroupRequest, seq uint64, echoed bool, echo []byte) (W
 }
 
 // openFrom verifies and decrypts a message of the member opt.KID with what is
-// known of it, and gives the Recipient Context that did.
-func (g *Group) openFrom(c *groupContext, s *groupSender, opt Option, m groupMessage, in *Buffer, payload []byte) ([]byte, *groupRecipient, error) {
+// known of it, beginning with the Recipient Context known, and gives that which did.
+func (g *Group) openFrom(c *groupContext, s *groupSender, known *groupRecipient, opt Option, m groupMessage, in *Buffer, payload []byte) ([]byte, *groupRecipient, error) {
 	w := groupScratches.Get().(*groupScratch)
 	defer w.release()
 	w.message = m
-	g.mu.Lock()
-	r := c.recipientLocked(opt.KID)
-	g.mu.Unlock()
-	if r != nil {
-		plain, err := g.openBy(w, c, s, r, opt.Group, in, payload)
+	if known != nil {
+		plain, err := g.openBy(w, c, s, known, opt.Group, in, payload)
 		if err == nil {
-			return plain, r, nil
+			return plain, known, nil
 		}
 	}
 	var plain []byte
-	r, err := g.candidates(c, opt.KID, r, func(r *groupRecipient) (err error) {
+	r, err := g.candidates(c, opt.KID, known, func(r *groupRecipient) (err error) {
 		plain, err = g.openBy(w, c, s, r, opt.Group, in, payload)
 		return err
 	})
