@@ -37,12 +37,14 @@ type Answer struct {
 type GroupClient struct {
 	t    *Traffic
 	conn *net.UDPConn
+	via  string // interface for multicast, as it was named
 	mid  uint16
 }
 
-// DialGroup opens a socket for requests. listen is its address, host:port; empty:
-// 127.0.0.1 with any port. Multicast leaves by the interface; empty: the loopback
-// interface.
+// DialGroup opens a socket for requests. listen is its address, host:port, of the kind
+// of addresses that are sent to; empty: 127.0.0.1 with any port. Multicast leaves by the
+// interface; empty: with IPv4 the loopback interface, with IPv6 any, for what stays on
+// the machine.
 func DialGroup(ctx context.Context, t *Traffic, listen, ifname string) (*GroupClient, error) {
 	if listen == "" {
 		listen = "127.0.0.1:0"
@@ -51,7 +53,7 @@ func DialGroup(ctx context.Context, t *Traffic, listen, ifname string) (*GroupCl
 	if err != nil {
 		return nil, err
 	}
-	return &GroupClient{t: t, conn: conn, mid: uint16(rand.Uint32())}, nil
+	return &GroupClient{t: t, conn: conn, via: ifname, mid: uint16(rand.Uint32())}, nil
 }
 
 // Close closes the socket.
@@ -106,6 +108,9 @@ func isChallenge(a Answer) bool {
 // send sends a request once, with retransmissions, and collects.
 func (c *GroupClient) send(ctx context.Context, dst netip.AddrPort, to *groupcomm.SenderID, req *coap.Message, wait time.Duration, each func(Answer)) error {
 	multicast := dst.Addr().IsMulticast()
+	if needsInterface(dst.Addr().WithZone(""), c.via+dst.Addr().Zone()) {
+		return errInterface
+	}
 	out := *req
 	out.Token, out.ID, out.Type = newToken(), c.mid, coap.Confirmable
 	c.mid++

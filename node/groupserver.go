@@ -61,9 +61,11 @@ type GroupServerConfig struct {
 	Answer func(ctx context.Context, in *Incoming) *coap.Message
 	// Listen is the unicast address, host:port. Empty: 127.0.0.1 with any port.
 	Listen string
-	// Multicast is the IPv4 multicast address of the group; the zero value is none.
+	// Multicast is the multicast address of the group, of the kind of Listen; the zero
+	// value is none.
 	Multicast netip.AddrPort
-	// Interface is the one for multicast; empty: the loopback interface.
+	// Interface is the one for multicast; empty: the loopback interface, with IPv6 any for
+	// addresses of interface-local scope.
 	Interface string
 	// Leisure is the longest that an answer to multicast waits, at random, so that not
 	// all servers answer at once (RFC 7252, Section 8.2).

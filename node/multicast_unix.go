@@ -23,3 +23,19 @@ func multicastVia(addr netip.Addr) func(network, address string, c syscall.RawCo
 		return failed
 	}
 }
+
+// multicastVia6 is multicastVia for IPv6, with the index of the interface.
+func multicastVia6(index int) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) {
+			if failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IPV6, syscall.IPV6_MULTICAST_IF, index); failed == nil {
+				failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IPV6, syscall.IPV6_MULTICAST_HOPS, 1)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		return failed
+	}
+}

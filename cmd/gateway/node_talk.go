@@ -24,8 +24,8 @@ const defaultMulticast = "224.0.1.187:5693"
 // nodeTalkFlags are those of the commands that use the group keys.
 type nodeTalkFlags struct {
 	nodeJoinCmd
-	Via      string        `name:"multicast-interface" placeholder:"NAME" help:"Network interface for IP multicast. Default: loopback."`
-	Bind     string        `name:"bind" default:"127.0.0.1:0" placeholder:"HOST:PORT" help:"Unicast address (UDP) to send from and to serve at."`
+	Via      string        `name:"multicast-interface" placeholder:"NAME" help:"Network interface for IP multicast. Default: loopback; IPv6 multicast that is not of interface-local scope (ff01::/16) needs one."`
+	Bind     string        `name:"bind" placeholder:"HOST:PORT" help:"Unicast address (UDP) to send from and to serve at. Default: a port of 127.0.0.1, with IPv6 multicast of any address."`
 	Grace    time.Duration `default:"10s" help:"After a rekey, read messages under the keys before for this long."`
 	Pairwise bool          `help:"Protect in pairwise mode: a request for one member, responses for the one who asked."`
 }
@@ -33,7 +33,7 @@ type nodeTalkFlags struct {
 // nodeServeCmd plays a server in the group.
 type nodeServeCmd struct {
 	nodeTalkFlags
-	Multicast string        `default:"${multicast}" placeholder:"ADDR:PORT" help:"IPv4 multicast address to serve at beside the unicast one; none: unicast alone."`
+	Multicast string        `default:"${multicast}" placeholder:"ADDR:PORT" help:"Multicast address to serve at beside the unicast one; none: unicast alone."`
 	Leisure   time.Duration `default:"250ms" help:"Longest wait before an answer to multicast, at random."`
 }
 
@@ -154,6 +154,19 @@ func (c *nodeTalkFlags) enterAndPlay(ctx context.Context, out io.Writer, roles g
 	return nil
 }
 
+// bindFor is the unicast address that goes with the address of the others.
+func (c *nodeTalkFlags) bindFor(others netip.Addr) string {
+	switch {
+	case c.Bind != "":
+		return c.Bind
+	case !others.Is6() || others.Is4In6():
+		return "127.0.0.1:0"
+	case others.IsLoopback():
+		return "[::1]:0"
+	}
+	return "[::]:0"
+}
+
 // run serves until ctx ends.
 func (c *nodeServeCmd) run(ctx context.Context, t *talker) error {
 	var multicast netip.AddrPort
@@ -172,7 +185,7 @@ func (c *nodeServeCmd) run(ctx context.Context, t *talker) error {
 		mode = &pairwise
 	}
 	s, err := node.ListenGroup(ctx, node.GroupServerConfig{
-		Traffic: t.traffic, Handle: c.handle, Listen: c.Bind, Multicast: multicast, Interface: c.Via,
+		Traffic: t.traffic, Handle: c.handle, Listen: c.bindFor(multicast.Addr()), Multicast: multicast, Interface: c.Via,
 		Leisure: c.Leisure, Mode: mode, OnServed: t.story.served,
 	})
 	if err != nil {
@@ -233,7 +246,7 @@ func (c *nodeSendCmd) run(ctx context.Context, t *talker) error {
 		}
 	}
 	req.Options.SetPath(coap.PathOf(c.Path)...)
-	client, err := node.DialGroup(ctx, t.traffic, c.Bind, c.Via)
+	client, err := node.DialGroup(ctx, t.traffic, c.bindFor(dst.Addr()), c.Via)
 	if err != nil {
 		return err
 	}
