@@ -5,12 +5,15 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
+	"github.com/seed4911071e/groupgate/journal"
 	"github.com/seed4911071e/groupgate/record"
 )
 
@@ -84,4 +87,49 @@ func kept1(id coap.LinkID) []byte {
 	b = s(b, "gm/sensors")
 	b = append(b, make([]byte, 32+2+4+8)...)
 	return binary.BigEndian.AppendUint64(b, uint64(time.Now().Unix()))
+}
+
+// BenchmarkRestart measures how long it takes to bring back 100,000 sessions with
+// an observation each from a journal on disk, and how large that is for each.
+func BenchmarkRestart(b *testing.B) {
+	const n = 100_000
+	key := make([]byte, journal.KeySize)
+	dir := b.TempDir()
+	j, _, err := journal.Open(journal.Options{Dir: dir, Key: key}, func(byte, []byte) error { return nil })
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range n {
+		j.Append('e', one(i))
+		j.Append('s', kept1(coap.LinkID(fmt.Sprintf("%016x", i))))
+	}
+	if err := j.Close(); err != nil {
+		b.Fatal(err)
+	}
+	fi, err := os.Stat(filepath.Join(dir, "log.1"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		core := serve.New(coap.HandlerFunc(func(context.Context, *coap.Request) (*coap.Response, error) { return nil, nil }), serve.Config{})
+		e := New(nowhere{newWire(1).open("")}, Config{Server: front{&world{core: core}}, Keys: front{&world{}}})
+		var peers Recovery
+		var observers serve.Recovery
+		j, _, err := journal.Open(journal.Options{Dir: dir, Key: key}, func(kind byte, rec []byte) error {
+			if kind == 'e' {
+				return peers.Apply(rec)
+			}
+			return observers.Apply(rec)
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, p := range e.Restore(blackHole{}, j.Boot(), &peers) {
+			core.Restore(&observers, p)
+		}
+		if err := j.Close(); err != nil || len(e.sessions) != n {
+			b.Fatal(err, len(e.sessions))
+		}
+	}
+	b.ReportMetric(float64(fi.Size())/n, "B/session")
 }
