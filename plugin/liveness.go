@@ -73,4 +73,20 @@ func (g *Gateway) associations(s coap.Subject) ([]admin.Association, int) {
 	return out, handshakes
 }
 
+// contexts tells how the Security Contexts of a subject stand: associations that
+// belong to no transport. Those that only rest on disk are not among them.
+func (b *built) contexts(s coap.Subject) []admin.Association {
+	found := b.secure.Of(s)
+	out := make([]admin.Association, 0, len(found))
+	for _, c := range found {
+		a := admin.Association{Via: securityName(c.Peer.Via), LastHeard: utc(c.Used)}
+		if c.Peer.Addr.IsValid() {
+			a.Peer = c.Peer.Addr.String()
+		}
+		a.Observations, a.Lost = b.g.server.Watching(c.Peer.Link)
+		out = append(out, a)
+	}
+	return out
+}
+
 func utc(t time.Time) *time.Time { return admin.TimeOrNil(t.UTC().Truncate(time.Second)) }

@@ -30,8 +30,10 @@ type operator struct {
 	ready     <-chan struct{}
 
 	// links are the associations that are open, and the handshakes that were made.
-	links   func(coap.Subject) ([]admin.Association, int)
-	refused func(coap.Subject) (refusal, bool) // newest refused request
+	links func(coap.Subject) ([]admin.Association, int)
+	// contexts are its Security Contexts of OSCORE that are in use.
+	contexts func(coap.Subject) []admin.Association
+	refused  func(coap.Subject) (refusal, bool) // newest refused request
 }
 
 var (

@@ -186,6 +186,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		return nil, err
 	}
 	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, delegates: b.delegate, links: g.associations, refused: g.refusals.newest}
+	b.op.contexts = b.contexts
 	return b, nil
 }
 

@@ -76,6 +76,7 @@ func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupS
 	}
 	w.Token = o.whyToken(ctx, m)
 	w.Associations, _ = o.links(m.Subject)
+	w.Associations = append(w.Associations, o.contexts(m.Subject)...)
 	if r, ok := o.refused(m.Subject); ok {
 		w.Refused = &admin.WhyRefusal{At: r.at.UTC(), Method: r.method, Path: r.path, Code: r.code, Error: r.reason}
 	}

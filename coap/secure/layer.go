@@ -388,3 +388,26 @@ func (l *Layer) Uses(id coap.LinkID) bool {
 	defer l.mu.Unlock()
 	return l.using[id] > 0
 }
+
+// Status is how a Security Context stands that is in memory.
+type Status struct {
+	Peer coap.Peer // Addr is where it was last reached; invalid: nowhere yet
+	Used time.Time // its last authentic message
+}
+
+// Of lists the contexts of a subject that are in memory. It looks at all there are.
+func (l *Layer) Of(s coap.Subject) []Status {
+	l.mu.Lock()
+	var found []*link
+	for _, c := range l.live {
+		if c.stored.Subject == s {
+			found = append(found, c)
+		}
+	}
+	l.mu.Unlock()
+	out := make([]Status, len(found))
+	for i, c := range found {
+		out[i] = Status{Peer: c.Peer(), Used: time.Unix(0, c.used.Load())}
+	}
+	return out
+}

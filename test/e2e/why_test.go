@@ -60,3 +60,17 @@ func TestWhy(t *testing.T) {
 		t.Errorf("after the eviction: %+v", g)
 	}
 }
+
+// TestWhyOSCORE: a member over OSCORE has a Security Context for an association.
+func TestWhyOSCORE(t *testing.T) {
+	t.Parallel()
+	g := serve(t)
+	m, _ := g.joinOSCORE()
+	w, err := g.admin.Why(soon(t), m.state().Node, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := w.Groups[0].Associations; len(a) != 1 || a[0].Via != "oscore" || a[0].Peer == "" || a[0].LastHeard == nil {
+		t.Errorf("associations: %+v", a)
+	}
+}
