@@ -51,7 +51,7 @@ const (
 )
 
 // libcoapServer runs coap-server: UDP and TCP at a port, DTLS and TLS at the next.
-func libcoapServer(t *testing.T) (port int) {
+func libcoapServer(t *testing.T, args ...string) (port int) {
 	t.Helper()
 	program := libcoapProgram(t, "coap-server")
 	for port == 0 {
@@ -62,7 +62,7 @@ func libcoapServer(t *testing.T) (port int) {
 		}
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	cmd := exec.CommandContext(ctx, program, "-A", "127.0.0.1", "-p", fmt.Sprint(port), "-d", "100", "-k", originKey, "-v", "3")
+	cmd := exec.CommandContext(ctx, program, append([]string{"-A", "127.0.0.1", "-p", fmt.Sprint(port), "-d", "100", "-k", originKey, "-v", "3"}, args...)...)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
@@ -287,4 +287,87 @@ func (s *suite) other(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// TestBesideLibcoap: coap-server of libcoap is the gateway that is there already,
+// a proxy of its own; ours runs beside it. Nodes that know the old one reach the
+// new one through it, and the new one shows what the old one has.
+func TestBesideLibcoap(t *testing.T) {
+	client := libcoapProgram(t, "coap-client")
+	port := libcoapServer(t, "-P", ",none.invalid") // proxies for everybody, directly
+	g := edge(t, config.EndpointOwn, func(p *config.Proxy) {
+		p.Reverse = []config.ProxyReverse{{Path: "/old", Upstream: fmt.Sprint("coap://127.0.0.1:", port), List: true, ProxyVia: via(func(v *config.ProxyVia) { v.OpenToUDP = true })}}
+	})
+	run := func(args ...string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, client, append([]string{"-B", "10", "-v", "4"}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	old := fmt.Sprint("coap://127.0.0.1:", port)
+	if got := run("-P", old, "-m", "get", "coap://"+g.at.CoAP+"/.well-known/core"); !strings.Contains(got, "</old") {
+		t.Errorf("discovery through the old gateway: %q", got)
+	}
+	// A token that is none: the answer is that of our /authz-info.
+	if got := run("-P", old, "-m", "post", "-e", "no token", "-t", "19", "coap://"+g.at.CoAP+"/authz-info"); !strings.Contains(got, "4.0") {
+		t.Errorf("/authz-info through the old gateway: %q", got)
+	}
+	if got := run("-m", "get", "coap://"+g.at.CoAP+"/old/"); !strings.Contains(got, "libcoap") {
+		t.Errorf("the old gateway through ours: %q", got)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for listed := false; !listed; { // asked for in the background
+		if ctx.Err() != nil {
+			t.Fatal("the resources of the old gateway are not listed")
+		}
+		listed = strings.Contains(run("-m", "get", "coap://"+g.at.CoAP+"/.well-known/core"), "</old/time>")
+	}
+}
+
+// TestAiocoapProxied: what aiocoap's own tests ask its proxies, asked by aiocoap's
+// client for proxies of ours, of a server of aiocoap.
+func TestAiocoapProxied(t *testing.T) {
+	py := python(t)
+	n := freePort(t)
+	await(t, start(t, py, "testdata/aiocoap_server.py", fmt.Sprint(n), suites[0].folder(t, false)), "ready")
+	origin := fmt.Sprint("coap://127.0.0.1:", n)
+	g := edge(t, config.EndpointOwn, func(p *config.Proxy) {
+		p.UDPRPS = 1000
+		p.Allow = []config.ProxyTarget{{Target: origin, ProxyVia: via(func(v *config.ProxyVia) { v.OpenToUDP = true })}}
+	})
+	out := start(t, py, "testdata/aiocoap_forward.py", "coap://"+g.at.CoAP, origin)
+	for _, want := range []told{
+		{"echo", "4.01", ""},
+		{"proven", "2.05", "hello"},
+		{"get", "2.05", "hello?x=1"},
+		{"proxy-uri", "2.05", "hello?x=2"},
+		{"post", "2.04", "SMALL"},
+		{"missing", "4.04", ""},
+		{"method", "4.05", ""},
+		{"block1", "2.04", strings.Repeat("ABCDEFGH", 400)},
+		{"block2", "2.05", bigBody},
+		{"slow", "2.05", "at last"},
+		{"registered", "2.05", "0"}, {"registered", "2.05", "0"},
+		{"count", "2.04", ""}, {"notified", "2.05", "1"}, {"notified", "2.05", "1"},
+		{"count", "2.04", ""}, {"notified", "2.05", "2"}, {"notified", "2.05", "2"},
+	} {
+		if !out.Scan() {
+			t.Fatalf("the client ended before %s", want.Step)
+		}
+		var got told
+		if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+			t.Fatalf("%s: %v", out.Text(), err)
+		}
+		if want.Payload == "" {
+			got.Payload = ""
+		}
+		if got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
 }

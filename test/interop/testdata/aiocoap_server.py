@@ -28,6 +28,12 @@ class Big(resource.Resource):
         return aiocoap.Message(payload=b"0123456789" * 500)
 
 
+class Slow(resource.Resource):
+    async def render_get(self, request):
+        await asyncio.sleep(1.5)  # longer than anybody waits before an acknowledgement
+        return aiocoap.Message(payload=b"at last")
+
+
 class Counter(resource.ObservableResource):
     count = 0
 
@@ -43,7 +49,7 @@ class Counter(resource.ObservableResource):
 async def main():
     port, folder = int(sys.argv[1]), sys.argv[2]
     site = resource.Site()
-    for name, r in ("hello", Hello()), ("upper", Upper()), ("big", Big()), ("counter", Counter()):
+    for name, r in ("hello", Hello()), ("upper", Upper()), ("big", Big()), ("slow", Slow()), ("counter", Counter()):
         site.add_resource([name], r)
     credentials = CredentialsMap()
     credentials.load_from_dict({":peer": {"oscore": {"basedir": folder}}})
