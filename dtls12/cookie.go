@@ -39,7 +39,9 @@ func (c *Cookies) Verify(dst []byte, h *ClientHello, from netip.AddrPort, now ti
 	return false, record.AppendPlain(dst, record.Handshake, h.record, wrap(typeHelloVerifyRequest, 0, encodeVerifyRequest(fresh)))
 }
 
-// cookie covers the address and all that the client offers.
+// cookie covers the address and what a client must not change when it returns
+// the cookie (RFC 6347, Section 4.2.1). Extensions are not in that list, and
+// pion/dtls v2 sends more of them with the cookie than without.
 func (c *Cookies) cookie(h *ClientHello, from netip.AddrPort, slot int64) []byte {
 	mac := hmac.New(sha256.New, c.secret[:])
 	ip := from.Addr().As16()

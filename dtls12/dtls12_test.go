@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
@@ -438,5 +439,44 @@ func TestAssembly(t *testing.T) {
 		if a.whole() && !bytes.Equal(a.body, body) {
 			t.Fatalf("%x", a.body)
 		}
+	}
+}
+
+// TestCookieOfPionV2: its second ClientHello has extensions that the first
+// lacked, which RFC 6347, Section 4.2.1 does not forbid.
+func TestCookieOfPionV2(t *testing.T) {
+	t.Parallel()
+	const random = "6b0b366f681e31d2b71cfc500c39af7fc1520baee1521bbaeb82eda5862e9b60"
+	read := func(s string) *ClientHello {
+		t.Helper()
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, _, err := record.Next(b, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := ReadClientHello(&r)
+		if h == nil {
+			t.Fatal("no ClientHello")
+		}
+		return h
+	}
+	first := read("16fefd00000000000000000055010000490000000000000049fefd" + random + "0000" +
+		"0002c0a80100001d000d0010000e0403050306030401050106010807ff0100010000170000")
+	second := read("16fefd000000000000000100770100006b000100000000006bfefd" + random + "0010aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" +
+		"0002c0a80100002f000d0010000e0403050306030401050106010807ff01000100000a00080006001d00170018000b0002010000170000")
+	c := NewCookies()
+	_, answer := c.Verify(nil, first, clientAddr, epochStart)
+	r, _, err := record.Next(answer, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.Cookie, err = decodeVerifyRequest(r.Fragment[headerSize:]); err != nil {
+		t.Fatal(err)
+	}
+	if ok, _ := c.Verify(nil, second, clientAddr, epochStart); !ok {
+		t.Error("refused")
 	}
 }

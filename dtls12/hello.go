@@ -46,7 +46,7 @@ type ClientHello struct {
 	session   []byte
 	Cookie    []byte
 	suites    []record.Suite
-	params    []byte // suites, compression methods and extensions as sent: for the cookie
+	params    []byte // suites and compression methods as sent: for the cookie
 	groups    []int
 	formats   []byte
 	schemes   []int
@@ -86,7 +86,7 @@ func decodeClientHello(b []byte) (*ClientHello, error) {
 	copy(h.Random[:], r.take(32))
 	h.session = r.vector(1, 0, maxSession)
 	h.Cookie = r.vector(1, 0, maxCookie)
-	h.params = r.b
+	rest := r.b
 	suites := reader{b: r.vector(2, 2, 1<<16-2)}
 	for len(suites.b) > 0 {
 		s := record.Suite(suites.uint(2))
@@ -96,6 +96,7 @@ func decodeClientHello(b []byte) (*ClientHello, error) {
 	if suites.bad || !bytes.Contains(r.vector(1, 1, 255), []byte{0}) {
 		return nil, errDecode
 	}
+	h.params = rest[:len(rest)-len(r.b)]
 	if len(r.b) == 0 && !r.bad {
 		return h, nil
 	}

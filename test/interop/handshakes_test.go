@@ -65,14 +65,20 @@ func exchange(t *testing.T, cmd *exec.Cmd, request []byte, ok func(*coap.Message
 	}
 }
 
-// TestPSKHandshakes: the clients of GnuTLS and OpenSSL with a pre-shared key, at
-// handshakes of the gateway's own and of pion's.
+// TestPSKHandshakes: the clients of GnuTLS, OpenSSL and pion/dtls v2 with a
+// pre-shared key, at handshakes of the gateway's own and of pion's.
 func TestPSKHandshakes(t *testing.T) {
 	m := coap.Message{Type: coap.Confirmable, Code: coap.GET, ID: 1, Token: []byte{7}}
 	m.Options.SetPath(".well-known", "core")
 	request, err := m.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)
+	}
+	pion2 := filepath.Join(t.TempDir(), "pion2")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", pion2, ".")
+	build.Dir = "pion2"
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build in pion2: %v\n%s", err, out)
 	}
 	for _, handshake := range []string{config.HandshakeOwn, config.HandshakePion} {
 		cfg := config.Embedded()
@@ -112,5 +118,6 @@ func TestPSKHandshakes(t *testing.T) {
 			try("OpenSSL "+cipher, "openssl", "s_client", "-dtls1_2", "-connect", g.at.CoAPS, "-psk", key, "-psk_identity", client.Identity,
 				"-cipher", cipher+":@SECLEVEL=0", "-quiet")
 		}
+		try("pion v2", pion2, g.at.CoAPS, client.Identity, key)
 	}
 }
