@@ -1,0 +1,183 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	coapmessage "github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/plgd-dev/go-coap/v3/mux"
+	coapnet "github.com/plgd-dev/go-coap/v3/net"
+	"github.com/plgd-dev/go-coap/v3/options"
+
+	coapdtls "github.com/plgd-dev/go-coap/v3/dtls"
+	coaptcp "github.com/plgd-dev/go-coap/v3/tcp"
+
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/coaptest"
+)
+
+// authority issues certificates.
+type authority struct {
+	t    *testing.T
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+	next int64
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t, next: 1}
+	a.cert, a.key = a.issue(&x509.Certificate{
+		Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	})
+	return a
+}
+
+func (a *authority) issue(c *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(a.next), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	a.next++
+	parent, by := a.cert, a.key
+	if parent == nil {
+		parent, by = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, by)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return cert, key
+}
+
+// pair is a certificate for both roles and its key, as PEM.
+func (a *authority) pair(name string) (cert, key []byte) {
+	a.t.Helper()
+	c, k := a.issue(&x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	})
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+func (a *authority) roots() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+// certified runs a server of go-coap that demands a certificate of an authority.
+func certified(t *testing.T, scheme string, a *authority) Target {
+	t.Helper()
+	cert, err := tls.X509KeyPair(a.pair("origin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	router := mux.NewRouter()
+	router.DefaultHandle(mux.HandlerFunc(func(w mux.ResponseWriter, r *mux.Message) {
+		body, _ := r.ReadBody()
+		_ = w.SetResponse(codes.Content, coapmessage.TextPlain, bytes.NewReader(append([]byte("origin:"), body...)))
+	}))
+	refused := func(error) {} // what it says of handshakes; the client's side is looked at
+	var serve func() error
+	var stop func()
+	var at net.Addr
+	if scheme == CoAPSTCP {
+		l, err := coapnet.NewTLSListener("tcp4", "127.0.0.1:0", &tls.Config{
+			Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
+			NextProtos: []string{"coap"}, MinVersion: tls.VersionTLS12,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := coaptcp.NewServer(options.WithMux(router), options.WithErrors(refused))
+		at, serve = l.Addr(), func() error { return s.Serve(l) }
+		stop = func() { s.Stop(); _ = l.Close() }
+	} else {
+		l, err := coapnet.NewDTLSListener("udp4", "127.0.0.1:0", coapnet.NewDTLSServerOptions(
+			dtls.WithCertificates(cert), dtls.WithClientAuth(dtls.RequireAndVerifyClientCert), dtls.WithClientCAs(pool),
+			dtls.WithCipherSuites(dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8),
+		))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := coapdtls.NewServer(options.WithMux(router), options.WithErrors(refused))
+		at, serve = l.Addr(), func() error { return s.Serve(l) }
+		stop = func() { s.Stop(); _ = l.Close() }
+	}
+	over := make(chan error, 1)
+	go func() { over <- serve() }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-over; err != nil && !errors.Is(err, context.Canceled) {
+			t.Log(err)
+		}
+	})
+	ap := netip.MustParseAddrPort(at.String())
+	return Target{Scheme: scheme, Host: ap.Addr().String(), Port: ap.Port()}
+}
+
+// TestCertificates: upstreams over DTLS and over TLS that prove themselves by
+// certificates, and demand one (RFC 7252, Section 9.1.3.3; RFC 8323, Section 9).
+func TestCertificates(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	cert, key := ours.pair("edge")
+	strange, strangeKey := theirs.pair("edge")
+	show := func(c, k []byte) func() ([]byte, []byte) { return func() ([]byte, []byte) { return c, k } }
+	for _, scheme := range []string{CoAPS, CoAPSTCP} {
+		for name, c := range map[string]struct {
+			credential *Credential
+			want       coap.Code
+			payload    string
+		}{
+			"both known":           {&Credential{Roots: ours.roots(), Cert: show(cert, key)}, coap.Content, "origin:"},
+			"upstream not trusted": {&Credential{Roots: theirs.roots(), Cert: show(cert, key)}, coap.BadGateway, ""},
+			"ours not trusted":     {&Credential{Roots: ours.roots(), Cert: show(strange, strangeKey)}, coap.BadGateway, ""},
+			"no credential":        {nil, coap.BadGateway, ""},
+		} {
+			t.Run(scheme+"/"+name, func(t *testing.T) {
+				to := certified(t, scheme, ours)
+				rule := forwardTo(to)
+				rule.Credential = c.credential
+				l := house(t, Config{Rules: []Rule{rule}}, nil).client("a", coaptest.Options{})
+				r := do(t, l, proxied(coap.GET, to.String()+"/x", nil))
+				if r.Code != c.want || !strings.HasPrefix(string(r.Payload), c.payload) || len(r.Payload) == 0 {
+					t.Fatalf("%v %q, not %v", r.Code, r.Payload, c.want)
+				}
+				if c.want != coap.Content {
+					return
+				}
+				body := bytes.Repeat([]byte("abcdefghij"), 100)
+				if r := do(t, l, proxied(coap.POST, to.String()+"/x", body)); !bytes.Equal(r.Payload, append([]byte("origin:"), body...)) {
+					t.Errorf("%v, %d bytes", r.Code, len(r.Payload))
+				}
+			})
+		}
+	}
+}
