@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/pion/dtls/v3"
-	"github.com/pion/logging"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/datagram"
@@ -88,7 +87,7 @@ func (h *handshake) options() []dtls.ServerOption {
 		dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8, dtls.TLS_PSK_WITH_AES_128_CCM, dtls.TLS_PSK_WITH_AES_128_GCM_SHA256),
 		dtls.WithExtendedMasterSecret(dtls.RequestExtendedMasterSecret),
 		dtls.WithConnectionIDGenerator(h.newCID),
-		dtls.WithLoggerFactory(quiet{}),
+		dtls.WithLoggerFactory(datagram.Quiet{}),
 	}
 	return append(opts, e.cfg.Options...)
 }
@@ -312,19 +311,3 @@ func (e *Endpoint) endHandshakes() {
 		h.end("given-up")
 	}
 }
-
-// quiet discards pion's log: what a peer does wrong is its own affair, and what
-// becomes of a handshake is said here.
-type quiet struct{}
-
-func (quiet) NewLogger(string) logging.LeveledLogger { return quiet{} }
-func (quiet) Trace(string)                           {}
-func (quiet) Tracef(string, ...any)                  {}
-func (quiet) Debug(string)                           {}
-func (quiet) Debugf(string, ...any)                  {}
-func (quiet) Info(string)                            {}
-func (quiet) Infof(string, ...any)                   {}
-func (quiet) Warn(string)                            {}
-func (quiet) Warnf(string, ...any)                   {}
-func (quiet) Error(string)                           {}
-func (quiet) Errorf(string, ...any)                  {}

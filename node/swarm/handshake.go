@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 
 	"github.com/pion/dtls/v3"
-	"github.com/pion/logging"
 
 	"github.com/seed4911071e/groupgate/datagram"
 	"github.com/seed4911071e/groupgate/record"
@@ -37,7 +36,7 @@ func (s *Swarm) Open(ctx context.Context, i int, c Credential) error {
 	at := net.UDPAddrFromAddrPort(s.cfg.Gateway)
 	pipe := datagram.NewPipe(at, at, func(b []byte) { s.transmit([]datagram.Datagram{s.outgoing(i, side, b)}) })
 	opts := []dtls.ClientOption{
-		dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret), dtls.WithLoggerFactory(quiet{}),
+		dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret), dtls.WithLoggerFactory(datagram.Quiet{}),
 	}
 	if c.Certificate != nil {
 		opts = append(opts, dtls.WithCertificates(*c.Certificate), dtls.WithInsecureSkipVerify(true),
@@ -160,18 +159,3 @@ func Each(ctx context.Context, first, end, atOnce int, progress Progress, f func
 	}
 	return failed, err
 }
-
-// quiet discards pion's log.
-type quiet struct{}
-
-func (quiet) NewLogger(string) logging.LeveledLogger { return quiet{} }
-func (quiet) Trace(string)                           {}
-func (quiet) Tracef(string, ...any)                  {}
-func (quiet) Debug(string)                           {}
-func (quiet) Debugf(string, ...any)                  {}
-func (quiet) Info(string)                            {}
-func (quiet) Infof(string, ...any)                   {}
-func (quiet) Warn(string)                            {}
-func (quiet) Warnf(string, ...any)                   {}
-func (quiet) Error(string)                           {}
-func (quiet) Errorf(string, ...any)                  {}
