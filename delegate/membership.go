@@ -159,7 +159,11 @@ func (m *membership) once(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { _ = member.Close() }()
-	traffic, err := node.NewTraffic(member, node.TrafficConfig{Grace: grace, Sequences: sequences{m.r.keep, m.node.Name, m.group.Name}})
+	kept, err := loadContexts(ctx, sequences{m.r.keep, m.node.Name, m.group.Name})
+	if err != nil {
+		return err
+	}
+	traffic, err := node.NewTraffic(member, node.TrafficConfig{Grace: grace, Store: kept})
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,8 @@ import "github.com/seed4911071e/groupgate/store"
 //     so, 0 else.
 //   - delegate_sequence: for each Sender Context, by the digest of what it is derived
 //     from, one more than the last Sender Sequence Number that may have been used.
+//   - delegate_window: for each keying material, by its digest, and kid: the Replay
+//     Window. delegate_sequence has the digests of those whose windows are forgotten.
 //   - delegate_pin: the credential of a Group Manager as it was proven first.
 func Migrations() store.Migrations {
 	return store.Migrations{Room: "delegate", Steps: []string{`
@@ -40,6 +42,18 @@ CREATE TABLE delegate_pin (
 	grp   TEXT NOT NULL,
 	cred  BLOB NOT NULL,
 	PRIMARY KEY (owner, gm, grp)
+);
+`, `
+CREATE TABLE delegate_window (
+	owner TEXT   NOT NULL,
+	node  TEXT   NOT NULL,
+	grp   TEXT   NOT NULL,
+	name  TEXT   NOT NULL,
+	kid   BLOB   NOT NULL,
+	next  BIGINT NOT NULL,
+	seen  BIGINT NOT NULL,
+	at    BIGINT NOT NULL,
+	PRIMARY KEY (owner, node, grp, name, kid)
 );
 `}}
 }

@@ -97,7 +97,11 @@ func (memberLink) Send(_ *coap.Message, done func(error)) { done(coap.ErrGone) }
 
 // served notes requests that were not read, or not answered.
 func (m *membership) served(s node.Served) {
-	if s.Err != nil && !errors.Is(s.Err, oscore.ErrNotFresh) {
+	switch {
+	case s.Err == nil:
+	case errors.Is(s.Err, oscore.ErrNotFresh):
+		m.r.metrics.challenged.Inc()
+	default:
 		m.r.metrics.dropped.WithLabelValues("request").Inc()
 		m.log.Debug("request of the group dropped", "from", s.From, "err", s.Err)
 	}

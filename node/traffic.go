@@ -57,12 +57,8 @@ type TrafficConfig struct {
 	// SequenceLimit is how many messages with a number of their own are protected
 	// under one Sender ID before the member asks for another; 0: 2^40.
 	SequenceLimit uint64
-	// Sequences keeps sequence numbers across restarts, for a membership that goes
-	// on after them ([Config.Saved]) and challenges its peers; nil:
-	// in memory only, or in Store.
-	Sequences oscore.GroupSequences
 	// Store keeps sequence numbers and Replay Windows over a restart, for a membership
-	// that goes on as if nothing had been; nil: nowhere.
+	// that goes on after it ([Config.Saved]) as if nothing had been; nil: nowhere.
 	Store oscore.GroupStore
 }
 
@@ -75,7 +71,7 @@ func NewTraffic(m *Member, cfg TrafficConfig) (*Traffic, error) {
 	var err error
 	t.g, err = oscore.NewGroup(oscore.GroupConfig{
 		Creds: t, Grace: cfg.Grace, SequenceLimit: cfg.SequenceLimit,
-		Sequences: cfg.Sequences, Resume: cfg.Sequences != nil, Store: cfg.Store,
+		Store: cfg.Store,
 	})
 	return t, err
 }

@@ -262,8 +262,8 @@ func metric(t *testing.T, s *site, name string) (v float64) {
 
 // TestDelegateNonces kills the gateway with SIGKILL while a delegate sends and answers,
 // again and again, and listens on the wire: no two messages of it that differ have the
-// same nonce, and what was asked before a crash is answered by a challenge under a
-// number of its own.
+// same nonce, what was asked before a crash is refused when it comes again, and what is
+// asked after it is answered at once.
 func TestDelegateNonces(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -276,6 +276,7 @@ func TestDelegateNonces(t *testing.T) {
 	id := *s.delegated(1)[0].SenderID
 	sp := s.speaker()
 	replayer := newBare(t)
+	served := map[string]int{}    // by Partial IV: how often a request was that was sent again
 	nonces := map[string]string{} // Gid, kid, Partial IV → ciphertext
 	note := func(m *coap.Message, gid string, o oscore.Option) {
 		key := fmt.Sprintf("%s %x %x", gid, o.KID, o.PIV)
@@ -284,6 +285,7 @@ func TestDelegateNonces(t *testing.T) {
 		}
 		nonces[key] = string(m.Payload)
 	}
+	answered := 0
 	for round := range 4 {
 		meter.connect(s.at["coaps"])
 		done := make(chan struct{})
@@ -306,12 +308,18 @@ func TestDelegateNonces(t *testing.T) {
 			}
 			return n >= 1+2*round
 		})
-		sp.ask(at, nil, coap.GET, "/t", 300*time.Millisecond) // overheard as well
+		answered += len(sp.ask(at, nil, coap.GET, "/t", 300*time.Millisecond)) // overheard as well
 		gw.signal(syscall.SIGKILL)
 		_ = meter.tr.Close()
 		<-done
 		gw = s.run()
 		s.delegated(1)
+		meter.connect(s.at["coaps"])
+		answered += len(sp.ask(at, nil, coap.GET, "/t", 300*time.Millisecond))
+		if n := metric(t, s, "groupgate_delegate_challenged_total"); n != 0 {
+			t.Errorf("%v requests were challenged after a crash", n)
+		}
+		_ = meter.tr.Close()
 		// All requests of the other member once more.
 		heard.mu.Lock()
 		old := slices.Clone(heard.all)
@@ -321,30 +329,44 @@ func TestDelegateNonces(t *testing.T) {
 			if !ok || hex.EncodeToString(o.KID) == id {
 				continue
 			}
-			eventually(t, "the answer to a request of before the crash", func() bool {
+			eventually(t, "a request of before the crash is refused", func() bool {
 				r := replayer.again(m, s.delegated(1)[0].Listen)
-				value, protected := r.Options.Get(coap.OSCOREOption)
-				if !protected { // it asks first who that is, or is not there yet
-					return false
+				if value, ok := r.Options.Get(coap.OSCOREOption); ok { // it had never come
+					got, err := oscore.DecodeOption(value)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got.KID, _ = hex.DecodeString(id); got.PIV == nil {
+						got.KID, got.PIV = o.KID, o.PIV
+					}
+					note(r, fmt.Sprintf("%x", o.KIDContext), got)
+					served[string(o.PIV)]++
 				}
-				got, err := oscore.DecodeOption(value)
-				if err != nil || got.PIV == nil {
-					t.Fatalf("a request of before the crash is answered under its own nonce: %+v, %v", r, err)
-				}
-				got.KID, _ = hex.DecodeString(id)
-				note(r, fmt.Sprintf("%x", o.KIDContext), got)
-				return true
+				// It may ask first who that is, or not be there yet.
+				return r.Code == coap.Unauthorized && string(r.Payload) == "Replay detected"
 			})
+			if n := served[string(o.PIV)]; n > 1 {
+				t.Errorf("a request was served %d times", n)
+			}
 		}
 	}
 	heard.mu.Lock()
 	defer heard.mu.Unlock()
-	sent := 0
+	sent, asked := 0, map[string]bool{}
 	for _, m := range heard.all {
-		if o, ok := groupOption(m); ok && hex.EncodeToString(o.KID) == id {
+		o, ok := groupOption(m)
+		switch {
+		case !ok:
+		case hex.EncodeToString(o.KID) == id:
 			note(m, fmt.Sprintf("%x", o.KIDContext), o)
 			sent++
+		default:
+			asked[string(o.PIV)] = true
 		}
+	}
+	// Those that were answered are none of those that had never come.
+	if answered < 4 || answered+len(served) > len(asked) {
+		t.Errorf("of %d requests %d were answered, and %d when they came again", len(asked), answered, len(served))
 	}
 	if sent < 8 || len(nonces) < sent {
 		t.Errorf("%d requests of the delegate were heard, %d nonces", sent, len(nonces))
