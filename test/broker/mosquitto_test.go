@@ -71,14 +71,20 @@ func newMosquitto(t *testing.T) *mosquitto {
 	t.Helper()
 	m := &mosquitto{t: t, dir: t.TempDir(), bin: find(t, "mosquitto"), tls: freePort(t), plain: freePort(t)}
 	m.certificates()
-	if out, err := exec.Command(find(t, "mosquitto_passwd"), "-c", "-b", m.file("passwords"), memberID, password).CombinedOutput(); err != nil {
-		t.Fatalf("mosquitto_passwd: %v: %s", err, out)
+	m.write("passwords", "")
+	for _, user := range []string{memberID, "sensor"} {
+		if out, err := exec.Command(find(t, "mosquitto_passwd"), "-b", m.file("passwords"), user, password).CombinedOutput(); err != nil {
+			t.Fatalf("mosquitto_passwd: %v: %s", err, out)
+		}
 	}
 	port := func(addr string) string { _, p, _ := net.SplitHostPort(addr); return p }
 	m.write("acl", `user gateway
 topic readwrite groupgate/+/rekey
 topic readwrite groupgate/+/ack
 topic readwrite groupgate/+/presence
+topic read plant/#
+user sensor
+topic write plant/t7
 user `+memberID+`
 topic read groupgate/+/rekey
 topic write groupgate/+/ack
@@ -202,7 +208,7 @@ type gateway struct {
 
 const group = "sensors"
 
-func newGateway(t *testing.T, m *mosquitto) *gateway {
+func newGateway(t *testing.T, m *mosquitto, edits ...func(*config.Config)) *gateway {
 	t.Helper()
 	g := &gateway{t: t, cfg: config.Embedded()}
 	c := g.cfg
@@ -212,6 +218,9 @@ func newGateway(t *testing.T, m *mosquitto) *gateway {
 	c.MQTT.Broker, c.MQTT.PublicURI = "mqtts://"+m.tls, "mqtt://"+m.plain
 	c.MQTT.CAFile, c.MQTT.CertFile, c.MQTT.KeyFile = m.file("ca.pem"), m.file("gateway.pem"), m.file("gateway.key")
 	c.MQTT.MemberUser, c.MQTT.MemberPasswordFile = memberID, m.file("member.password")
+	for _, edit := range edits {
+		edit(c)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, over := make(chan struct{}), make(chan error, 1)
 	go func() {
