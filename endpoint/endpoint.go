@@ -30,6 +30,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +39,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/dtls12"
+	"github.com/seed4911071e/groupgate/table"
 )
 
 // Server is who answers: the server core of the gateway.
@@ -169,9 +171,9 @@ type Endpoint struct {
 
 	mu         sync.Mutex // guards everything below, and all sessions
 	closed     bool
-	sessions   map[coap.LinkID]*session
-	byAddr     map[netip.AddrPort]*session
-	byCID      map[uint64]*session
+	sessions   []*session // each knows its place
+	byAddr     *table.Map[netip.AddrPort, session]
+	byCID      *table.Map[uint64, session]
 	handshakes map[netip.AddrPort]*handshake
 	halfByCID  map[uint64]*handshake
 	own        halves
@@ -183,7 +185,8 @@ type Endpoint struct {
 	message    []byte       // the message being sent, of those that are not kept
 	incoming   coap.Message // the message being read
 	spareActs  []*activity
-	receipts   receiptList
+	receipts   receiptList // of requests with effects, and all over plain UDP
+	safe       receiptList // of the others
 
 	// See persist.go.
 	journal  Journal // nil: sessions end with the process
@@ -220,14 +223,13 @@ func New(sock Socket, cfg Config) *Endpoint {
 	e := &Endpoint{
 		cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), sock: sock,
 		out: newOutbox(), crew: newCrew(), wheel: newWheel(),
-		sessions:   make(map[coap.LinkID]*session),
-		byAddr:     make(map[netip.AddrPort]*session),
-		byCID:      make(map[uint64]*session),
 		handshakes: make(map[netip.AddrPort]*handshake),
 		halfByCID:  make(map[uint64]*handshake),
 		seed:       randomUint64(),
 		base:       time.Now(),
 	}
+	e.byAddr = table.New((*session).addr, func(a netip.AddrPort) uint64 { return table.Mix(e.hash(a, nil)) })
+	e.byCID = table.New(func(s *session) uint64 { return s.cid }, func(id uint64) uint64 { return table.Mix(id ^ e.seed) })
 	if cfg.Keys != nil && (cfg.RawKey != nil || cfg.OwnPSK) {
 		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half)}
 	}
@@ -332,10 +334,7 @@ func (e *Endpoint) read() error {
 func (e *Endpoint) goodbye() {
 	e.mu.Lock()
 	e.journal = nil // what ends now goes on after the next start
-	all := make([]*session, 0, len(e.sessions))
-	for _, s := range e.sessions {
-		all = append(all, s)
-	}
+	all := slices.Clone(e.sessions)
 	e.mu.Unlock()
 	for _, s := range all {
 		e.out.throttle()
@@ -366,13 +365,15 @@ func (e *Endpoint) sweep(now time.Time) {
 	e.askWhomToKeep()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.receipts.expire(now.Add(-exchangeLifetime))
+	e.receipts.expire(now, exchangeLifetime)
+	e.safe.expire(now, maxTransmitSpan)
 	for i := range e.ciphers {
 		if c := &e.ciphers[i]; c.of != nil && now.Sub(c.used) > cipherIdle {
 			*c = ciphers{}
 		}
 	}
-	for _, s := range e.sessions {
+	for i := len(e.sessions) - 1; i >= 0; i-- { // from behind: whoever ends leaves the list
+		s := e.sessions[i]
 		silence := time.Duration(e.stamp(now) - s.heard)
 		switch {
 		case silence > e.cfg.Idle && s.idle() && !s.kept:
@@ -390,10 +391,7 @@ func (e *Endpoint) askWhomToKeep() {
 		return
 	}
 	e.mu.Lock()
-	all := make([]*session, 0, len(e.sessions))
-	for _, s := range e.sessions {
-		all = append(all, s)
-	}
+	all := slices.Clone(e.sessions)
 	e.mu.Unlock()
 	kept := make([]bool, len(all))
 	for i, s := range all {

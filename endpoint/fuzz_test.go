@@ -39,10 +39,10 @@ func FuzzMessages(f *testing.F) {
 		s.suite = record.PSKCCM8
 		e.register(s)
 		if len(a)%2 == 0 {
-			s.probe = &probe{}
+			s.rare().probe = &probe{}
 		}
 		for _, x := range [][]byte{b, a, b} {
-			s.message(x, s.addr, time.Now())
+			s.message(x, s.addr(), time.Now())
 		}
 		s.alerted(a)
 		e.mu.Unlock()

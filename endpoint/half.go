@@ -131,7 +131,7 @@ func (e *Endpoint) beginOwn(hello *dtls12.ClientHello, from netip.AddrPort) {
 		return
 	}
 	h := &half{e: e, addr: from, random: hello.Random, began: now, hello: hello}
-	for h.cid = 0; h.cid == 0 || e.byCID[h.cid] != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
+	for h.cid = 0; h.cid == 0 || e.byCID.Get(h.cid) != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
 		h.cid = randomUint64()
 	}
 	h.cfg = dtls12.Config{Key: e.key(), Peer: h.known, CID: binary.BigEndian.AppendUint64(nil, h.cid)}
@@ -291,13 +291,15 @@ func (h *half) finish(rest [][]byte) {
 		return
 	}
 	s := e.newSession(via, h.addr)
-	s.subject, s.suite, s.read, s.write, s.peerCID = subject, x.Suite, x.Read, x.Write, string(x.PeerCID)
+	s.suite, s.read, s.write = x.Suite, x.Read, x.Write
+	s.setSubject(subject)
+	s.setPeerCID(x.PeerCID)
 	if x.CID != nil {
 		s.cid = h.cid
 	}
 	if denied != nil {
 		e.log.WarnContext(e.ctx, "association not admitted yet", "peer", h.addr, "err", denied)
-		s.pending = &proof
+		s.rare().pending = &proof
 	}
 	h.session, h.reader, h.done, h.since = s, mustCipher(s.suite, &s.read), true, time.Now()
 	e.metrics.handshakes.WithLabelValues(h.kind, "done").Inc()

@@ -100,7 +100,7 @@ func (h *handshake) newCID() []byte {
 	if h.cid != 0 {
 		delete(e.halfByCID, h.cid) // pion begins anew
 	}
-	for h.cid = 0; h.cid == 0 || e.byCID[h.cid] != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
+	for h.cid = 0; h.cid == 0 || e.byCID.Get(h.cid) != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
 		h.cid = randomUint64()
 	}
 	if !h.gone {
@@ -164,14 +164,15 @@ func (h *handshake) finish(ctx context.Context, conn *dtls.Conn) error {
 		return coap.ErrGone
 	}
 	s := e.newSession(via, h.addr)
-	s.subject, s.suite, s.read, s.write = subject, suite, read, write
-	s.peerCID = string(x.RemoteConnectionID)
+	s.suite, s.read, s.write = suite, read, write
+	s.setSubject(subject)
+	s.setPeerCID(x.RemoteConnectionID)
 	if len(x.LocalConnectionID) == cidSize {
 		s.cid = binary.BigEndian.Uint64(x.LocalConnectionID)
 	}
 	if denied != nil {
 		e.log.WarnContext(ctx, "association not admitted yet", "peer", h.addr, "err", denied)
-		s.pending = &proof
+		s.rare().pending = &proof
 	}
 	h.session, h.conn, h.done = s, conn, true
 	h.reader = mustCipher(suite, &s.read)

@@ -14,6 +14,14 @@ import (
 // time.Time. It does not follow the steps of the clock.
 type stamp int64
 
+// seconds is one in as many: half the size of a stamp, and enough for 60 years
+// before and after.
+type seconds int32
+
+func (s stamp) seconds() seconds { return seconds(time.Duration(s) / time.Second) }
+
+func (s seconds) stamp() stamp { return stamp(time.Duration(s) * time.Second) }
+
 func (e *Endpoint) stamp(t time.Time) stamp { return stamp(t.Sub(e.base)) }
 
 // stampUnix is that of a time that was written, which is not after now.
@@ -36,11 +44,15 @@ func (e *Endpoint) unix(s stamp) int64 { return unix(e.at(s)) }
 // hibernate compacts the session unless something is under way, or remembered for
 // a while.
 func (s *session) hibernate() {
-	if s.hibernated || s.act != nil || s.pending != nil || s.via == coap.Plain {
+	if s.hibernated || s.act != nil || s.shelf != nil || s.pending() != nil || s.via == coap.Plain {
 		return
 	}
 	s.hibernated = true
-	s.nons = nil
+	if m := s.more; m != nil {
+		if m.nons = [2]sentNON{}; m.probe == nil && m.peerCID == "" {
+			s.more = nil
+		}
+	}
 	if c := &s.e.ciphers[s.slot]; c.of == s {
 		*c = ciphers{}
 	}

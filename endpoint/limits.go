@@ -13,6 +13,10 @@ const (
 	// message identifier of the peer is remembered.
 	exchangeLifetime = 247 * time.Second
 
+	// maxTransmitSpan is MAX_TRANSMIT_SPAN (RFC 7252, Section 4.8.2): as long after
+	// the first the last copy of a confirmable message is sent.
+	maxTransmitSpan = 45 * time.Second
+
 	// maxTransmitWait is MAX_TRANSMIT_WAIT (RFC 7252, Section 4.8.2).
 	maxTransmitWait = 93 * time.Second
 
@@ -34,8 +38,9 @@ const (
 	// peers: beyond it the oldest are forgotten.
 	maxKept = 32 << 20
 
-	// receiptSize is what a receipt takes besides its response.
-	receiptSize = 120
+	// receiptSize is what a receipt takes besides its response, with its place on
+	// the shelf.
+	receiptSize = 144
 
 	// maxWorking bounds the requests in handlers: beyond it they are dropped,
 	// and come again.

@@ -82,7 +82,7 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	m = m.Clone()
 	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
 	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present, effects: effects(m)}
-	x.receipt = s.remember(m.ID, m.Token, now)
+	x.receipt = s.remember(m.ID, m.Token, s.safe(m, x.effects), now)
 	a := s.activity()
 	a.work = append(a.work, x)
 	e.working++
@@ -130,7 +130,7 @@ func (x *exchange) serve(m *coap.Message) {
 func (s *session) admitted() error {
 	e := s.e
 	e.mu.Lock()
-	p := s.pending
+	p := s.pending()
 	e.mu.Unlock()
 	if p == nil {
 		return nil
@@ -140,9 +140,10 @@ func (s *session) admitted() error {
 		return err
 	}
 	e.mu.Lock()
-	first := s.pending == p
+	first := s.pending() == p
 	if first {
-		s.pending, s.subject = nil, subject
+		s.more.pending = nil
+		s.setSubject(subject)
 		s.keep()
 	}
 	e.mu.Unlock()
@@ -169,7 +170,7 @@ func (x *exchange) finish(reply *coap.Message) (after []func()) {
 	switch {
 	case x.con && !x.receipt.acked:
 		b := s.encode(coap.Acknowledgement, x.id, x.token, reply)
-		e.receipts.answer(x.receipt, b)
+		x.receipt.answer(b)
 		x.keepReply(b)
 		x.receipt.withheld = !s.emit(b)
 	case reply == nil:
@@ -231,7 +232,7 @@ func (s *session) rejected(m *coap.Message, from netip.AddrPort) {
 	if m.Code != coap.Empty {
 		return // RFC 7252, Section 4.2: a Reset is empty
 	}
-	if p := s.probe; p != nil && !p.asked.IsZero() && m.ID == p.ping && from == s.addr {
+	if p := s.probing(); p != nil && !p.asked.IsZero() && m.ID == p.ping && from == s.addr() {
 		s.proven()
 		return
 	}
@@ -271,8 +272,8 @@ func (s *session) response(m *coap.Message, now time.Time) {
 	w := s.act.waiters[i]
 	s.fresh() // it has the token of a request of ours
 	if con {
-		r := s.remember(m.ID, m.Token, now)
-		s.e.receipts.answer(r, s.encode(coap.Acknowledgement, m.ID, nil, nil))
+		r := s.remember(m.ID, m.Token, false, now)
+		r.answer(s.encode(coap.Acknowledgement, m.ID, nil, nil))
 		s.empty(coap.Acknowledgement, m.ID)
 	}
 	// RFC 7252, Section 5.2.2: it acknowledges the request as well.

@@ -60,6 +60,31 @@ func TestRequest(t *testing.T) {
 	})
 }
 
+// TestSafe: a copy of a request without effects is answered the same until
+// MAX_TRANSMIT_SPAN is over; after that it is served anew over DTLS, where only the
+// peer makes copies (RFC 7252, Section 4.5).
+func TestSafe(t *testing.T) {
+	both(t, func(t *testing.T, o *world, p *peer) {
+		m := p.request(coap.GET, "tok", "")
+		p.send(m)
+		p.want()
+		for range 3 {
+			time.Sleep(14 * time.Second)
+			p.send(m)
+			p.want()
+		}
+		if n := o.handled(); n != 1 {
+			t.Fatalf("handled %d times", n)
+		}
+		time.Sleep(maxTransmitSpan)
+		p.send(m)
+		p.want()
+		if n, want := o.handled(), map[bool]int{false: 1, true: 2}[p.conn != nil]; n != want {
+			t.Errorf("handled %d times, not %d", n, want)
+		}
+	})
+}
+
 // TestNonConfirmable: a request that is not confirmable gets a response that is
 // not, and a copy of it nothing.
 func TestNonConfirmable(t *testing.T) {
@@ -265,9 +290,7 @@ func TestDo(t *testing.T) {
 	both(t, func(t *testing.T, o *world, p *peer) {
 		p.ask(p.request(coap.PUT, "t", ""))
 		o.e.mu.Lock()
-		var id coap.LinkID
-		for id = range o.e.sessions {
-		}
+		id := o.e.sessions[0].id
 		o.e.mu.Unlock()
 		type outcome struct {
 			r   *coap.Response
@@ -390,7 +413,7 @@ func TestForgotten(t *testing.T) {
 		}
 		o.e.mu.Lock()
 		for _, s := range o.e.sessions {
-			if n := len(s.act.receipts); n != maxReceipts {
+			if n := len(s.shelf.receipts); n != maxReceipts {
 				t.Errorf("%d receipts", n)
 			}
 		}
@@ -399,12 +422,12 @@ func TestForgotten(t *testing.T) {
 		o.e.mu.Lock()
 		defer o.e.mu.Unlock()
 		for _, s := range o.e.sessions {
-			if s.act != nil {
-				t.Errorf("left: %+v", s.act)
+			if s.act != nil || s.shelf != nil {
+				t.Errorf("left: %+v, %+v", s.act, s.shelf)
 			}
 		}
-		if o.e.receipts != (receiptList{}) {
-			t.Errorf("receipts: %+v", o.e.receipts)
+		if o.e.receipts != (receiptList{}) || o.e.safe != (receiptList{}) {
+			t.Errorf("receipts: %+v, %+v", o.e.receipts, o.e.safe)
 		}
 		for i := range o.e.ciphers {
 			if o.e.ciphers[i].of != nil {

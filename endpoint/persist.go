@@ -69,10 +69,11 @@ func (e *Endpoint) Restore(j Journal, start uint32, r *Recovery) []Peer {
 func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	s := e.newSession(k.via, k.addr)
 	s.id = linkID(k.id)
-	s.subject, s.suite, s.read, s.write = k.subject, k.suite, k.read, k.write
-	s.cid, s.peerCID = k.cid, k.peerCID
+	s.suite, s.read, s.write, s.cid = k.suite, k.read, k.write, k.cid
+	s.setSubject(k.subject)
+	s.setPeerCID([]byte(k.peerCID))
 	// A clock that was set back does not make it heard in the future.
-	s.began, s.moves = e.stampUnix(k.began, now), k.moves
+	s.began, s.moves = e.stampUnix(k.began, now).seconds(), k.moves
 	s.heard = e.stampUnix(k.heard, now)
 	s.window = record.From(k.edge)
 	s.seq = e.firstSeq
@@ -80,14 +81,10 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	s.keptID = s.nextID
 	s.restored, s.stale, s.dirty = true, true, true // the new identifiers are written before they are used up
 	e.dirty = append(e.dirty, s)
-	e.sessions[s.id] = s
-	if e.byAddr[s.addr] == nil {
-		e.byAddr[s.addr] = s
+	e.enlist(s)
+	if e.byAddr.Get(s.addr()) == nil {
+		e.byAddr.Put(s)
 	}
-	if s.cid != 0 {
-		e.byCID[s.cid] = s
-	}
-	e.metrics.sessions.Inc()
 	e.metrics.restored.Inc()
 	slices.SortStableFunc(k.replies, func(a, b *replyImage) int { return int(a.at - b.at) })
 	for _, r := range k.replies {
@@ -95,9 +92,9 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 		if age := now.Sub(at); age < 0 || age >= exchangeLifetime {
 			continue
 		}
-		kept := s.remember(r.mid, []byte(r.token), now)
+		kept := s.remember(r.mid, []byte(r.token), false, now)
 		kept.kept = true
-		e.receipts.answer(kept, []byte(r.reply))
+		kept.answer([]byte(r.reply))
 	}
 	return s
 }
@@ -113,7 +110,7 @@ func (e *Endpoint) lastSeq() uint64 {
 
 // persistent says that the session is written.
 func (s *session) persistent() bool {
-	return s.e.journal != nil && s.via != coap.Plain && s.pending == nil && len(s.subject.ID) <= maxSubject
+	return s.e.journal != nil && s.via != coap.Plain && s.pending() == nil && len(s.whose) <= maxSubject
 }
 
 // write has the session written as a whole.
@@ -132,12 +129,12 @@ func (s *session) image() *image {
 	s.keptID = s.nextID
 	return &image{
 		id: linkBytes(s.id), via: s.via, suite: s.suite, read: s.read, write: s.write,
-		cid: s.cid, peerCID: s.peerCID, subject: s.subject, began: s.e.unix(s.began), mark: s.mark(),
+		cid: s.cid, peerCID: string(s.remoteCID()), subject: s.subject(), began: s.e.unix(s.began.stamp()), mark: s.mark(),
 	}
 }
 
 func (s *session) mark() mark {
-	return mark{edge: s.window.Next(), nextID: s.nextID, heard: s.e.unix(s.heard), moves: s.moves, addr: s.addr}
+	return mark{edge: s.window.Next(), nextID: s.nextID, heard: s.e.unix(s.heard), moves: s.moves, addr: s.addr()}
 }
 
 // touched has what moved on written soon.
@@ -165,7 +162,7 @@ func (x *exchange) keepReply(b []byte) {
 		return
 	}
 	x.receipt.kept = true
-	r := replyImage{id: linkBytes(s.id), mid: x.id, at: unix(x.receipt.at), token: string(x.token), reply: string(b)}
+	r := replyImage{id: linkBytes(s.id), mid: x.id, at: s.e.unix(x.receipt.at), token: string(x.token), reply: string(b)}
 	s.e.journal.Append(r.append(nil))
 }
 
@@ -217,10 +214,7 @@ func (e *Endpoint) runKeep(ctx context.Context) {
 // served meanwhile.
 func (e *Endpoint) Dump(emit func(rec []byte)) {
 	e.mu.Lock()
-	all := make([]*session, 0, len(e.sessions))
-	for _, s := range e.sessions {
-		all = append(all, s)
-	}
+	all := slices.Clone(e.sessions)
 	e.mu.Unlock()
 	var b []byte
 	for part := range slices.Chunk(all, keepAtOnce) {
@@ -233,14 +227,14 @@ func (e *Endpoint) Dump(emit func(rec []byte)) {
 			s.written = true
 			b = m.append(b[:0])
 			emit(b)
-			if s.act == nil {
+			if s.shelf == nil {
 				continue
 			}
-			for _, r := range s.act.receipts {
+			for _, r := range s.shelf.receipts {
 				if !r.kept || len(r.reply) > maxReply {
 					continue
 				}
-				k := replyImage{id: m.id, mid: r.id, at: unix(r.at), token: string(r.token), reply: string(r.reply)}
+				k := replyImage{id: m.id, mid: r.id, at: e.unix(r.at), token: string(r.tokenBytes()), reply: string(r.reply)}
 				b = k.append(b[:0])
 				emit(b)
 			}

@@ -20,26 +20,32 @@ type probe struct {
 	budget int       // bytes that may be sent there
 }
 
+// probing is what is known of the peer's address until it is proven; nil: it is.
+func (s *session) probing() *probe {
+	if s.more == nil {
+		return nil
+	}
+	return s.more.probe
+}
+
 // moved notes that an authentic record, newer than all before it, came from
 // another address than the last.
 func (s *session) moved(to netip.AddrPort, size int) {
 	e := s.e
-	if e.byAddr[s.addr] == s {
-		delete(e.byAddr, s.addr)
-	}
-	s.addr = to
+	e.leaveAddr(s)
+	s.setAddr(to)
 	s.moves++
-	if e.byAddr[to] == nil {
-		e.byAddr[to] = s
+	if e.byAddr.Get(to) == nil {
+		e.byAddr.Put(s)
 	}
-	s.probe = &probe{budget: proofFactor * size}
+	s.rare().probe = &probe{budget: proofFactor * size}
 	e.metrics.moves.Inc()
 }
 
 // afford says whether n bytes may be sent to the peer's address now. If not,
 // the address is asked to show that it receives.
 func (s *session) afford(n int) bool {
-	p := s.probe
+	p := s.probing()
 	if p == nil {
 		return true
 	}
@@ -60,12 +66,14 @@ func (s *session) afford(n int) bool {
 // proven notes that the peer answered the ping from the address that it went
 // to; what was held back goes out.
 func (s *session) proven() {
-	s.probe = nil
+	if s.more != nil {
+		s.more.probe = nil
+	}
 	s.fresh()
-	if s.act == nil {
+	if s.shelf == nil {
 		return
 	}
-	for _, r := range s.act.receipts {
+	for _, r := range s.shelf.receipts {
 		if r.withheld {
 			r.withheld = false
 			s.emit(r.reply)

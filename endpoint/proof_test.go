@@ -152,14 +152,14 @@ func TestLargeAnswer(t *testing.T) {
 		p.ask(p.request(coap.PUT, "a", "x"))
 		o.e.mu.Lock()
 		for _, s := range o.e.sessions {
-			s.moved(s.addr, 10) // as if it had moved there with a small record
+			s.moved(s.addr(), 10) // as if it had moved there with a small record
 		}
 		o.e.mu.Unlock()
 		m := p.request(coap.PUT, "b", "")
 		m.Payload = bytes.Repeat([]byte("x"), 500)
 		o.e.mu.Lock()
 		for _, s := range o.e.sessions {
-			s.probe.budget = -10000
+			s.more.probe.budget = -10000
 		}
 		o.e.mu.Unlock()
 		p.send(m)

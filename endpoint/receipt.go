@@ -1,49 +1,84 @@
 package endpoint
 
 import (
-	"bytes"
 	"slices"
 	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
 )
 
 // receipt remembers a message of the peer, so that a copy of it gets the same
 // answer and no second treatment (RFC 7252, Section 4.5).
 type receipt struct {
 	s     *session
+	next  *receipt // newer, of the same list
+	at    stamp
+	reply []byte // the message that answered it; nil while there is none
+	token [8]byte
 	id    uint16
-	token []byte
-	at    time.Time
+	size  uint8 // of the token
 
-	acked    bool   // an empty acknowledgement has gone out
-	reply    []byte // the message that answered it; nil while there is none
-	withheld bool   // the reply waits for the peer's address to be proven
+	acked    bool // an empty acknowledgement has gone out
+	withheld bool // the reply waits for the peer's address to be proven
 	dead     bool
 	kept     bool // it outlives the process
-
-	next *receipt // newer
+	safe     bool // which list it is in
 }
 
-// receiptList holds the receipts of all sessions, oldest first. All live as
-// long, so the oldest is also the first to go. Guarded by Endpoint.mu.
+func (r *receipt) tokenBytes() []byte { return r.token[:r.size] }
+
+// list is where a receipt waits for its end.
+func (r *receipt) list(e *Endpoint) *receiptList {
+	if r.safe {
+		return &e.safe
+	}
+	return &e.receipts
+}
+
+// lives says how long a receipt is of use.
+func (r *receipt) lives() time.Duration {
+	if r.safe {
+		return maxTransmitSpan
+	}
+	return exchangeLifetime
+}
+
+// shelf has the receipts of a session that has any.
+type shelf struct {
+	receipts []*receipt // oldest first
+	ids      []uint16   // of receipts, in the same order
+}
+
+// receiptList holds the receipts of all sessions that live as long, oldest first:
+// that is also the first to go. Guarded by Endpoint.mu.
 type receiptList struct {
 	oldest, newest *receipt
 	bytes          int
 }
 
+// safe says that a request may be served again instead of answered again: RFC
+// 7252, Section 4.5, lets a server do so where that has no effects. A registration
+// only renews the observation. Over DTLS no copy but the peer's own comes, which is
+// over after MAX_TRANSMIT_SPAN; over UDP the network makes some as well. What
+// OSCORE protects is taken once.
+func (s *session) safe(m *coap.Message, effects bool) bool {
+	return !effects && s.via != coap.Plain && m.Code.IsRequest() && !m.Options.Has(coap.OSCOREOption)
+}
+
 // receipt finds the receipt of a message.
 func (s *session) receipt(id uint16, token []byte, now time.Time) *receipt {
-	if s.act == nil {
+	if s.shelf == nil {
 		return nil
 	}
-	for i, have := range s.act.ids {
+	for i, have := range s.shelf.ids {
 		if have != id {
 			continue
 		}
-		r := s.act.receipts[i]
+		r := s.shelf.receipts[i]
 		// Over UDP a peer that began anew may use an identifier again; a copy
 		// has the same token.
-		if !bytes.Equal(r.token, token) || now.Sub(r.at) >= exchangeLifetime {
-			s.e.receipts.forget(r)
+		if string(r.tokenBytes()) != string(token) || time.Duration(s.e.stamp(now)-r.at) >= r.lives() {
+			r.forget()
 			return nil
 		}
 		return r
@@ -52,15 +87,19 @@ func (s *session) receipt(id uint16, token []byte, now time.Time) *receipt {
 }
 
 // remember makes a receipt.
-func (s *session) remember(id uint16, token []byte, now time.Time) *receipt {
-	l := &s.e.receipts
-	a := s.activity()
-	if len(a.receipts) >= maxReceipts {
-		l.forget(a.receipts[0])
-		a = s.activity()
+func (s *session) remember(id uint16, token []byte, safe bool, now time.Time) *receipt {
+	e := s.e
+	if s.shelf != nil && len(s.shelf.receipts) >= maxReceipts {
+		s.shelf.receipts[0].forget()
 	}
-	r := &receipt{s: s, id: id, token: bytes.Clone(token), at: now}
-	a.receipts, a.ids = append(a.receipts, r), append(a.ids, id)
+	if s.shelf == nil {
+		s.shelf = &shelf{}
+	}
+	r := &receipt{s: s, id: id, size: uint8(len(token)), at: e.stamp(now), safe: safe}
+	copy(r.token[:], token)
+	sh := s.shelf
+	sh.receipts, sh.ids = append(sh.receipts, r), append(sh.ids, id)
+	l := r.list(e)
 	if l.newest == nil {
 		l.oldest = r
 	} else {
@@ -68,30 +107,39 @@ func (s *session) remember(id uint16, token []byte, now time.Time) *receipt {
 	}
 	l.newest = r
 	l.bytes += receiptSize
-	l.trim(r)
+	e.trim(r)
 	return r
 }
 
 // answer stores the reply of a receipt.
-func (l *receiptList) answer(r *receipt, reply []byte) {
+func (r *receipt) answer(reply []byte) {
 	if r.dead {
 		return
 	}
+	e := r.s.e
 	r.reply = reply
-	l.bytes += len(reply)
-	l.trim(r)
+	r.list(e).bytes += len(reply)
+	e.trim(r)
 }
 
-// trim forgets the oldest receipts while there is too much, but not r.
-func (l *receiptList) trim(r *receipt) {
-	for l.bytes > maxKept && l.oldest != nil && l.oldest != r {
+// trim forgets the oldest receipts while there is too much, but not r: at first
+// those that are missed less.
+func (e *Endpoint) trim(r *receipt) {
+	for e.receipts.bytes+e.safe.bytes > maxKept {
+		l := &e.safe
+		if l.oldest == nil || l.oldest == r {
+			l = &e.receipts
+		}
+		if l.oldest == nil || l.oldest == r {
+			return
+		}
 		l.drop()
 	}
 }
 
-// expire forgets what is older.
-func (l *receiptList) expire(than time.Time) {
-	for l.oldest != nil && (l.oldest.dead || !l.oldest.at.After(than)) {
+// expire forgets what is older than it may live.
+func (l *receiptList) expire(now time.Time, lives time.Duration) {
+	for l.oldest != nil && (l.oldest.dead || time.Duration(l.oldest.s.e.stamp(now)-l.oldest.at) >= lives) {
 		l.drop()
 	}
 }
@@ -99,28 +147,27 @@ func (l *receiptList) expire(than time.Time) {
 // drop forgets the oldest.
 func (l *receiptList) drop() {
 	r := l.oldest
-	l.forget(r)
+	r.forget()
 	l.oldest, r.next = r.next, nil
 	if l.oldest == nil {
 		l.newest = nil
 	}
 }
 
-// forget makes a receipt mean nothing any more; it keeps its place until it is
-// the oldest.
-func (l *receiptList) forget(r *receipt) {
+// forget makes a receipt mean nothing any more; it keeps its place in its list
+// until it is the oldest.
+func (r *receipt) forget() {
 	if r.dead {
 		return
 	}
-	r.dead = true
-	l.bytes -= receiptSize + len(r.reply)
-	r.reply = nil
 	s := r.s
-	r.s = nil
-	if a := s.act; a != nil {
-		if i := slices.Index(a.receipts, r); i >= 0 {
-			a.receipts, a.ids = slices.Delete(a.receipts, i, i+1), slices.Delete(a.ids, i, i+1)
-		}
-		s.settle()
+	r.dead = true
+	r.list(s.e).bytes -= receiptSize + len(r.reply)
+	r.reply, r.s = nil, nil
+	sh := s.shelf
+	i := slices.Index(sh.receipts, r)
+	sh.receipts, sh.ids = slices.Delete(sh.receipts, i, i+1), slices.Delete(sh.ids, i, i+1)
+	if len(sh.receipts) == 0 {
+		s.shelf = nil
 	}
 }

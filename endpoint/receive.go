@@ -41,7 +41,7 @@ func (e *Endpoint) record(r *record.Record, raw []byte, from netip.AddrPort, siz
 	switch {
 	case r.Type == record.ConnectionID:
 		id := binary.BigEndian.Uint64(r.CID)
-		if s := e.byCID[id]; s != nil {
+		if s := e.byCID.Get(id); s != nil {
 			s.record(r, from, size)
 		} else if h := e.halfByCID[id]; h != nil {
 			// Before the handshake is over there is no moving.
@@ -59,7 +59,7 @@ func (e *Endpoint) record(r *record.Record, raw []byte, from netip.AddrPort, siz
 		e.clear(r, raw, from)
 	default:
 		// A live session may have a handshake beside it: its keys tell.
-		s, h := e.byAddr[from], e.handshakes[from]
+		s, h := e.byAddr.Get(from), e.handshakes[from]
 		if s != nil && s.cid == 0 && s.record(r, from, size) {
 			return
 		}
@@ -123,8 +123,8 @@ func (s *session) record(r *record.Record, from netip.AddrPort, size int) bool {
 	s.wake()
 	s.touched()
 	switch {
-	case from == s.addr:
-		if p := s.probe; p != nil {
+	case from == s.addr():
+		if p := s.probing(); p != nil {
 			p.budget += proofFactor * size
 		}
 	case newest && r.Type == record.ConnectionID:
@@ -160,7 +160,7 @@ func (s *session) alerted(b []byte) {
 
 // plainDatagram is a message over UDP.
 func (e *Endpoint) plainDatagram(d Datagram) {
-	s := e.byAddr[d.Addr]
+	s := e.byAddr.Get(d.Addr)
 	now := time.Now()
 	if s == nil {
 		m, err := coap.DecodeMessage(d.B)

@@ -56,7 +56,7 @@ func (w *waiter) put(o outcome) {
 func (s *session) Peer() coap.Peer {
 	s.e.mu.Lock()
 	defer s.e.mu.Unlock()
-	return coap.Peer{Link: s.id, Addr: s.addr, Via: s.via, Subject: s.subject}
+	return coap.Peer{Link: s.id, Addr: s.addr(), Via: s.via, Subject: s.subject()}
 }
 
 // OwnsBlockwise: bodies are cut and put together by the server core.
@@ -253,7 +253,7 @@ func (s *session) emit(b []byte) bool {
 // transmit sends one message.
 func (s *session) transmit(b []byte) {
 	if s.via == coap.Plain {
-		s.e.out.push(s.addr, append(s.e.out.buffer(), b...))
+		s.e.out.push(s.addr(), append(s.e.out.buffer(), b...))
 		return
 	}
 	s.seal(record.ApplicationData, b)

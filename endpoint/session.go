@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
+	mrand "math/rand/v2"
 	"net/netip"
 	"time"
 
@@ -12,34 +13,37 @@ import (
 )
 
 // session is one peer: what there is of it while it sleeps. All fields but e, id
-// and via are guarded by Endpoint.mu. There are very many: large fields come
-// first, small ones share words, and what few sessions have is behind pointers.
+// and via are guarded by Endpoint.mu. There are very many: large fields
+// come first, small ones share words, and what few sessions have is behind
+// pointers. 208 bytes are a size that Go allocates without a rest.
 type session struct {
-	e       *Endpoint
-	id      coap.LinkID
-	subject coap.Subject
-	addr    netip.AddrPort
-	heard   stamp
-	began   stamp
+	e     *Endpoint
+	id    coap.LinkID
+	whose string     // see subject
+	ip    netip.Addr // see addr
+	heard stamp
 
 	// The record layer; unused over plain UDP.
 	window      record.Window
 	seq         uint64 // the next to be sent
 	cid         uint64 // ours, by which the peer is known wherever it is; 0: none
-	peerCID     string // what it wants to see in our records; "": nothing
 	read, write record.Keys
-	suite       record.Suite
-	slot        uint16 // where its expanded keys are, if they are
 
-	probe   *probe      // of an address that has not shown that it receives; nil: it has
-	nons    *[2]sentNON // the last notifications that were not confirmable, newest first; nil: none
-	pending *Proof      // Admit has not succeeded yet
-	act     *activity   // nil while nothing is under way or remembered
+	act   *activity // nil while nothing is under way
+	shelf *shelf    // nil while no message is remembered
+	more  *seldom   // nil for most
 
+	began      seconds
 	moves      uint32 // to other addresses
+	place      uint32 // in Endpoint.sessions
 	nextID     uint16
 	keptID     uint16 // nextID as it was written
+	suite      record.Suite
+	slot       uint16 // where its expanded keys are, if they are
+	port       uint16
 	via        coap.Security
+	kind       coap.SubjectKind
+	peerCID    shortCID // what it wants to see in our records
 	gone       bool
 	kept       bool // see Config.Keep
 	hibernated bool // see hibernate.go
@@ -48,6 +52,60 @@ type session struct {
 	dirty    bool // it moved on since
 	restored bool // from an earlier process
 	stale    bool // and the peer has not shown that it is there now
+}
+
+// seldom is what few sessions have.
+type seldom struct {
+	probe   *probe     // of an address that has not shown that it receives; nil: it has
+	pending *Proof     // Admit has not succeeded yet; nil: it has
+	nons    [2]sentNON // the last messages that were not confirmable, newest first
+	peerCID string     // one that is longer than a shortCID
+}
+
+// rare makes one when there is none.
+func (s *session) rare() *seldom {
+	if s.more == nil {
+		s.more = &seldom{}
+	}
+	return s.more
+}
+
+func (s *session) pending() *Proof {
+	if s.more == nil {
+		return nil
+	}
+	return s.more.pending
+}
+
+func (s *session) subject() coap.Subject { return coap.Subject{Kind: s.kind, ID: s.whose} }
+
+func (s *session) setSubject(v coap.Subject) { s.kind, s.whose = v.Kind, v.ID }
+
+func (s *session) addr() netip.AddrPort { return netip.AddrPortFrom(s.ip, s.port) }
+
+func (s *session) setAddr(a netip.AddrPort) { s.ip, s.port = a.Addr(), a.Port() }
+
+// shortCID is a connection ID of up to 8 bytes, as most are: its length and they.
+type shortCID [9]byte
+
+func (s *session) setPeerCID(id []byte) {
+	if len(id) >= len(s.peerCID) {
+		s.rare().peerCID = string(id)
+		return
+	}
+	s.peerCID[0] = byte(len(id))
+	copy(s.peerCID[1:], id)
+}
+
+// remoteCID is what the peer wants to see in our records; nil: nothing.
+func (s *session) remoteCID() []byte {
+	if n := s.peerCID[0]; n > 0 {
+		return s.peerCID[1 : 1+n]
+	}
+	if s.more != nil && s.more.peerCID != "" {
+		return []byte(s.more.peerCID)
+	}
+	return nil
 }
 
 // sentNON remembers which observation a message was of: a Reset ends it.
@@ -59,11 +117,9 @@ type sentNON struct {
 
 // activity is what a session has only while something is under way.
 type activity struct {
-	receipts []*receipt // oldest first
-	ids      []uint16   // of receipts, in the same order
-	work     []*exchange
-	sent     []*transmission
-	waiters  []*waiter
+	work    []*exchange
+	sent    []*transmission
+	waiters []*waiter
 }
 
 // activity makes one when there is none.
@@ -80,7 +136,7 @@ func (s *session) activity() *activity {
 
 // settle forgets an activity that is empty.
 func (s *session) settle() {
-	if a := s.act; a != nil && len(a.receipts) == 0 && len(a.work) == 0 && len(a.sent) == 0 && len(a.waiters) == 0 {
+	if a := s.act; a != nil && len(a.work) == 0 && len(a.sent) == 0 && len(a.waiters) == 0 {
 		s.act = nil
 		if len(s.e.spareActs) < maxSpareActs {
 			s.e.spareActs = append(s.e.spareActs, a)
@@ -99,7 +155,7 @@ func (e *Endpoint) newSession(via coap.Security, addr netip.AddrPort) *session {
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	now := e.stamp(time.Now())
 	return &session{
-		e: e, id: coap.LinkID(hex.EncodeToString(b[:8])), via: via, addr: addr, heard: now, began: now,
+		e: e, id: coap.LinkID(hex.EncodeToString(b[:8])), via: via, ip: addr.Addr(), port: addr.Port(), heard: now, began: now.seconds(),
 		nextID: uint16(b[8])<<8 | uint16(b[9]),
 		slot:   (uint16(b[10])<<8 | uint16(b[11])) % cipherSlots,
 	}
@@ -107,37 +163,56 @@ func (e *Endpoint) newSession(via coap.Security, addr netip.AddrPort) *session {
 
 // register makes a session known, in the place of what was at its address.
 func (e *Endpoint) register(s *session) {
-	if old := e.byAddr[s.addr]; old != nil {
+	if old := e.byAddr.Get(s.addr()); old != nil {
 		// RFC 6347, Section 4.2.8: the new association is proven, so the old is
 		// over. A peer with a connection ID may have moved on, and another has
 		// its address; the same peer has begun anew.
-		if old.cid == 0 || old.subject == s.subject {
+		if old.cid == 0 || old.subject() == s.subject() {
 			e.end(old, false)
 		}
 	}
 	e.makeRoom()
-	e.sessions[s.id] = s
-	e.byAddr[s.addr] = s
+	e.enlist(s)
+	e.byAddr.Put(s)
+	s.keep()
+}
+
+// enlist has a session counted, and found by its connection ID.
+func (e *Endpoint) enlist(s *session) {
+	s.place = uint32(len(e.sessions))
+	e.sessions = append(e.sessions, s)
 	if s.cid != 0 {
-		e.byCID[s.cid] = s
+		e.byCID.Put(s)
 	}
 	e.metrics.sessions.Inc()
-	s.keep()
+}
+
+// strike is the inverse: the last session takes the place of s.
+func (e *Endpoint) strike(s *session) {
+	last := len(e.sessions) - 1
+	e.sessions[s.place] = e.sessions[last]
+	e.sessions[s.place].place = s.place
+	e.sessions[last] = nil
+	e.sessions = e.sessions[:last]
+	if s.cid != 0 {
+		e.byCID.Delete(s.cid)
+	}
+	e.metrics.sessions.Dec()
 }
 
 // makeRoom closes the session that is missed least when there are too many.
 func (e *Endpoint) makeRoom() {
 	for len(e.sessions) >= e.cfg.MaxSessions {
 		var victim *session
-		n := 0
-		for _, s := range e.sessions {
-			if victim == nil || s.before(victim) {
-				victim = s
-			}
+		look := len(e.sessions)
+		if e.cfg.Keys == nil {
 			// Anybody can invent addresses on plain UDP: a few of them, taken at
 			// random, are looked at, not all.
-			if n++; n == maxLook && e.cfg.Keys == nil {
-				break
+			look = min(look, maxLook)
+		}
+		for i, first := 0, mrand.IntN(len(e.sessions)); i < look; i++ {
+			if s := e.sessions[(first+i)%len(e.sessions)]; victim == nil || s.before(victim) {
+				victim = s
 			}
 		}
 		e.metrics.evicted.Inc()
@@ -159,7 +234,7 @@ func (s *session) before(o *session) bool {
 
 // member says that the peer holds a token.
 func (s *session) member() bool {
-	return s.kept || s.subject.Kind == coap.SubjectPoP || s.subject.Kind == coap.SubjectKeyHash
+	return s.kept || s.kind == coap.SubjectPoP || s.kind == coap.SubjectKeyHash
 }
 
 // closeLocked ends the session, with a close_notify when tell says so. What it
@@ -174,17 +249,11 @@ func (s *session) closeLocked(tell bool) []func() {
 	}
 	s.gone = true
 	s.forgetKept()
-	delete(e.sessions, s.id)
-	if e.byAddr[s.addr] == s {
-		delete(e.byAddr, s.addr)
-	}
-	if s.cid != 0 {
-		delete(e.byCID, s.cid)
-	}
+	e.strike(s)
+	e.leaveAddr(s)
 	if c := &e.ciphers[s.slot]; c.of == s {
 		*c = ciphers{}
 	}
-	e.metrics.sessions.Dec()
 	var after []func()
 	a := s.act
 	s.act = nil
@@ -203,14 +272,21 @@ func (s *session) closeLocked(tell bool) []func() {
 			}
 			x.held = nil
 		}
-		for _, r := range a.receipts {
-			e.receipts.forget(r)
-		}
+	}
+	for s.shelf != nil {
+		s.shelf.receipts[0].forget()
 	}
 	s.wake()
-	s.read, s.write, s.pending = record.Keys{}, record.Keys{}, nil
+	s.read, s.write, s.more = record.Keys{}, record.Keys{}, nil
 	id := s.id
 	return append(after, func() { e.cfg.Server.Closed(id) })
+}
+
+// leaveAddr has a session not found by its address any more.
+func (e *Endpoint) leaveAddr(s *session) {
+	if e.byAddr.Get(s.addr()) == s {
+		e.byAddr.Delete(s.addr())
+	}
 }
 
 // opened tells that the peer was let in. It may be gone again by then.
@@ -232,7 +308,7 @@ func (s *session) opened() {
 func (s *session) Status() Status {
 	s.e.mu.Lock()
 	defer s.e.mu.Unlock()
-	return Status{Began: s.e.at(s.began), Heard: s.e.at(s.heard), Moves: s.moves, Hibernated: s.hibernated, Restored: s.restored, Stale: s.stale}
+	return Status{Began: s.e.at(s.began.stamp()), Heard: s.e.at(s.heard), Moves: s.moves, Hibernated: s.hibernated, Restored: s.restored, Stale: s.stale}
 }
 
 // Close ends the association and tells the peer so.
@@ -312,23 +388,16 @@ func (s *session) seal(kind uint8, b []byte) {
 		s.e.metrics.exhausted.Inc()
 		s.e.crew.do(s.Close)
 	}
-	s.e.out.push(s.addr, s.writer().Seal(s.e.out.buffer(), kind, epoch, seq, s.remoteCID(), b))
-}
-
-func (s *session) remoteCID() []byte {
-	if s.peerCID == "" {
-		return nil
-	}
-	return []byte(s.peerCID)
+	s.e.out.push(s.addr(), s.writer().Seal(s.e.out.buffer(), kind, epoch, seq, s.remoteCID(), b))
 }
 
 // token is the token of a NON that was sent with this identifier.
 func (s *session) nonToken(id uint16) ([]byte, bool) {
-	if s.nons == nil {
+	if s.more == nil {
 		return nil, false
 	}
-	for i := range s.nons {
-		n := &s.nons[i]
+	for i := range s.more.nons {
+		n := &s.more.nons[i]
 		if n.size > 0 && n.id == id {
 			t := bytes.Clone(n.token[:n.size-1])
 			n.size = 0
@@ -339,11 +408,9 @@ func (s *session) nonToken(id uint16) ([]byte, bool) {
 }
 
 func (s *session) rememberNON(id uint16, token []byte) {
-	if s.nons == nil {
-		s.nons = new([2]sentNON)
-	}
-	s.nons[1] = s.nons[0]
-	n := &s.nons[0]
+	nons := &s.rare().nons
+	nons[1] = nons[0]
+	n := &nons[0]
 	n.id, n.size = id, uint8(len(token))+1
 	copy(n.token[:], token)
 }

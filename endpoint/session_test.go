@@ -450,15 +450,13 @@ func TestKept(t *testing.T) {
 		defer q.close()
 		p.ask(p.request(coap.PUT, "t", ""))
 		o.e.mu.Lock()
-		for id := range o.e.sessions {
-			keep.Store(id)
-		}
+		keep.Store(o.e.sessions[0].id)
 		o.e.mu.Unlock()
 		q.ask(q.request(coap.PUT, "t", ""))
 		time.Sleep(10 * plainIdle)
 		o.e.mu.Lock()
 		defer o.e.mu.Unlock()
-		if s := o.e.byAddr[p.c.port().addr]; len(o.e.sessions) != 1 || s == nil {
+		if s := o.e.byAddr.Get(p.c.port().addr); len(o.e.sessions) != 1 || s == nil {
 			t.Errorf("%d sessions", len(o.e.sessions))
 		}
 	})
