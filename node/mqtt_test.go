@@ -17,6 +17,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 func mgtOf(broker string) *groupcomm.MgtKeyMaterial {
@@ -255,7 +256,7 @@ func broker(t *testing.T, addr string) (b *mochi.Server, at string, published ch
 // after the broker was away; each acknowledged once.
 func TestFollowMQTT(t *testing.T) {
 	t.Parallel()
-	b, addr, acks := broker(t, "127.0.0.1:0")
+	b, addr, acks := broker(t, ports.Addr(t))
 	closed := false
 	defer func() {
 		if !closed {

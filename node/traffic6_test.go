@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"github.com/seed4911071e/groupgate/test/ports"
 	"net"
 	"net/netip"
 	"testing"
@@ -15,11 +16,11 @@ func TestTrafficIPv6(t *testing.T) {
 	if err != nil {
 		t.Skipf("no IPv6 on this machine: %v", err)
 	}
-	port := uint16(probe.LocalAddr().(*net.UDPAddr).Port)
 	if err := probe.Close(); err != nil {
 		t.Fatal(err)
 	}
 	b := newBand(t, "client", "server")
+	port := uint16(ports.Free(t))
 	group := netip.AddrPortFrom(netip.MustParseAddr("ff01::fd"), port)
 	_, _, err = groupInterface("", true)
 	multicast := err == nil

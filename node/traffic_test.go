@@ -14,6 +14,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/oscore"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // band is a group with members that talk to each other over loopback; each has a
@@ -35,14 +36,7 @@ func newBand(t *testing.T, names ...string) *band {
 	t.Helper()
 	b := &band{t: t}
 	// A port that nobody has; the address is that of all CoAP nodes.
-	probe, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.multi = netip.AddrPortFrom(netip.MustParseAddr("224.0.1.187"), uint16(probe.LocalAddr().(*net.UDPAddr).Port))
-	if err := probe.Close(); err != nil {
-		t.Fatal(err)
-	}
+	b.multi = netip.AddrPortFrom(netip.MustParseAddr("224.0.1.187"), uint16(ports.Free(t)))
 	first := newFakeGM(t)
 	for i := range names {
 		gm := newFakeGM(t)
@@ -57,6 +51,7 @@ func newBand(t *testing.T, names ...string) *band {
 			}
 		}
 		p.m, _ = joinedMember(t, gm, func(c *Config) { c.OnEvent = sync })
+		var err error
 		if p.t, err = NewTraffic(p.m, TrafficConfig{Grace: 10 * time.Second, SequenceLimit: 1000}); err != nil {
 			t.Fatal(err)
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"runtime"
 	"strings"
 	"sync"
@@ -21,6 +20,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/udp"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // waitFor polls for what real sockets do in their own time.
@@ -306,12 +306,7 @@ func TestDialDTLSRefused(t *testing.T) {
 // Nobody there: an error, not a wait.
 func TestNobody(t *testing.T) {
 	t.Parallel()
-	l, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.LocalAddr().String()
-	l.Close()
+	addr := ports.Addr(t)
 	tr, err := DialUDP(t.Context(), addr)
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/rd/rdtest"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // handles makes a function of ours a handler of a stock go-coap server. An
@@ -234,7 +235,7 @@ func TestResourceDirectory(t *testing.T) {
 func TestResourceDirectoryAway(t *testing.T) {
 	t.Parallel()
 	dir := &rdtest.Directory{}
-	at, stopDir := serveCoAP(t, "127.0.0.1:0", handles(dir.Do))
+	at, stopDir := serveCoAP(t, ports.Addr(t), handles(dir.Do))
 	stopDir()
 	c := discoverable(t)
 	c.ResourceDirectory = config.ResourceDirectory{URI: "coap://" + at + "/rd", Endpoint: "gm1", Lifetime: time.Hour}

@@ -13,6 +13,7 @@ import (
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // serveGateway serves a running gateway behind a stock go-coap server over
@@ -94,7 +95,7 @@ func postTo(t *testing.T, g *Gateway, token []byte) coap.Code {
 func TestIntrospectionOverCoAPS(t *testing.T) {
 	t.Parallel()
 	as, _ := running(t, authority(t))
-	at, stopAS := serveGateway(t, "127.0.0.1:0", as)
+	at, stopAS := serveGateway(t, ports.Addr(t), as)
 
 	c := config.Default()
 	c.Listen.CoAPS = ""

@@ -19,6 +19,7 @@ import (
 	"github.com/seed4911071e/groupgate/gm"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // revocations is a TRL endpoint behind a stock go-coap server: full queries
@@ -101,7 +102,7 @@ func TestRevocationOverCoAPS(t *testing.T) {
 	for i := range 100 { // of other nodes: the list takes several blocks
 		list.hashes = append(list.hashes, cwt.Hash([]byte{byte(i)}))
 	}
-	at, stopList := serveCoAPS(t, "127.0.0.1:0", "rs2", keyRS, list)
+	at, stopList := serveCoAPS(t, ports.Addr(t), "rs2", keyRS, list)
 	c := authority(t)
 	c.Tokens[0].Revocation = config.Revocation{
 		URI: "coaps://" + at + "/revoke/trl", Identity: "rs2", KeyFile: keyFile(t, keyRS), Interval: time.Hour,

@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/coaptest"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // plainRequest is what an address on plain UDP sends.
@@ -393,12 +394,7 @@ func TestLyingUpstream(t *testing.T) {
 
 // TestUnreachable: nobody listens; a name that is none; both are told at once.
 func TestUnreachable(t *testing.T) {
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := Target{Scheme: CoAP, Host: "127.0.0.1", Port: conn.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
-	_ = conn.Close()
+	dead := Target{Scheme: CoAP, Host: "127.0.0.1", Port: uint16(ports.Free(t))}
 	s := house(t, Config{Rules: []Rule{forwardTo(dead), {Host: "none.example.com", Scheme: CoAP, Port: 5683}, {Host: "127.0.0.1/32", Scheme: CoAPTCP, Port: dead.Port}}}, func(d *Deps) {
 		d.Resolve = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }
 	})

@@ -15,6 +15,7 @@ import (
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 func saveClient(t *testing.T, as string) (dir string) {
@@ -79,15 +80,7 @@ func TestNodeAdvice(t *testing.T) {
 // Nobody answers: exit status 1 and a hint, soon.
 func TestNodeJoinNobody(t *testing.T) {
 	t.Parallel()
-	l, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.LocalAddr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	dir := saveClient(t, "coaps://"+addr+"/token")
+	dir := saveClient(t, "coaps://"+ports.Addr(t)+"/token")
 	var out, stderr bytes.Buffer
 	if code := run([]string{"node", "join", "--data-dir", dir}, &out, &stderr); code != exitFailed {
 		t.Errorf("status %d", code)

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
 	"github.com/seed4911071e/groupgate/store"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 const patience = 30 * time.Second
@@ -73,14 +73,7 @@ var operator = peers{"operator": []byte("0123456789abcdef")}
 
 func start(t *testing.T) *example {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") // the example takes no listeners, so a port is found for it
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &example{t: t, dir: filepath.Join(t.TempDir(), "data"), http: l.Addr().String()}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	e := &example{t: t, dir: filepath.Join(t.TempDir(), "data"), http: ports.Addr(t)} // it takes no listeners
 	ctx, cancel := context.WithCancel(context.Background())
 	bound, over := make(chan string, 1), make(chan error, 1)
 	go func() {

@@ -28,6 +28,7 @@ import (
 	"github.com/seed4911071e/groupgate/node"
 	"github.com/seed4911071e/groupgate/plugin"
 	"github.com/seed4911071e/groupgate/plugin/host"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 const (
@@ -57,19 +58,9 @@ func find(t *testing.T, name string) string {
 	return ""
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func newMosquitto(t *testing.T) *mosquitto {
 	t.Helper()
-	m := &mosquitto{t: t, dir: t.TempDir(), bin: find(t, "mosquitto"), tls: freePort(t), plain: freePort(t)}
+	m := &mosquitto{t: t, dir: t.TempDir(), bin: find(t, "mosquitto"), tls: ports.Addr(t), plain: ports.Addr(t)}
 	m.certificates()
 	m.write("passwords", "")
 	for _, user := range []string{memberID, "sensor"} {

@@ -5,8 +5,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"github.com/seed4911071e/groupgate/test/ports"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,26 +158,10 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-// ports are the addresses of the gateway, the same in all its lives.
-type ports struct{ coaps, coap, http string }
+// doors are the addresses of the gateway, the same in all its lives.
+type doors struct{ coaps, coap, http string }
 
-// freePorts finds ports that nobody uses now.
-func freePorts(t testing.TB) ports {
+func freeDoors(t testing.TB) doors {
 	t.Helper()
-	var p ports
-	for _, addr := range []*string{&p.coaps, &p.coap} {
-		c, err := net.ListenPacket("udp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		*addr = c.LocalAddr().String()
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	p.http = l.Addr().String()
-	return p
+	return doors{coaps: ports.Addr(t), coap: ports.Addr(t), http: ports.Addr(t)}
 }

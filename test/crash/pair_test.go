@@ -30,7 +30,7 @@ func newPair(t *testing.T) *world {
 		t.Fatalf("%s names no PostgreSQL server to test with", pgtest.Env)
 	}
 	w := newWorldOn(t, binary, seed(t), dir, dsn)
-	second := &site{config: filepath.Join(dir, "second.yaml"), at: freePorts(t)}
+	second := &site{config: filepath.Join(dir, "second.yaml"), at: freeDoors(t)}
 	data, data2 := filepath.Join(dir, "data"), filepath.Join(dir, "data2")
 	w.configure(t, second.config, data2, second.at, dsn)
 	// What gateways that share a store have in common.

@@ -13,7 +13,7 @@ const pairPatience = 20 * time.Second
 // site is one of the gateways that share a store: its folder and addresses.
 type site struct {
 	config string
-	at     ports
+	at     doors
 	gw     *gateway
 	down   atomic.Bool
 	// life ends when the gateway is gone, and what it had begun is on disk or
@@ -47,7 +47,7 @@ func (w *world) somewhere() *site {
 }
 
 // where the client connects next.
-func (c *client) where() ports {
+func (c *client) where() doors {
 	s := c.pin
 	if s == nil {
 		s = c.w.somewhere()

@@ -45,7 +45,7 @@ const groupsYAML = `
 // with it.
 type world struct {
 	bin, config string
-	at          ports
+	at          doors
 	pair        []*site // two gateways that share one store; nil: there is one
 	rng         *mathrand.Rand
 	issuerKey   []byte
@@ -95,7 +95,7 @@ func newWorld(t testing.TB, bin string, seed uint64) *world {
 func newWorldOn(t testing.TB, bin string, seed uint64, dir, store string) *world {
 	t.Helper()
 	w := &world{
-		bin: bin, config: filepath.Join(dir, "gateway.yaml"), at: freePorts(t), ledger: newLedger(groupNames...),
+		bin: bin, config: filepath.Join(dir, "gateway.yaml"), at: freeDoors(t), ledger: newLedger(groupNames...),
 		rng: mathrand.New(mathrand.NewPCG(seed, 0)), answered: make(chan struct{}, 1), began: time.Now(),
 	}
 	w.broker = startBroker(t, w.ledger)
@@ -119,7 +119,7 @@ func newWorldOn(t testing.TB, bin string, seed uint64, dir, store string) *world
 }
 
 // configure writes a gateway's configuration.
-func (w *world) configure(t testing.TB, path, data string, at ports, store string) {
+func (w *world) configure(t testing.TB, path, data string, at doors, store string) {
 	t.Helper()
 	yaml := fmt.Sprintf(`data_dir: %s
 store: %q

@@ -19,6 +19,7 @@ import (
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // tap is a hook into the operator's broker: everybody may do everything, and
@@ -187,7 +188,7 @@ func (g *gateway) confirmed(what, node string, v groupcomm.Version) {
 func TestBrokerAway(t *testing.T) {
 	t.Parallel()
 	hook := &tap{}
-	addr, stop := operatorBroker(t, anyPort, hook)
+	addr, stop := operatorBroker(t, ports.Addr(t), hook)
 	g := serve(t, external(addr))
 	anna, ben := g.join(viaMQTT), g.join(viaMQTT)
 	phone := listen(t, anna.mgt(0))

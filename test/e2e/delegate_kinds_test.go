@@ -20,6 +20,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/oscore"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // bare is a legacy node without any security: CoAP on one UDP socket.
@@ -128,9 +129,7 @@ func TestDelegateKinds(t *testing.T) {
 	sleeper := s.legacyNode("sleeper")
 	s.legacyNode("dozer") // it never wakes
 	naked := newBare(t)
-	probe := newBare(t)
-	door := probe.conn.LocalAddr().String()
-	_ = probe.conn.Close()
+	door := ports.Addr(t)
 	password := make([]byte, 16)
 	rand.Read(password)
 	s.write("sensor.password", hex.EncodeToString(password)+"\n")

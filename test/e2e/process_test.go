@@ -19,6 +19,7 @@ import (
 	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // output collects what a program writes.
@@ -142,14 +143,14 @@ type site struct {
 
 const anyPort = "127.0.0.1:0"
 
-// newSite writes a configuration with ports of the system.
+// newSite writes a configuration with ports that are the same in all lives.
 func newSite(t *testing.T) *site {
 	t.Helper()
 	dir := t.TempDir()
 	key := make([]byte, 16)
 	rand.Read(key)
 	s := &site{t: t, dir: dir, config: filepath.Join(dir, "gateway.yaml"), client: filepath.Join(dir, "client.json")}
-	s.at = map[string]string{"coaps": anyPort, "coap": anyPort, "http": anyPort, "mqtt": anyPort}
+	s.at = map[string]string{"coaps": ports.Addr(t), "coap": ports.Addr(t), "http": ports.Addr(t), "mqtt": ports.Addr(t)}
 	s.write("client.key", hex.EncodeToString(key)+"\n")
 	if err := node.SaveClient(s.client, node.Client{Identity: "clientA", Key: cose.NewSecret(key), Audience: "rs"}); err != nil {
 		t.Fatal(err)
@@ -183,8 +184,7 @@ groups:
 %[6]s%[7]s`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"], s.group, s.more))
 }
 
-// run starts the gateway and waits until it serves. The ports of its first life
-// are those of all later ones.
+// run starts the gateway and waits until it serves.
 func (s *site) run() *child {
 	s.t.Helper()
 	c := start(s.t, "run", "--config", s.config)

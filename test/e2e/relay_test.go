@@ -2,7 +2,7 @@ package e2e
 
 import (
 	"fmt"
-	"net"
+	"github.com/seed4911071e/groupgate/test/ports"
 	"testing"
 )
 
@@ -13,14 +13,7 @@ func TestRelay(t *testing.T) {
 	t.Parallel()
 	up, edge := newSite(t), newSite(t)
 	up.run()
-	probe, err := net.ListenPacket("udp4", anyPort)
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := probe.LocalAddr().String()
-	if err := probe.Close(); err != nil {
-		t.Fatal(err)
-	}
+	at := ports.Addr(t)
 	edge.group = fmt.Sprintf("    gm: coaps://%s\n    upstream: {relay: true, relay_listen: %q}\n", up.at["coaps"], at)
 	edge.configure()
 	edge.run()

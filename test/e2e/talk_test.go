@@ -12,6 +12,7 @@ import (
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
 	"github.com/seed4911071e/groupgate/oscore"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // ear hears what is sent to a multicast address on the loopback interface.
@@ -31,14 +32,7 @@ func overhear(t *testing.T) (string, *ear) {
 	if i < 0 {
 		t.Fatal("no loopback interface")
 	}
-	probe, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := &net.UDPAddr{IP: net.IPv4(224, 0, 1, 187), Port: probe.LocalAddr().(*net.UDPAddr).Port}
-	if err := probe.Close(); err != nil {
-		t.Fatal(err)
-	}
+	at := &net.UDPAddr{IP: net.IPv4(224, 0, 1, 187), Port: ports.Free(t)}
 	conn, err := net.ListenMulticastUDP("udp4", &list[i], at)
 	if err != nil {
 		t.Fatal(err)

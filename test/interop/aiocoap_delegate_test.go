@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // embedded is a gateway on ports of the system.
@@ -88,12 +88,7 @@ func TestAiocoapDelegates(t *testing.T) {
 	python(t)
 	for _, where := range []string{"local", "upstream"} {
 		t.Run(where, func(t *testing.T) {
-			probe, err := net.ListenPacket("udp4", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			multicast := netip.AddrPortFrom(netip.MustParseAddr("224.0.1.187"), probe.LocalAddr().(*net.UDPAddr).AddrPort().Port())
-			_ = probe.Close()
+			multicast := netip.AddrPortFrom(netip.MustParseAddr("224.0.1.187"), uint16(ports.Free(t)))
 			edge := embedded(t)
 			gm := edge
 			group := &edge.cfg.Groups[0]

@@ -14,6 +14,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
 	"github.com/seed4911071e/groupgate/oscore"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 var bigBody = strings.Repeat("0123456789", 500)
@@ -118,7 +119,7 @@ func TestAiocoapServer(t *testing.T) {
 				name += ", Echo"
 			}
 			t.Run(name, func(t *testing.T) {
-				n := freePort(t)
+				n := ports.Free(t)
 				await(t, start(t, py, "testdata/aiocoap_server.py", fmt.Sprint(n), s.folder(t, lost)), "ready")
 				c := newClientIn(t, fmt.Sprint("127.0.0.1:", n), s.context(t, nil))
 				useServer(t, c)

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,17 +73,6 @@ func await(t *testing.T, out *bufio.Scanner, want string) {
 		}
 	}
 	t.Fatalf("the peer ended without %q", want)
-}
-
-// freePort is a UDP port that is free now.
-func freePort(t *testing.T) int {
-	t.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
-	return c.LocalAddr().(*net.UDPAddr).Port
 }
 
 // suite is a combination of parameters that both sides take.

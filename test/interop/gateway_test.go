@@ -26,6 +26,7 @@ import (
 	"github.com/seed4911071e/groupgate/oscore"
 	"github.com/seed4911071e/groupgate/plugin"
 	"github.com/seed4911071e/groupgate/plugin/host"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // gateway is the whole gateway, in the test's process.
@@ -142,7 +143,7 @@ func TestAiocoapGateway(t *testing.T) {
 	g := &gateway{t: t, cfg: config.Embedded()}
 	g.cfg.DataDir = filepath.Join(t.TempDir(), "data")
 	l := &g.cfg.Listen
-	l.CoAPS, l.CoAP, l.HTTP, l.MQTT = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", ""
+	l.CoAPS, l.CoAP, l.HTTP, l.MQTT = ports.Addr(t), ports.Addr(t), ports.Addr(t), ""
 	g.cfg.Groups[0].Rekey.BatchWindow = 0
 	stop := g.run()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

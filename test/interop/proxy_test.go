@@ -18,6 +18,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // libcoapEnv names the folder with libcoap's example programs.
@@ -54,13 +55,7 @@ const (
 func libcoapServer(t *testing.T, args ...string) (port int) {
 	t.Helper()
 	program := libcoapProgram(t, "coap-server")
-	for port == 0 {
-		n := freePort(t)
-		if c, err := net.ListenPacket("udp4", fmt.Sprint("127.0.0.1:", n+1)); err == nil {
-			_ = c.Close()
-			port = n
-		}
-	}
+	port = ports.Row(t, 2)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	cmd := exec.CommandContext(ctx, program, append([]string{"-A", "127.0.0.1", "-p", fmt.Sprint(port), "-d", "100", "-k", originKey, "-v", "3"}, args...)...)
 	var out strings.Builder
@@ -227,7 +222,7 @@ func TestLibcoapThroughProxy(t *testing.T) {
 func TestAiocoapThroughProxy(t *testing.T) {
 	py := python(t)
 	s := suites[0]
-	n := freePort(t)
+	n := ports.Free(t)
 	await(t, start(t, py, "testdata/aiocoap_server.py", fmt.Sprint(n), s.folder(t, false)), "ready")
 	g := edge(t, config.EndpointOwn, func(p *config.Proxy) {
 		p.UDPRPS = 1000
@@ -333,7 +328,7 @@ func TestBesideLibcoap(t *testing.T) {
 // client for proxies of ours, of a server of aiocoap.
 func TestAiocoapProxied(t *testing.T) {
 	py := python(t)
-	n := freePort(t)
+	n := ports.Free(t)
 	await(t, start(t, py, "testdata/aiocoap_server.py", fmt.Sprint(n), suites[0].folder(t, false)), "ready")
 	origin := fmt.Sprint("coap://127.0.0.1:", n)
 	g := edge(t, config.EndpointOwn, func(p *config.Proxy) {

@@ -14,6 +14,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/node"
 	"github.com/seed4911071e/groupgate/rd"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // The registrar against the Resource Directory of aiocoap: groups are found by
@@ -22,7 +23,7 @@ import (
 // (RFC 9176, Sections 4.3, 5, 5.3 and 6).
 func TestResourceDirectory(t *testing.T) {
 	py := python(t)
-	port := strconv.Itoa(freePort(t))
+	port := strconv.Itoa(ports.Free(t))
 	await(t, start(t, py, "testdata/aiocoap_rd.py", port), "ready")
 	tr, err := node.DialUDP(t.Context(), "127.0.0.1:"+port)
 	if err != nil {
