@@ -31,9 +31,11 @@ const (
 
 // Proxy measures GETs through the gateway's proxy, over UDP on both legs, to an
 // origin in this process: from the cache, and not; beside the proxy of libcoap
-// where its coap-server is installed.
-func Proxy(ctx context.Context, dir string, n int, progress func(string)) ([]Result, error) {
-	o, stop, err := startOrigin(ctx)
+// where its coap-server is installed, a relay that only copies datagrams, and no
+// proxy at all. delay is how far away the origin is where distance counts: the
+// round trip to it.
+func Proxy(ctx context.Context, dir string, n int, delay time.Duration, progress func(string)) ([]Result, error) {
+	o, stop, err := startOrigin(ctx, delay)
 	if err != nil {
 		return nil, err
 	}
@@ -92,47 +94,127 @@ func measureProxy(ctx context.Context, o, ours, peer netip.AddrPort, n int, prog
 	if err := rate("uncached_gets_per_second", "fresh"); err != nil {
 		return nil, err
 	}
-	progress("added_latency_us")
-	var direct, through, theirs []time.Duration
-	for range proxyRounds {
-		for _, x := range []struct {
-			at netip.AddrPort
-			to *[]time.Duration
-		}{{o, &direct}, {ours, &through}, {peer, &theirs}} {
-			if !x.at.IsValid() {
-				continue
-			}
-			s, err := latencies(ctx, x.at, o, n/proxyRounds/10)
+	added, err := addedLatency(ctx, o, ours, peer, n, progress)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, added...)
+	// The same client, go-coap's, directly and through the proxy: at an origin on
+	// this machine, and at one that is some way off.
+	for _, x := range []struct {
+		metric, path string
+		n            int
+	}{{"latency_us", "fresh", n / 20}, {"far_latency_us", "far", n / 200}} {
+		progress(x.metric)
+		var direct, through []time.Duration
+		for range proxyRounds {
+			d, err := nodeLatencies(ctx, o, o, x.path, x.n/proxyRounds)
 			if err != nil {
 				return nil, err
 			}
-			*x.to = append(*x.to, s...)
+			p, err := nodeLatencies(ctx, ours, o, x.path, x.n/proxyRounds)
+			if err != nil {
+				return nil, err
+			}
+			direct, through = append(direct, d...), append(through, p...)
+		}
+		r := Result{Bench: "proxy", Metric: x.metric, Unit: "us", N: len(through), Ours: microseconds(percentile(through, 50))}
+		out = append(out, r.below("direct, go-coap", microseconds(percentile(direct, 50))))
+	}
+	return out, nil
+}
+
+// addedLatency is what a request that is not cached takes longer than the same
+// request to the origin: with our proxy, libcoap's, and a relay that does nothing
+// but copy datagrams between two sockets, which no proxy can beat.
+func addedLatency(ctx context.Context, o, ours, peer netip.AddrPort, n int, progress func(string)) ([]Result, error) {
+	progress("added_latency_us")
+	relay, stop, err := startRelay(o)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	ways := []struct {
+		at     netip.AddrPort
+		direct bool // without a proxy option
+		took   []time.Duration
+	}{{at: o, direct: true}, {at: ours}, {at: relay, direct: true}, {at: peer}}
+	for range proxyRounds {
+		for i := range ways {
+			w := &ways[i]
+			if !w.at.IsValid() {
+				continue
+			}
+			s, err := latencies(ctx, w.at, o, w.direct, n/proxyRounds/10)
+			if err != nil {
+				return nil, err
+			}
+			w.took = append(w.took, s...)
 		}
 	}
-	base := percentile(direct, 50)
-	r := Result{Bench: "proxy", Metric: "added_latency_us", Unit: "us", N: len(through), Ours: microseconds(percentile(through, 50) - base)}
+	var median [4]float64
+	for i := range ways {
+		median[i] = microseconds(percentile(ways[i].took, 50))
+	}
+	r := Result{Bench: "proxy", Metric: "added_latency_us", Unit: "us", N: len(ways[1].took), Ours: median[1] - median[0]}
+	floor := r.below("floor: a bare relay", median[2]-median[0])
 	if peer.IsValid() {
-		r = r.below("libcoap", microseconds(percentile(theirs, 50)-base))
+		r = r.below("libcoap", median[3]-median[0])
 	}
-	out = append(out, r)
+	return []Result{r, floor}, nil
+}
 
-	progress("latency_us")
-	// The same client, go-coap's, directly and through the proxy.
-	d, err := nodeLatency(ctx, o, o, n/20)
+// startRelay copies datagrams between a client and the origin.
+func startRelay(origin netip.AddrPort) (netip.AddrPort, func(), error) {
+	front, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
-		return nil, err
+		return netip.AddrPort{}, nil, err
 	}
-	p, err := nodeLatency(ctx, ours, o, n/20)
+	back, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(origin))
 	if err != nil {
-		return nil, err
+		_ = front.Close()
+		return netip.AddrPort{}, nil, err
 	}
-	return append(out, Result{Bench: "proxy", Metric: "latency_us", Unit: "us", N: n / 20, Ours: p}.below("direct, go-coap", d)), nil
+	var client atomic.Pointer[netip.AddrPort]
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		b := make([]byte, 2048)
+		for {
+			n, from, err := front.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			if c := client.Load(); c == nil || *c != from {
+				client.Store(&from)
+			}
+			if _, err := back.Write(b[:n]); err != nil {
+				return
+			}
+		}
+	})
+	wg.Go(func() {
+		b := make([]byte, 2048)
+		for {
+			n, err := back.Read(b)
+			if err != nil {
+				return
+			}
+			if _, err := front.WriteToUDPAddrPort(b[:n], *client.Load()); err != nil {
+				return
+			}
+		}
+	})
+	return front.LocalAddr().(*net.UDPAddr).AddrPort(), func() {
+		_, _ = front.Close(), back.Close()
+		wg.Wait()
+	}, nil
 }
 
 func microseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
-// startOrigin serves two resources: one that may be cached, one that may not.
-func startOrigin(ctx context.Context) (netip.AddrPort, func(), error) {
+// startOrigin serves three resources: one that may be cached, one that may not,
+// and one that answers as if it were far away.
+func startOrigin(ctx context.Context, delay time.Duration) (netip.AddrPort, func(), error) {
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		return netip.AddrPort{}, nil, err
@@ -140,8 +222,11 @@ func startOrigin(ctx context.Context) (netip.AddrPort, func(), error) {
 	core := serve.New(coap.HandlerFunc(func(_ context.Context, req *coap.Request) (*coap.Response, error) {
 		r := &coap.Response{Code: coap.Content, Payload: []byte("21.5")}
 		age := uint32(0)
-		if path := req.Path(); len(path) == 1 && path[0] == "cached" {
+		switch req.Path()[0] {
+		case "cached":
 			age = 3600
+		case "far":
+			time.Sleep(delay)
 		}
 		r.Options.SetUint(coap.MaxAge, age)
 		return r, nil
@@ -190,14 +275,15 @@ type getter struct {
 	echo []byte
 }
 
-func newGetter(at, origin netip.AddrPort, path string) (*getter, error) {
+// newGetter asks directly, or with a proxy option.
+func newGetter(at, origin netip.AddrPort, direct bool, path string) (*getter, error) {
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, err
 	}
 	g := &getter{conn: conn, b: make([]byte, 2048)}
 	g.m = coap.Message{Type: coap.Confirmable, Code: coap.GET, Token: make([]byte, 4)}
-	if at == origin {
+	if direct {
 		g.m.Options.AddString(coap.UriPath, path)
 	} else {
 		g.m.Options.AddString(coap.ProxyUri, "coap://"+origin.String()+"/"+path)
@@ -263,7 +349,7 @@ func getRate(ctx context.Context, at, origin netip.AddrPort, path string, n int)
 	start := make(chan struct{})
 	for range proxyClients {
 		g.Go(func() error {
-			c, err := newGetter(at, origin, path)
+			c, err := newGetter(at, origin, false, path)
 			if err == nil {
 				defer func() { _ = c.conn.Close() }()
 				err = c.get() // warms up, and shows that the address receives
@@ -289,8 +375,8 @@ func getRate(ctx context.Context, at, origin netip.AddrPort, path string, n int)
 }
 
 // latencies are those of single requests that are not cached.
-func latencies(ctx context.Context, at, origin netip.AddrPort, n int) ([]time.Duration, error) {
-	c, err := newGetter(at, origin, "fresh")
+func latencies(ctx context.Context, at, origin netip.AddrPort, direct bool, n int) ([]time.Duration, error) {
+	c, err := newGetter(at, origin, direct, "fresh")
 	if err != nil {
 		return nil, err
 	}
@@ -312,40 +398,39 @@ func latencies(ctx context.Context, at, origin netip.AddrPort, n int) ([]time.Du
 	return out, nil
 }
 
-// nodeLatency is the median in microseconds of requests of a node's transport,
-// which is go-coap's.
-func nodeLatency(ctx context.Context, at, origin netip.AddrPort, n int) (float64, error) {
+// nodeLatencies are those of requests of a node's transport, which is go-coap's.
+func nodeLatencies(ctx context.Context, at, origin netip.AddrPort, path string, n int) ([]time.Duration, error) {
 	t, err := node.DialUDP(ctx, at.String())
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { _ = t.Close() }()
 	req := &coap.Request{Code: coap.GET}
 	if at == origin {
-		req.Options.AddString(coap.UriPath, "fresh")
+		req.Options.AddString(coap.UriPath, path)
 	} else {
-		req.Options.AddString(coap.ProxyUri, "coap://"+origin.String()+"/fresh")
+		req.Options.AddString(coap.ProxyUri, "coap://"+origin.String()+"/"+path)
 	}
 	var out []time.Duration
 	for i := 0; i <= max(n, 1); i++ {
 		began := time.Now()
 		r, err := t.Do(ctx, req)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		if v, ok := r.Options.Get(coap.Echo); ok && r.Code == coap.Unauthorized {
 			again := req.Clone()
 			again.Options.Add(coap.Echo, v)
 			if r, err = t.Do(ctx, again); err != nil {
-				return 0, err
+				return nil, err
 			}
 		}
 		if r.Code != coap.Content {
-			return 0, fmt.Errorf("%w: %v %q", errAnswer, r.Code, r.Payload)
+			return nil, fmt.Errorf("%w: %v %q", errAnswer, r.Code, r.Payload)
 		}
 		if i > 0 {
 			out = append(out, time.Since(began))
 		}
 	}
-	return microseconds(percentile(out, 50)), nil
+	return out, nil
 }

@@ -385,6 +385,40 @@ func TestShared(t *testing.T) {
 	}
 }
 
+// TestFirstGone: the client that asked first goes; the others, who wait for its
+// request, get the response.
+func TestFirstGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, up := bubble(t, Rule{}, func(*coap.Message, int) *coap.Message {
+			time.Sleep(5 * time.Second)
+			return message(coap.Content, "x", maxAge(60))
+		})
+		var wg sync.WaitGroup
+		first, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for i := range 3 {
+			ctx := t.Context()
+			if i == 0 {
+				ctx = first
+			}
+			req := proxied(coap.GET, there+"/a", nil)
+			req.Peer = coap.Peer{Link: coap.LinkID(fmt.Sprint(i)), Via: coap.DTLSPSK}
+			wg.Go(func() {
+				if r, err := s.p.ServeCoAP(ctx, req); i > 0 && (err != nil || r.Code != coap.Content) {
+					t.Errorf("%+v: %v", r, err)
+				}
+			})
+			synctest.Wait()
+			cancel()
+		}
+		wg.Wait()
+		if up.count() != 1 {
+			t.Errorf("%d requests", up.count())
+		}
+		s.stop()
+	})
+}
+
 // TestAuthority: with a credential of the gateway's own what one peer got is for
 // that peer, unless the rule says that it is public (protocol.md, Section 8).
 func TestAuthority(t *testing.T) {

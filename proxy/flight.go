@@ -42,17 +42,20 @@ func (p *Proxy) fetch(ctx context.Context, f *forwarded) (*coap.Response, error)
 		return nil, err
 	}
 	defer done()
-	fl, first, err := p.join(f, e)
-	if err != nil {
+	fl, first, err := p.join(f)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if fl == nil {
+	case fl == nil:
 		return p.fetchAlone(ctx, f, e.etag)
-	}
-	select {
-	case <-fl.done:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	case first:
+		p.fly(f, e.etag, fl)
+	default:
+		select {
+		case <-fl.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	if fl.err == nil && !fl.shared && !first {
 		// It must not be used again, not even by who asked a moment later.
@@ -64,10 +67,10 @@ func (p *Proxy) fetch(ctx context.Context, f *forwarded) (*coap.Response, error)
 	return represent(fl.resp, f.req.Options), nil
 }
 
-// join finds the flight for a request, or starts one: first. One that came with
-// fewer hops than the flight left with may be the flight itself, come back in a
-// loop: it must not wait for itself, and gets nil.
-func (p *Proxy) join(f *forwarded, e entry) (fl *flight, first bool, err error) {
+// join finds the flight for a request, or makes one for this client to fly:
+// first. One that came with fewer hops than the flight left with may be the flight
+// itself, come back in a loop: it must not wait for itself, and gets nil.
+func (p *Proxy) join(f *forwarded) (fl *flight, first bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if fl := p.flights[f.key]; fl != nil {
@@ -79,22 +82,25 @@ func (p *Proxy) join(f *forwarded, e entry) (fl *flight, first bool, err error) 
 	if p.closing {
 		return nil, false, errClosing
 	}
-	fl = &flight{resource: f.resource, hops: f.hops, done: make(chan struct{})}
+	fl = &flight{resource: f.resource, hops: f.hops, done: make(chan struct{}), err: errClosing}
 	p.flights[f.key] = fl
-	own := *f
-	own.req = f.req.Clone() // it outlives the request
-	own.opts = f.opts.Clone()
-	p.work.Go(func() {
-		ctx, cancel := context.WithTimeout(p.ctx, f.rule.Timeout)
-		defer cancel()
-		fl.resp, fl.err = p.fetchFlight(ctx, &own, e.etag, fl)
-		fl.shared = fl.err != nil || cacheable(fl.resp) > 0
+	p.work.Add(1)
+	return fl, true, nil
+}
+
+// fly asks the upstream for all who wait, and so goes on when the client that
+// asked first is gone. It is that client's goroutine nevertheless: waking another
+// one, and being woken by it, takes as long as all the rest.
+func (p *Proxy) fly(f *forwarded, etag []byte, fl *flight) {
+	defer p.work.Done()
+	defer func() {
 		p.mu.Lock()
 		delete(p.flights, f.key)
 		p.mu.Unlock()
 		close(fl.done)
-	})
-	return fl, true, nil
+	}()
+	fl.resp, fl.err = p.fetchFlight(p.ctx, f, etag, fl)
+	fl.shared = fl.err != nil || cacheable(fl.resp) > 0
 }
 
 // fetchFlight asks the upstream, and keeps what comes.

@@ -15,6 +15,7 @@ type forwarded struct {
 	req    *coap.Request
 	rule   *Rule
 	target Target
+	place  string       // the target as a part of keys
 	opts   coap.Options // for the upstream, but for Hop-Limit and ETag
 
 	kind      string // of rule, in metrics
@@ -142,11 +143,12 @@ var sensitive = []string{"ace-group", "group-oscore", "authz-info", "token", "in
 // (protocol.md, Section 8: "A client is served only what was fetched with its own
 // authority").
 func (p *Proxy) authority(f *forwarded) {
+	f.place = f.target.String()
 	path := f.opts.Path()
 	f.cacheable = !f.protected && (len(path) == 0 || !slices.Contains(sensitive, path[0]))
 	if !f.cacheable || f.req.Code != coap.GET && f.req.Code != coap.FETCH {
 		if !f.protected {
-			f.resource = resourceOf(f.place(), f.opts)
+			f.resource = resourceOf(f.place, f.opts)
 		}
 		return
 	}
@@ -158,12 +160,9 @@ func (p *Proxy) authority(f *forwarded) {
 			who = string(f.req.Peer.Link)
 		}
 	}
-	f.resource = resourceOf(f.place(), f.opts)
-	f.key = keyOf(f.place()+" "+f.rule.Credential.id()+" "+who, f.req.Code, f.opts, f.req.Payload)
+	f.resource = resourceOf(f.place, f.opts)
+	f.key = keyOf(f.place+" "+f.rule.Credential.id()+" "+who, f.req.Code, f.opts, f.req.Payload)
 }
-
-// place is the target as a part of keys.
-func (f *forwarded) place() string { return f.target.String() }
 
 // forward asks the upstream, or the cache.
 func (p *Proxy) forward(ctx context.Context, f *forwarded) (*coap.Response, error) {
@@ -214,7 +213,7 @@ func (p *Proxy) moved(f *forwarded, r *coap.Response) {
 	if host, ok := f.opts.Get(coap.UriHost); ok {
 		o.Add(coap.UriHost, host)
 	}
-	p.changed(resourceOf(f.place(), o))
+	p.changed(resourceOf(f.place, o))
 	if f.kind == "path" && hasPrefix(at, f.rule.Path) {
 		r.Options.Remove(coap.LocationPath)
 		for _, s := range slices.Concat(f.rule.Prefix, at[len(f.rule.Path):]) {

@@ -106,7 +106,8 @@ func (p *Proxy) observeProtected(ctx context.Context, f *forwarded, register boo
 	version := o.version
 	if have := p.protected[k]; have == nil {
 		p.metrics.relays.WithLabelValues("protected").Inc()
-		o.release = u.use()
+		u.enter()
+		o.release = u.release
 	} else {
 		o.release = have.release
 	}

@@ -150,7 +150,8 @@ func (r *relay) run(ctx context.Context) {
 		close(r.ready)
 		return
 	}
-	defer u.use()()
+	u.enter()
+	defer u.release()
 	l, first, err := r.register(ctx, u)
 	if err != nil {
 		r.err = failure(r.f.target, err)

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
 )
@@ -44,6 +46,7 @@ type upstream struct {
 	p     *Proxy
 	key   upstreamKey
 	slots chan struct{} // one for each request outstanding
+	took  prometheus.Observer
 
 	mu       sync.Mutex
 	queued   int
@@ -79,7 +82,7 @@ func (p *Proxy) upstream(r *Rule, t Target) (*upstream, error) {
 		p.metrics.refused.WithLabelValues("upstreams").Inc()
 		return nil, errBusy
 	}
-	u := &upstream{p: p, key: k, slots: make(chan struct{}, r.Parallel), used: time.Now(), transfer: map[string]chan struct{}{}}
+	u := &upstream{p: p, key: k, slots: make(chan struct{}, r.Parallel), took: p.metrics.upstream.WithLabelValues(t.Scheme), used: time.Now(), transfer: map[string]chan struct{}{}}
 	p.upstreams[k] = u
 	return u, nil
 }
@@ -132,17 +135,18 @@ func (u *upstream) close() {
 	}
 }
 
-// use counts a request or an observation until release is called.
-func (u *upstream) use() (release func()) {
+// enter counts a request or an observation until release is called.
+func (u *upstream) enter() {
 	u.mu.Lock()
 	u.users++
 	u.mu.Unlock()
-	return func() {
-		u.mu.Lock()
-		u.users--
-		u.used = time.Now()
-		u.mu.Unlock()
-	}
+}
+
+func (u *upstream) release() {
+	u.mu.Lock()
+	u.users--
+	u.used = time.Now()
+	u.mu.Unlock()
 }
 
 // do sends a request, blockwise where needed, and waits for the response.
@@ -212,7 +216,8 @@ func (u *upstream) alone(ctx context.Context, req *coap.Request) (done func(), e
 // when it stays silent, the server may have forgotten it, which a new handshake
 // tells.
 func (u *upstream) with(ctx context.Context, f func(context.Context, link) error) error {
-	defer u.use()()
+	u.enter()
+	defer u.release()
 	ctx, cancel := context.WithTimeout(ctx, u.key.rule.Timeout)
 	defer cancel()
 	if err := u.admit(); err != nil {
@@ -232,12 +237,13 @@ func (u *upstream) with(ctx context.Context, f func(context.Context, link) error
 		if l, fresh, err = u.connect(ctx); err != nil {
 			break
 		}
-		part, free := ctx, context.CancelFunc(func() {})
 		if !fresh && secure && try == 0 {
-			part, free = halfOf(ctx)
+			part, free := halfOf(ctx)
+			err = f(part, l)
+			free()
+		} else {
+			err = f(ctx, l)
 		}
-		err = f(part, l)
-		free()
 		silent := errors.Is(err, errSilent) || errors.Is(err, errEnded)
 		if silent && secure || errors.Is(err, errEnded) || errors.Is(err, errGone) {
 			u.drop(l)
@@ -248,7 +254,7 @@ func (u *upstream) with(ctx context.Context, f func(context.Context, link) error
 		break
 	}
 	if err == nil {
-		u.p.metrics.upstream.WithLabelValues(u.key.target.Scheme).Observe(time.Since(began).Seconds())
+		u.took.Observe(time.Since(began).Seconds())
 	}
 	u.learn(err, false)
 	return err

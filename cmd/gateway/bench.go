@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"text/tabwriter"
+	"time"
 
 	"github.com/seed4911071e/groupgate/bench"
 )
@@ -41,14 +42,15 @@ func (c *benchSimCmd) Run(e *env) error {
 }
 
 type benchProxyCmd struct {
-	N    int  `default:"50000" help:"Requests of each kind."`
-	JSON bool `help:"Print JSON."`
+	N           int           `default:"50000" help:"Requests of each kind."`
+	OriginDelay time.Duration `default:"5ms" help:"How far away the origin is in far_latency_us: the round trip to it."`
+	JSON        bool          `help:"Print JSON."`
 }
 
 // Run measures the proxy of a gateway of its own, in a temporary folder.
 func (c *benchProxyCmd) Run(e *env) error {
 	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
-		return bench.Proxy(e.ctx, dir, c.N, progress)
+		return bench.Proxy(e.ctx, dir, c.N, c.OriginDelay, progress)
 	})
 }
 
