@@ -7,7 +7,7 @@
 //	GET  /v1/status             version, uptime, listeners
 //	GET  /v1/groups             all groups
 //	GET  /v1/groups/NAME        one group with its members
-//	POST /v1/groups/NAME/rekey  {"reason"}
+//	POST /v1/groups/NAME/rekey  {"reason", "scheduled"}
 //	GET  /v1/groups/NAME/delivery  how far the newest rekey has come; ?members=1: and who has it
 //	GET  /v1/why/NODE           why it can or cannot read; ?group=NAME: that group
 //	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
@@ -53,6 +53,8 @@ type Groups interface {
 	Groups(ctx context.Context) ([]groupcomm.GroupStatus, error)
 	// Rekey renews the keying material now and returns the new version.
 	Rekey(ctx context.Context, group, reason string) (uint64, error)
+	// RekeyScheduled is Rekey with members told in the group's order.
+	RekeyScheduled(ctx context.Context, group, reason string) (uint64, error)
 	// Evict removes members by node name or Sender ID and returns the names of
 	// the nodes that it removed.
 	Evict(ctx context.Context, group string, nodes []string, senderIDs [][]byte) ([]string, error)

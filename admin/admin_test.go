@@ -73,6 +73,10 @@ func (h *house) SetActive(_ context.Context, group string, active bool) error {
 	return nil
 }
 
+func (h *house) RekeyScheduled(ctx context.Context, group, reason string) (uint64, error) {
+	return h.Rekey(ctx, group, reason+", scheduled")
+}
+
 func (h *house) Rekey(_ context.Context, group, reason string) (uint64, error) {
 	if group != "sensors" {
 		return 0, fmt.Errorf("gm: rekey: %w", coap.Errorf(coap.NotFound, "no such group"))
@@ -180,6 +184,9 @@ func TestClient(t *testing.T) {
 	r, err := c.Rekey(ctx, "sensors", "drill")
 	if err != nil || r.Version != 8 || h.reason != "drill" {
 		t.Errorf("rekey: %+v %v", r, err)
+	}
+	if r, err := c.RekeyScheduled(ctx, "sensors", "drill"); err != nil || r.Version != 9 || h.reason != "drill, scheduled" {
+		t.Errorf("scheduled rekey: %+v %v", r, err)
 	}
 	ev, err := c.Evict(ctx, "sensors", []string{"n2"}, []string{"0A"})
 	if err != nil || !reflect.DeepEqual(ev.Evicted, []string{"n1", "n2"}) {

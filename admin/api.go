@@ -200,7 +200,8 @@ type RekeyResult struct {
 
 func (s *Server) rekey(r *http.Request) (any, error) {
 	var req struct {
-		Reason string `json:"reason"`
+		Reason    string `json:"reason"`
+		Scheduled bool   `json:"scheduled"`
 	}
 	if err := readJSON(r, &req); err != nil {
 		return nil, err
@@ -212,7 +213,11 @@ func (s *Server) rekey(r *http.Request) (any, error) {
 		return nil, errNotServed
 	}
 	name := r.PathValue("name")
-	version, err := s.deps.Groups.Rekey(r.Context(), name, req.Reason)
+	rekey := s.deps.Groups.Rekey
+	if req.Scheduled {
+		rekey = s.deps.Groups.RekeyScheduled
+	}
+	version, err := rekey(r.Context(), name, req.Reason)
 	if err != nil {
 		return nil, err
 	}

@@ -65,6 +65,12 @@ func (c *Client) Rekey(ctx context.Context, group, reason string) (*RekeyResult,
 		map[string]string{"reason": reason})
 }
 
+// RekeyScheduled is Rekey with members told in the group's order.
+func (c *Client) RekeyScheduled(ctx context.Context, group, reason string) (*RekeyResult, error) {
+	return call[RekeyResult](ctx, c, http.MethodPost, "/v1/groups/"+url.PathEscape(group)+"/rekey",
+		map[string]any{"reason": reason, "scheduled": true})
+}
+
 // Evict removes members from a group; Sender IDs are hexadecimal.
 func (c *Client) Evict(ctx context.Context, group string, nodes, senderIDs []string) (*EvictResult, error) {
 	return call[EvictResult](ctx, c, http.MethodPost, "/v1/groups/"+url.PathEscape(group)+"/evict",

@@ -27,6 +27,8 @@ type DeliveryInfo struct {
 	Unreachable int        `json:"unreachable"`
 	Lapsed      int        `json:"lapsed"`
 	Percent     float64    `json:"percent"`
+	Held        int        `json:"held"`                 // of those that lack it: they wait for their turn
+	HeldUntil   *time.Time `json:"held_until,omitempty"` // at the latest; left out: nobody waits
 
 	Ledger []DeliveryMember `json:"ledger,omitzero"`
 }
@@ -38,8 +40,9 @@ type DeliveryMember struct {
 	State     string            `json:"state"`   // current, pending, asleep, unreachable, lapsed
 	Since     *time.Time        `json:"since"`   // of the state
 	LastHeard *time.Time        `json:"last_heard"`
-	NextWake  *time.Time        `json:"next_wake"` // announced
-	Attempts  int               `json:"attempts"`  // since it was last heard
+	NextWake  *time.Time        `json:"next_wake"`            // announced
+	HeldUntil *time.Time        `json:"held_until,omitempty"` // so long it may wait for its turn, in a scheduled rekey
+	Attempts  int               `json:"attempts"`             // since it was last heard
 	LastError string            `json:"last_error,omitempty"`
 	Connected *bool             `json:"connected,omitempty"` // to the MQTT broker; left out: not known
 	Want      string            `json:"want,omitempty"`      // channel that it asked for

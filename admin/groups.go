@@ -40,6 +40,9 @@ type GroupAsk struct {
 
 	KeyTree         uint32 `json:"key_tree,omitempty"`          // its degree; 0: members are told one by one
 	ControlGroupURI string `json:"control_group_uri,omitempty"` // of a group with a key tree
+
+	ActivationOrder  string `json:"activation_order,omitempty"`  // responders-first or none
+	ActivationSpread string `json:"activation_spread,omitempty"` // Go duration; 0s: members are told at once
 }
 
 // What answers a member that asks for a new Sender ID in a legacy dialect.
@@ -58,6 +61,7 @@ func AskFor(c groupcomm.GroupConfig) GroupAsk {
 		Unlisted: !c.List, Interface: c.Interface.String(), OnRenewal: renewNewID, ExpiryGrace: c.ExpiryGrace.String(),
 		ExpiryBatch: c.ExpiryBatch.String(), KeyCheck: &c.KeyCheck, ExpirationDelta: &c.ExpirationDelta, AppGroups: c.AppGroups,
 		KeyTree: c.KeyTree, ControlGroupURI: c.ControlGroupURI,
+		ActivationOrder: c.Activation.Order(), ActivationSpread: c.Activation.Spread.String(),
 	}
 	if c.RekeyOnRenewal {
 		ask.OnRenewal = renewRekey
@@ -108,6 +112,14 @@ func (a GroupAsk) config() (groupcomm.GroupConfig, error) {
 	duration("batch_window", a.BatchWindow, &c.BatchWindow)
 	duration("expiry_grace", a.ExpiryGrace, &c.ExpiryGrace)
 	duration("expiry_batch", a.ExpiryBatch, &c.ExpiryBatch)
+	duration("activation_spread", a.ActivationSpread, &c.Activation.Spread)
+	switch a.ActivationOrder {
+	case "":
+	case groupcomm.OrderRespondersFirst, groupcomm.OrderNone:
+		c.Activation.RespondersFirst = a.ActivationOrder == groupcomm.OrderRespondersFirst
+	default:
+		errs = append(errs, badRequest("activation_order: %q is neither responders-first nor none", a.ActivationOrder))
+	}
 	if a.Interface != "" {
 		var ok bool
 		if c.Interface, ok = groupcomm.InterfaceByName(a.Interface); !ok {

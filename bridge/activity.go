@@ -49,6 +49,16 @@ func (t *trace) asleep(now time.Time) bool {
 	return !t.asleepAt.IsZero() && !now.Before(t.asleepAt) && (t.wakeAt.IsZero() || now.Before(t.wakeAt))
 }
 
+// awakeUntil is when a member said that it goes to sleep; zero: it did not.
+func (a *activity) awakeUntil(m member) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if t := a.traces[m]; t != nil {
+		return t.asleepAt
+	}
+	return time.Time{}
+}
+
 // record keeps the newest outcome of a channel.
 func (t *trace) record(a Attempt) {
 	for i := range t.tried {

@@ -83,6 +83,7 @@ type Bridge struct {
 	alarms    *alarms
 	casts     *casts
 	checks    *checks
+	holds     *holds
 	evict     func(ctx context.Context, group string, nodes []string) error
 
 	restored []Observer // until Run
@@ -115,6 +116,7 @@ func New(cfg Config, d Deps) *Bridge {
 		alarms:   newAlarms(),
 		casts:    newCasts(),
 		checks:   newChecks(),
+		holds:    newHolds(),
 		evict:    d.Evict,
 		groups:   map[string]groupState{},
 	}
@@ -184,7 +186,12 @@ func (b *Bridge) BrokerURI() string {
 
 // Run delivers until ctx ends, writes the last confirmations and returns.
 func (b *Bridge) Run(ctx context.Context) error {
+	// Before anything is sent.
+	if err := b.resumeHolds(ctx); err != nil {
+		return nil
+	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.runHolds(ctx) })
 	g.Go(func() error {
 		// First, so that a rekey of now finds who observes.
 		if err := b.recall(ctx); err != nil {
@@ -270,6 +277,7 @@ func (b *Bridge) Seen(_ context.Context, group, node string, p coap.Peer, observ
 func (b *Bridge) confirm(m member, version uint64, channel string, done func()) {
 	b.knowGroup(m.group)
 	b.activity.confirmed(m, version, channel, time.Now())
+	b.holds.confirmed(m, version)
 	b.confirms.add(m, version, channel, done)
 }
 

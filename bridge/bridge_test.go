@@ -33,6 +33,7 @@ type manager struct {
 	members map[string]groupcomm.Member
 	broken  bool // it cannot tell its version
 	deleted bool // there is no group
+	how     groupcomm.Activation
 }
 
 func newManager(t testing.TB) *manager {
@@ -195,6 +196,8 @@ func (m *manager) plan() groupcomm.RekeyPlan {
 		}).Encode(),
 		SignAlg: cose.AlgEdDSA,
 		Sign:    m.key.Sign,
+
+		Activation: m.how,
 	}
 	for _, v := range m.members {
 		if v.Lapsed {

@@ -212,17 +212,21 @@ func (b *Bridge) callDeleted(group string) {
 // and do not observe the group (RFC 9594, Section 6.1).
 func (b *Bridge) callRekeys(group string) {
 	for node, c := range b.controls.of(group) {
-		m := member{group, node}
-		if b.watched(groupTopic(group), c.peer.Link) && b.activity.wants(m, channelObserve) {
-			continue
-		}
-		b.calls.add(func(ctx context.Context) {
-			if p, ok := b.hub.(pacer); ok && p.Pace(ctx, groupTopic(group), c.peer) != nil {
-				return
-			}
-			b.callRekey(ctx, m, c)
-		})
+		b.callOne(member{group, node}, c)
 	}
+}
+
+// callOne hands it to one of them, unless it waits for its turn.
+func (b *Bridge) callOne(m member, c control) {
+	if _, held := b.held(m); held || b.watched(groupTopic(m.group), c.peer.Link) && b.activity.wants(m, channelObserve) {
+		return
+	}
+	b.calls.add(func(ctx context.Context) {
+		if p, ok := b.hub.(pacer); ok && p.Pace(ctx, groupTopic(m.group), c.peer) != nil {
+			return
+		}
+		b.callRekey(ctx, m, c)
+	})
 }
 
 // pacer is the optional part of a hub with a budget for what is sent unasked.
@@ -234,8 +238,8 @@ type pacer interface {
 // callRekey sends the newest rekey message, whatever version it was called for.
 // The member's 2.xx says that it has it.
 func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
-	if !b.activity.wants(m, channelControl) {
-		return
+	if _, held := b.held(m); held || !b.activity.wants(m, channelControl) {
+		return // its turn comes
 	}
 	if t := b.activity.of(m); t.asleep(time.Now()) {
 		b.activity.change(m, func(t *trace) { t.owed = true })

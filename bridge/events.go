@@ -53,9 +53,11 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 			b.leased(ctx, ev)
 		case groupcomm.EventEvicted:
 			b.leases.forget(member{e.Key, ev.Node})
+			b.holds.forget(member{e.Key, ev.Node})
 			b.evictedMember(e.Key, ev.Node)
 		case groupcomm.EventLeft:
 			b.leases.forget(member{e.Key, ev.Node})
+			b.holds.forget(member{e.Key, ev.Node})
 			b.controls.take(member{e.Key, ev.Node})
 			b.ended(e.Key, ev.Node, nil)
 		case groupcomm.EventTokenExpired:
@@ -153,6 +155,12 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 	}
 	if err != nil {
 		return fmt.Errorf("bridge: rekey message of %q: %w", group, err)
+	}
+	if !b.holds.known(group, version) {
+		// Before anybody is told.
+		if err := b.beginHold(ctx, group, version); err != nil && !gone(err) {
+			return err
+		}
 	}
 	if b.publisher != nil {
 		// Also for a version that is known: a repeated event may follow messages

@@ -32,7 +32,8 @@ type LedgerEntry struct {
 	// its silences. Zero: not known.
 	AwakeUntil time.Time
 	UsualGap   time.Duration
-	Attempts   int // since the member was last heard
+	HeldUntil  time.Time // so long it may wait for its turn; zero: it does not
+	Attempts   int       // since the member was last heard
 	LastError  string
 	Online     *bool     // whether it has a session at the MQTT broker; nil: not known
 	Want       string    // channel that the member asked for; "": all that it has
@@ -101,6 +102,9 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 			e.Channel = c.channel
 		}
 		e.State, e.Since = judge.of(m, c, shown, a)
+		if e.State != StateCurrent && e.State != StateLapsed {
+			e.HeldUntil, _ = b.held(member{group, m.Node})
+		}
 		entries = append(entries, e)
 	}
 	return entries, version, nil

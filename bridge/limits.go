@@ -103,6 +103,9 @@ const (
 	// keptRekeys is of how many versions of a group it is remembered since when
 	// they are due.
 	keptRekeys = 64
+	// sharedEvery is how often a gateway looks what members confirmed at others, for
+	// which a rekey waits.
+	sharedEvery = time.Second
 	// patrolEvery is how often policies are applied, and saveEvery how exact
 	// silence is known after a restart.
 	patrolEvery = 5 * time.Minute

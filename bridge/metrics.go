@@ -17,6 +17,7 @@ type metrics struct {
 	control       *prometheus.CounterVec
 	sentMessages  *prometheus.CounterVec
 	sentBytes     *prometheus.CounterVec
+	activations   *prometheus.CounterVec
 }
 
 // sent counts a rekey that was handed to the network or the broker.
@@ -63,7 +64,11 @@ func newMetrics(reg prometheus.Registerer, b *Bridge) *metrics {
 		Name: "groupgate_bridge_sent_bytes_total",
 		Help: "Bytes of the rekeys in these messages, without the headers of CoAP, DTLS and MQTT.",
 	}, []string{"channel"})
-	reg.MustRegister(m.sentMessages, m.sentBytes, m.control, m.notifications, m.confirmations, m.published, m.badAcks, m.connected, pendingCollector{b})
+	m.activations = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "groupgate_bridge_activations_total",
+		Help: "Scheduled rekeys told in order, by what opened the last wave: confirmed (by those waited for), spread (the time was up), overtaken (by another rekey).",
+	}, []string{"ended"})
+	reg.MustRegister(m.activations, m.sentMessages, m.sentBytes, m.control, m.notifications, m.confirmations, m.published, m.badAcks, m.connected, pendingCollector{b})
 	return m
 }
 
@@ -73,6 +78,9 @@ type pendingCollector struct{ b *Bridge }
 
 var pendingDesc = prometheus.NewDesc("groupgate_bridge_members",
 	"Members of a group by delivery state.", []string{"group", "state"}, nil)
+
+var heldDesc = prometheus.NewDesc("groupgate_bridge_held_members",
+	"Members that wait for their turn to be told of a scheduled rekey.", []string{"group"}, nil)
 
 var (
 	sinceDesc = prometheus.NewDesc("groupgate_bridge_rekey_since_timestamp_seconds",
@@ -85,6 +93,7 @@ func (c pendingCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- pendingDesc
 	ch <- sinceDesc
 	ch <- doneDesc
+	ch <- heldDesc
 }
 
 func (c pendingCollector) Collect(ch chan<- prometheus.Metric) {
@@ -104,6 +113,7 @@ func (c pendingCollector) Collect(ch chan<- prometheus.Metric) {
 		if !p.Since.IsZero() {
 			ch <- prometheus.MustNewConstMetric(sinceDesc, prometheus.GaugeValue, float64(p.Since.Unix()), g)
 		}
+		ch <- prometheus.MustNewConstMetric(heldDesc, prometheus.GaugeValue, float64(p.Held), g)
 		ch <- prometheus.MustNewConstMetric(doneDesc, prometheus.GaugeValue, p.Percent()/100, g)
 		for state, n := range map[string]int{
 			StateCurrent: p.Delivered, StatePending: p.Pending, StateAsleep: p.Asleep, StateUnreachable: p.Unreachable, StateLapsed: p.Lapsed,

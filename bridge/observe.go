@@ -131,7 +131,11 @@ func (b *Bridge) small(ctx context.Context, group, topic string, version uint64,
 	resp.Options.SetContentFormat(coap.CBOR)
 	resp.Options.SetUint(coap.MaxAge, 0)
 	b.observers.begin(topic)
-	return coap.Notification{Version: version, Body: resp, Confirm: true, Allow: b.allowed(ctx, group, topic)}
+	n := coap.Notification{Version: version, Body: resp, Confirm: true, Allow: b.allowed(ctx, group, topic)}
+	if topic == numTopic(group) {
+		n.Wait = b.heldBack(topic) // who sees the number asks for the keys
+	}
+	return n
 }
 
 // allowed is [coap.Notification.Allow] for observers of a resource of a group.
@@ -155,6 +159,9 @@ func (b *Bridge) waits(topic string) func(coap.Peer) bool {
 		m, ok := b.observers.member(topic, p.Link)
 		if !ok {
 			return false
+		}
+		if _, held := b.held(m); held {
+			return true
 		}
 		t := b.activity.of(m)
 		if t.want != "" && t.want != channelObserve {
@@ -232,6 +239,7 @@ func (b *Bridge) deleted(ctx context.Context, group string) {
 		b.hub.Drop(nodeTopic(group, node), "", last)
 	}
 	b.controls.takeGroup(group)
+	b.holds.set(group, nil)
 	b.mu.Lock()
 	delete(b.groups, group)
 	b.mu.Unlock()

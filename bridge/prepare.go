@@ -37,7 +37,7 @@ func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit 
 		return nil, fmt.Errorf("bridge: prepare %q: %w", plan.Group, err)
 	}
 	none := func(tx *store.Tx) error {
-		if err := noteRekey(tx, plan.Group, plan.Num, at); err != nil {
+		if err := noteRekey(tx, plan, at); err != nil {
 			return err
 		}
 		return branches.commit(tx)

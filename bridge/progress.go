@@ -24,6 +24,10 @@ type Progress struct {
 	Asleep      int
 	Unreachable int
 	Lapsed      int
+	// Held are those of a scheduled rekey that wait for their turn, and HeldUntil
+	// when the last of them is told at the latest.
+	Held      int
+	HeldUntil time.Time
 }
 
 // Percent of the members have confirmed; 100 only when all have.
@@ -43,6 +47,9 @@ func (b *Bridge) Progress(ctx context.Context, group string) (Progress, []Ledger
 	}
 	p := Progress{Group: group, Version: version}
 	for _, e := range entries {
+		if !e.HeldUntil.IsZero() {
+			p.Held, p.HeldUntil = p.Held+1, later(p.HeldUntil, e.HeldUntil)
+		}
 		switch e.State {
 		case StateLapsed:
 			p.Lapsed++

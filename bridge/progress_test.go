@@ -42,7 +42,7 @@ func TestProgress(t *testing.T) {
 		}
 		reg := prometheus.NewRegistry()
 		reg.MustRegister(pendingCollector{h.b})
-		if families, err := reg.Gather(); err != nil || len(families) != 3 {
+		if families, err := reg.Gather(); err != nil || len(families) != 4 {
 			t.Errorf("%d families of metrics, %v", len(families), err)
 		}
 

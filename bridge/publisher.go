@@ -176,6 +176,7 @@ type message struct {
 	rid    string
 	member member
 	num    uint64
+	held   time.Time // until when members may wait for that version
 	body   []byte
 }
 
@@ -191,6 +192,12 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 		for _, m := range msgs {
 			after = m.member.node
 			if relayed[m.rid] >= m.num || !p.b.activity.wants(m.member, channelMQTT) {
+				continue
+			}
+			if m.held.After(time.Now()) && !p.b.holds.known(group, m.num) {
+				continue // the event of that rekey is on its way
+			}
+			if _, held := p.b.held(m.member); held {
 				continue
 			}
 			p.b.met.sent(channelMQTT, len(m.body))
@@ -220,9 +227,10 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 func (p *publisher) pending(ctx context.Context, group, after string) (out []message, err error) {
 	err = p.b.store.View(ctx, func(tx *store.Tx) error {
 		out = nil
-		rows, err := tx.Query(`SELECT r.rid, r.node, m.num, m.body
+		rows, err := tx.Query(`SELECT r.rid, r.node, m.num, m.body, COALESCE(k.held_until, 0)
 			FROM bridge_registration r
 			JOIN bridge_message m ON m.kid = r.kid
+			LEFT JOIN bridge_rekey k ON k.grp = r.grp AND k.num = m.num
 			LEFT JOIN bridge_confirmed c ON c.grp = r.grp AND c.node = r.node
 			WHERE r.grp = ? AND r.node > ? AND (c.version IS NULL OR c.version < m.num)
 			ORDER BY r.node LIMIT ?`, group, after, page)
@@ -232,11 +240,11 @@ func (p *publisher) pending(ctx context.Context, group, after string) (out []mes
 		defer rows.Close()
 		for rows.Next() {
 			m := message{member: member{group: group}}
-			var num int64
-			if err := rows.Scan(&m.rid, &m.member.node, &num, &m.body); err != nil {
+			var num, held int64
+			if err := rows.Scan(&m.rid, &m.member.node, &num, &m.body, &held); err != nil {
 				return err
 			}
-			m.num = uint64(num)
+			m.num, m.held = uint64(num), fromMillis(held)
 			out = append(out, m)
 		}
 		return rows.Err()

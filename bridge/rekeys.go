@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -21,6 +22,7 @@ type rekeyTime struct {
 	num  uint64
 	at   time.Time
 	done time.Time // when every member had confirmed it; zero: not yet
+	held time.Time // until when members may wait for it; zero: nobody did
 }
 
 // newest is the newest version that became due, and when.
@@ -48,12 +50,22 @@ func (g groupState) due(confirmed uint64, shown bool) time.Time {
 
 // noteRekey writes, in the transaction of a rekey, since when its delivery is
 // due: a restart does not make a member young again that was silent for days.
-func noteRekey(tx *store.Tx, group string, num uint64, at time.Time) error {
-	if _, err := tx.Exec(`INSERT INTO bridge_rekey (grp, num, at, done) VALUES (?, ?, ?, 0)
-		ON CONFLICT (grp, num) DO UPDATE SET at = excluded.at, done = 0`, group, int64(num), at.UnixMilli()); err != nil {
+// Of a scheduled one it writes until when members may wait for it, too.
+func noteRekey(tx *store.Tx, plan groupcomm.RekeyPlan, at time.Time) error {
+	var until time.Time
+	if plan.Activation.Spread > 0 {
+		until = at.Add(plan.Activation.Spread)
+	}
+	ordered := int64(0)
+	if plan.Activation.RespondersFirst {
+		ordered = 1
+	}
+	if _, err := tx.Exec(`INSERT INTO bridge_rekey (grp, num, at, done, held_until, ordered) VALUES (?, ?, ?, 0, ?, ?)
+		ON CONFLICT (grp, num) DO UPDATE SET at = excluded.at, done = 0, held_until = excluded.held_until, ordered = excluded.ordered`,
+		plan.Group, int64(plan.Num), at.UnixMilli(), millis(until), ordered); err != nil {
 		return err
 	}
-	_, err := tx.Exec(`DELETE FROM bridge_rekey WHERE grp = ? AND num <= ?`, group, int64(num)-keptRekeys)
+	_, err := tx.Exec(`DELETE FROM bridge_rekey WHERE grp = ? AND num <= ?`, plan.Group, int64(plan.Num)-keptRekeys)
 	return err
 }
 
@@ -68,18 +80,18 @@ func (b *Bridge) remember(ctx context.Context) error {
 	var lives []life
 	err := b.store.View(ctx, func(tx *store.Tx) error {
 		rekeys, lives = nil, nil
-		rows, err := tx.Query(`SELECT grp, num, at, done FROM bridge_rekey ORDER BY grp, num`)
+		rows, err := tx.Query(`SELECT grp, num, at, done, held_until FROM bridge_rekey ORDER BY grp, num`)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
 		for rows.Next() {
 			var r row
-			var num, at, done int64
-			if err := rows.Scan(&r.group, &num, &at, &done); err != nil {
+			var num, at, done, held int64
+			if err := rows.Scan(&r.group, &num, &at, &done, &held); err != nil {
 				return err
 			}
-			r.num, r.at, r.done = uint64(num), time.UnixMilli(at), fromMillis(done)
+			r.num, r.at, r.done, r.held = uint64(num), time.UnixMilli(at), fromMillis(done), fromMillis(held)
 			rekeys = append(rekeys, r)
 		}
 		if err := rows.Err(); err != nil {

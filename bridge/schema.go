@@ -16,7 +16,11 @@ import "github.com/seed4911071e/groupgate/store"
 //     hold.
 //   - bridge_meta: single values.
 //   - bridge_rekey: since when a version is due, and when all had confirmed it;
-//     of the newest versions of a group, in milliseconds.
+//     of the newest versions of a group, in milliseconds. held_until is the time
+//     until which members may wait for a scheduled one, 0: none does; ordered is 1
+//     when responders are told before the others.
+//   - bridge_dormant: for a member that asked for two phases, the message of a
+//     scheduled rekey that goes before the one in bridge_message.
 //   - bridge_life: what members announced, and signs of life where a policy
 //     counts silence, in milliseconds; marked is since when one is unreachable.
 //   - bridge_lease: which of the gateways that share the store has a member's
@@ -82,7 +86,16 @@ CREATE TABLE bridge_lease (
 );
 `, `
 ALTER TABLE bridge_registration ADD COLUMN sealed_secret BLOB;
-`, schemaTree}}
+`, schemaTree, `
+ALTER TABLE bridge_rekey ADD COLUMN held_until BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE bridge_rekey ADD COLUMN ordered BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE bridge_registration ADD COLUMN phased BIGINT NOT NULL DEFAULT 0;
+CREATE TABLE bridge_dormant (
+	kid  BLOB    NOT NULL PRIMARY KEY,
+	num  BIGINT  NOT NULL,
+	body BLOB    NOT NULL
+);
+`}}
 }
 
 // schemaTree: key trees.

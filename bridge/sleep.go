@@ -175,6 +175,11 @@ func (b *Bridge) keepAnnouncement(ctx context.Context, found []groupcomm.Member,
 		if ask.Channel == channelMQTT && b.publisher != nil {
 			b.publisher.wakeGroup(l.member.group)
 		}
+		if now := time.Now(); !l.asleepAt.IsZero() {
+			if turn, waits := b.holds.turn(l.member, now); waits && l.asleepAt.Before(turn) {
+				b.release(l.member.group, []string{l.member.node}) // it would sleep through its turn
+			}
+		}
 	}
 	return nil
 }

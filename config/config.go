@@ -188,6 +188,7 @@ type Group struct {
 	KeyLifetime  time.Duration `yaml:"key_lifetime"`
 	Rekey        Rekey         `yaml:"rekey"`
 	Delivery     Delivery      `yaml:"delivery"`
+	Activation   Activation    `yaml:"activation"`
 	MaxStaleSets int           `yaml:"max_stale_sets"`
 	Gid          Gid           `yaml:"gid"`
 	X5RootsFile  string        `yaml:"x5_roots_file"` // PEM: the roots of members' certificates
@@ -233,6 +234,12 @@ type Delivery struct {
 	RetryFor         time.Duration `yaml:"retry_for"`         // without a sign of life; 0: never
 	UnreachableAfter time.Duration `yaml:"unreachable_after"` // of silence
 	EvictAfter       time.Duration `yaml:"evict_after"`       // of silence; 0: never
+}
+
+// Activation says in which order members are told of scheduled rekeys.
+type Activation struct {
+	Order  string        `yaml:"order"`  // responders-first or none
+	Spread time.Duration `yaml:"spread"` // so long a member waits at most; 0: not at all
 }
 
 // Gid says how group identifiers are made.

@@ -15,13 +15,6 @@ import (
 	"github.com/seed4911071e/groupgate/spell"
 )
 
-// notYet are keys of the gateway's design that this version does not know how
-// to serve. Silence about them would promise what is not there.
-var notYet = map[string]string{
-	"endpoint":            "the gateway's own endpoint",
-	"groups[].activation": "ordered activation",
-}
-
 // decoder walks the node tree of a YAML document into a struct. It works on
 // nodes, not on decoded values, to know the line of every key and the text of
 // every scalar as it was written: the key 0011 is not the number 9.
@@ -135,12 +128,8 @@ func (d *decoder) section(n *yaml.Node, key string, out reflect.Value) {
 	}
 }
 
-var index = regexp.MustCompile(`\[\d+\]`)
-
 func (d *decoder) unknown(k *yaml.Node, path string, names []string) {
-	switch what, later := notYet[index.ReplaceAllString(path, "[]")]; {
-	case later:
-		d.addLine(k.Line, path, "not supported by this version (%s)", what)
+	switch {
 	case k.Value == "mode" || k.Value == "upstream": // as earlier designs had it
 		d.addLine(k.Line, path, "unknown key: `gm:` says where the Group Manager is")
 	default:

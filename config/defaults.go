@@ -3,6 +3,7 @@ package config
 import (
 	"time"
 
+	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/groupcomm/keytree"
 )
 
@@ -67,6 +68,7 @@ func (g *Group) setDefaults() {
 			OnExpiry:    OnExpiry{Grace: 24 * time.Hour, Batch: time.Hour},
 		},
 		Delivery:      Delivery{RetryFor: 24 * time.Hour, UnreachableAfter: 168 * time.Hour},
+		Activation:    Activation{Order: groupcomm.OrderRespondersFirst, Spread: groupcomm.DefaultSpread},
 		MaxStaleSets:  3,
 		Gid:           Gid{Prefix: "auto", EpochBytes: 4},
 		GroupPolicies: GroupPolicies{KeyCheck: 3600},

@@ -74,6 +74,9 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		List:            g.List,
 		AppGroups:       g.AppGroups,
 		RekeyOnRenewal:  g.OnRenewal == "rekey",
+		Activation: groupcomm.Activation{
+			RespondersFirst: g.Activation.Order == groupcomm.OrderRespondersFirst, Spread: g.Activation.Spread,
+		},
 	}
 	if g.Rekey.Scheme == schemeKeyTree {
 		gc.KeyTree, gc.ControlGroupURI = uint32(g.Rekey.TreeDegree), g.Rekey.Multicast

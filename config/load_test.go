@@ -129,7 +129,8 @@ func TestFaults(t *testing.T) {
 		{"bool", "groups:\n- name: a\n  list: yes\n", []string{`3 groups[0].list: must be true or false, not "yes"`}},
 		{"durations", "groups:\n- name: a\n  key_lifetime: 30\n  rekey: {batch_window: -1s}\n", []string{
 			"3 groups[0].key_lifetime: must be a duration", "4 groups[0].rekey.batch_window: must be a duration"}},
-		{"not yet", "groups:\n- {name: a, activation: {}}\n", []string{"2 groups[0].activation: not supported by this version"}},
+		{"activation", "groups:\n- {name: a, activation: {order: requesters-first, spread: 2h}}\n", []string{
+			"2 groups[0].activation.order: must be one of responders-first, none", "2 groups[0].activation.spread: must be"}},
 		{"old keys", "groups:\n- {name: a, mode: local}\n", []string{"2 groups[0].mode: unknown key: `gm:` says"}},
 		{"unsupported values", "groups:\n- name: a\n  gm: local\n  interface: both\n  on_renewal: never\n  sign_alg: PS256\n  cred_fmt: ccs\n", []string{
 			"5 groups[0].on_renewal: must be one of new-id, rekey", "6 groups[0].sign_alg: must be one of EdDSA, ES256"}},

@@ -56,6 +56,8 @@ func (g Group) validate(f *faults, key string) {
 			f.add(key+".delivery.evict_after", "must not be shorter than unreachable_after")
 		}
 	}
+	oneOf(f, key+".activation.order", g.Activation.Order, groupcomm.OrderRespondersFirst, groupcomm.OrderNone)
+	inRange(f, key+".activation.spread", g.Activation.Spread, 0, groupcomm.MaxSpread)
 	g.Rekey.validateScheme(f, key+".rekey")
 	if g.Rekey.OnStart {
 		f.add(key+".rekey.on_start", "a restart never rekeys by itself in this version")

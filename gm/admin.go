@@ -45,6 +45,16 @@ func (m *Manager) Groups(ctx context.Context) ([]groupcomm.GroupStatus, error) {
 // Rekey renews the keying material of a group now and returns the new version.
 // Whatever was due is done with it. reason is for the log and the event.
 func (m *Manager) Rekey(ctx context.Context, name, reason string) (uint64, error) {
+	return m.rekeyNow(ctx, name, byOperator, reason)
+}
+
+// RekeyScheduled is Rekey by one who is in no hurry: members are told in the order
+// that the group has for that, unless something else was due.
+func (m *Manager) RekeyScheduled(ctx context.Context, name, reason string) (uint64, error) {
+	return m.rekeyNow(ctx, name, byPlan, reason)
+}
+
+func (m *Manager) rekeyNow(ctx context.Context, name string, why reasons, reason string) (uint64, error) {
 	g, err := m.find(ctx, name)
 	if err != nil {
 		return 0, err
@@ -53,7 +63,7 @@ func (m *Manager) Rekey(ctx context.Context, name, reason string) (uint64, error
 	if err != nil {
 		return 0, err
 	}
-	return m.rekey(ctx, g, byOperator, reason, mat.num)
+	return m.rekey(ctx, g, why, reason, mat.num)
 }
 
 // UnknownMembersError names those of an Evict that are no members.

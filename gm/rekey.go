@@ -26,7 +26,13 @@ const (
 	bySenderIDs // all Sender IDs are used up, a rekey frees some
 	byRevocation
 	byRenewal // a member asked for a new Sender ID where that rekeys the group
+	byPlan    // an operator's, who is in no hurry
 )
+
+// scheduled are the reasons for which nobody has to be kept out: members may be
+// told in an order (protocol.md, Section 7). An operator who does not say so may
+// have learned of a compromise.
+const scheduled = byLifetime | byPlan
 
 // forward are the reasons for which somebody who is no member holds the current
 // material: no newcomer gets it.
@@ -38,7 +44,7 @@ var reasonNames = []struct {
 }{
 	{byLeave, "leave"}, {byEviction, "eviction"}, {byExpiry, "token expiry"}, {byJoin, "join"},
 	{byLifetime, "key lifetime"}, {byOperator, "operator"}, {bySenderIDs, "sender ids"}, {byRevocation, "token revocation"},
-	{byRenewal, "key renewal"},
+	{byRenewal, "key renewal"}, {byPlan, "plan"},
 }
 
 func (r reasons) String() string {
@@ -171,7 +177,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		detail = why.String()
 	}
 	mat, msg := newMaterial(g, s)
-	commit, err := m.prepare(ctx, g, s, mat, msg)
+	commit, err := m.prepare(ctx, g, s, mat, msg, activation(g, why))
 	if err != nil {
 		return nil, fmt.Errorf("prepare delivery: %w", err)
 	}
@@ -284,7 +290,7 @@ func givenMaterial(g *group, msg groupcomm.RekeyMessage) (*material, []byte) {
 }
 
 // prepare has the delivery render its messages.
-func (m *Manager) prepare(ctx context.Context, g *group, s *snapshot, mat *material, msg []byte) (func(*store.Tx) error, error) {
+func (m *Manager) prepare(ctx context.Context, g *group, s *snapshot, mat *material, msg []byte, how groupcomm.Activation) (func(*store.Tx) error, error) {
 	if m.deliver == nil {
 		return nil, nil
 	}
@@ -296,7 +302,21 @@ func (m *Manager) prepare(ctx context.Context, g *group, s *snapshot, mat *mater
 		Sign:    g.kdc.sign,
 
 		Excluded: s.excluded,
+
+		Activation: how,
 	})
+}
+
+// activation is the order in which the members of g are told of a rekey for the
+// given reasons: never one that keeps somebody out of the group. The keying material
+// before it must not expire while they wait.
+func activation(g *group, why reasons) groupcomm.Activation {
+	if why == 0 || why&^scheduled != 0 {
+		return groupcomm.Activation{}
+	}
+	a := g.cfg.Activation
+	a.Spread = min(a.Spread, margin(g.cfg.KeyLifetime)/2)
+	return a
 }
 
 // sealedMaterial is material as it stands in its row.

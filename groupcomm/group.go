@@ -13,6 +13,8 @@ import (
 const (
 	DefaultMaxStaleSets  = 3
 	DefaultGidEpochBytes = 4
+	DefaultSpread        = 30 * time.Second // of a scheduled rekey
+	MaxSpread            = time.Hour
 	maxGidLen            = 16
 	minNonceLen          = 6 // what a Sender ID leaves of the nonce (RFC 8613, Section 3.3)
 )
@@ -37,6 +39,7 @@ func DefaultGroupConfig(name string) GroupConfig {
 		KeyCheck:      3600,
 		GidEpochBytes: DefaultGidEpochBytes,
 		List:          true,
+		Activation:    Activation{RespondersFirst: true, Spread: DefaultSpread},
 	}
 }
 
@@ -209,6 +212,9 @@ func (c GroupConfig) Validate() error {
 	}
 	if c.KeyLifetime < 0 || c.BatchWindow < 0 || c.ExpiryGrace < 0 || c.ExpiryBatch < 0 {
 		fault("key_lifetime, batch_window, on_expiry: negative duration")
+	}
+	if a := c.Activation; a.Spread < 0 || a.Spread > MaxSpread {
+		fault("activation.spread: must be 0 to %v", MaxSpread)
 	}
 	// draft-ietf-ace-key-groupcomm-oscore-21, Section 7.1: N is greater than 1.
 	if c.MaxStaleSets != 0 && c.MaxStaleSets < 2 {

@@ -92,6 +92,31 @@ type GroupConfig struct {
 	// RekeyOnRenewal: a member that asks for a new Sender ID in a legacy dialect
 	// is refused with 4.06, and the whole group is rekeyed.
 	RekeyOnRenewal bool `json:",omitempty"`
+	// Activation says in which order members are told of scheduled rekeys.
+	Activation Activation `json:",omitzero"`
+}
+
+// Activation is how a scheduled rekey reaches the members of a group: one that
+// nobody has to be kept out by. Other rekeys are told to everybody at once.
+type Activation struct {
+	// RespondersFirst: who may be asked is told before those who only ask.
+	RespondersFirst bool `json:",omitempty"`
+	// Spread bounds how long a member may be kept waiting; 0: nobody is.
+	Spread time.Duration `json:",omitempty"`
+}
+
+// Orders of an [Activation], as they are written.
+const (
+	OrderRespondersFirst = "responders-first"
+	OrderNone            = None
+)
+
+// Order names the order.
+func (a Activation) Order() string {
+	if a.RespondersFirst {
+		return OrderRespondersFirst
+	}
+	return OrderNone
 }
 
 // SignInfoEntry is one entry of 'sign_info': [id, sign_alg, sign_params_alg,
@@ -274,6 +299,8 @@ type RekeyPlan struct {
 	SignAlg  int64
 	// Sign signs with the Group Manager's key of this group.
 	Sign func(message []byte) ([]byte, error)
+	// Activation is the order in which members are told; zero: all at once.
+	Activation Activation
 }
 
 // Member is one group member as the Group Manager tells it to other rooms.

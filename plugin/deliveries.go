@@ -18,7 +18,7 @@ func (o *operator) Delivery(ctx context.Context, group string, members bool) (*a
 	out := &admin.DeliveryInfo{
 		Group: group, Version: p.Version, Since: admin.TimeOrNil(p.Since), Done: admin.TimeOrNil(p.Done),
 		Members: p.Members, Delivered: p.Delivered, Pending: p.Pending, Asleep: p.Asleep, Unreachable: p.Unreachable,
-		Lapsed: p.Lapsed, Percent: p.Percent(),
+		Lapsed: p.Lapsed, Percent: p.Percent(), Held: p.Held, HeldUntil: admin.TimeOrNil(p.HeldUntil),
 	}
 	if !members {
 		return out, nil
@@ -33,7 +33,7 @@ func (o *operator) Delivery(ctx context.Context, group string, members bool) (*a
 func deliveryMember(e bridge.LedgerEntry) admin.DeliveryMember {
 	m := admin.DeliveryMember{
 		Node: e.Node, State: e.State, Since: admin.TimeOrNil(e.Since), LastHeard: admin.TimeOrNil(e.LastHeard),
-		NextWake: admin.TimeOrNil(e.NextWake), Attempts: e.Attempts, LastError: e.LastError, Connected: e.Online, Want: e.Want, Channel: e.Channel,
+		NextWake: admin.TimeOrNil(e.NextWake), HeldUntil: admin.TimeOrNil(e.HeldUntil), Attempts: e.Attempts, LastError: e.LastError, Connected: e.Online, Want: e.Want, Channel: e.Channel,
 	}
 	if e.Shown {
 		m.Version = &e.Confirmed

@@ -127,6 +127,8 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 		say("unknown", "it was given version %d when it joined, and did not show yet that it has it", m.JoinedAt)
 	case w.Held == nil:
 		say("no", "the group is at version %d, and it showed none since it joined at version %d", g.Version, m.JoinedAt)
+	case behind && d != nil && d.HeldUntil != nil:
+		say("no", "the group is at version %d: it is held until responders have it, at most until %s; it reads what is under version %d", g.Version, d.HeldUntil.Format(time.RFC3339), *w.Held)
 	case behind:
 		say("no", "the group is at version %d, and the newest that it showed is %d", g.Version, *w.Held)
 	case g.Exp.Before(now):
@@ -142,6 +144,10 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 		next("give it a token with the group and its roles in scope, or let it join again with less")
 	}
 	if w.Reads == "yes" || d == nil || !w.Token.Valid {
+		return
+	}
+	if d.HeldUntil != nil {
+		next("nothing: a scheduled rekey tells responders first (activation of the group); `gateway group rekey %s` would tell everybody at once", w.Group)
 		return
 	}
 	switch d.State {

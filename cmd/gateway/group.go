@@ -133,6 +133,7 @@ type groupRekeyCmd struct {
 	where
 	Name   string `arg:"" help:"Name of the group."`
 	Reason string `default:"operator" help:"Why, for the log."`
+	Sched  bool   `name:"scheduled" help:"Nobody has to be kept out: tell members in the group's order, responders first."`
 	Watch  bool   `help:"Show how it reaches the members, until every one has it."`
 	JSON   bool   `help:"Print JSON; with --watch one object for each change."`
 
@@ -145,7 +146,11 @@ func (c *groupRekeyCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	r, err := client.Rekey(e.ctx, c.Name, c.Reason)
+	rekey := client.Rekey
+	if c.Sched {
+		rekey = client.RekeyScheduled
+	}
+	r, err := rekey(e.ctx, c.Name, c.Reason)
 	if err != nil {
 		return err
 	}

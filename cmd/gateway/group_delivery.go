@@ -101,6 +101,9 @@ func channels(m *admin.DeliveryMember) string {
 	if list == nil {
 		list = append(list, m.Channel)
 	}
+	if m.HeldUntil != nil {
+		list = append(list, "held, "+rough(time.Until(*m.HeldUntil))+" at most")
+	}
 	if m.Connected != nil && !*m.Connected {
 		list = append(list, "not at the broker")
 	}
@@ -119,6 +122,12 @@ func tally(d *admin.DeliveryInfo) string {
 	}{{d.Pending, "pending"}, {d.Asleep, "asleep"}, {d.Unreachable, "unreachable"}, {d.Lapsed, "lapsed"}} {
 		if part.n > 0 {
 			s += fmt.Sprintf(", %d %s", part.n, part.what)
+		}
+	}
+	if d.Held > 0 {
+		s += fmt.Sprintf("; %d held until others have it", d.Held)
+		if d.HeldUntil != nil {
+			s += ", at the latest until " + d.HeldUntil.Local().Format(time.TimeOnly)
 		}
 	}
 	return s

@@ -86,6 +86,7 @@ func (sub *subscription) run(s *Server) {
 func (s *Server) holdBack(sub *subscription, n *note) {
 	s.mu.Lock()
 	p := sub.peer
+	link := p.link
 	sub.sending, sub.retried = nil, false
 	if sub.pending == nil && !sub.gone {
 		sub.missed = n
@@ -97,6 +98,9 @@ func (s *Server) holdBack(sub *subscription, n *note) {
 	s.mu.Unlock()
 	s.metrics.notifications.WithLabelValues("held").Inc()
 	s.release(p)
+	if !n.Wait(link.Peer()) {
+		s.resend(p) // its time came between the question and now
+	}
 }
 
 // refuse ends a subscription that Allow was against.
@@ -332,6 +336,19 @@ func (s *Server) Resend(id coap.LinkID) {
 	}
 	s.mu.Unlock()
 	s.resend(p)
+}
+
+// Resume is Resend for what Wait held back, as one of many: in its turn, in which the
+// topic shares the budget with others.
+func (s *Server) Resume(topic string, id coap.LinkID) {
+	p := s.lookup(id)
+	if p == nil {
+		return
+	}
+	s.mu.Lock()
+	at := p.link.Peer().Addr.Addr()
+	s.mu.Unlock()
+	s.pacer.add(paceKey(topic), at, func() { s.Resend(id) })
 }
 
 func (s *Server) resend(p *peer) {
