@@ -164,6 +164,7 @@ type Endpoint struct {
 type Limits struct {
 	Sessions   int     `yaml:"sessions"`     // DTLS associations
 	Handshakes int     `yaml:"handshakes"`   // half-open at one time
+	MemoryMB   int     `yaml:"memory_mb"`    // MiB that peers may take together; 0: no bound but the others
 	PerPeerRPS float64 `yaml:"per_peer_rps"` // requests per second of one peer
 
 	// What is sent unasked, in messages per second; 0: no limit.

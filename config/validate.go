@@ -53,6 +53,7 @@ func (c *Config) validate(f *faults) {
 	inRange(f, "endpoint.hibernate_after", c.Endpoint.HibernateAfter, time.Second, 7*24*time.Hour)
 	inRange(f, "limits.sessions", c.Limits.Sessions, 1, 10_000_000)
 	inRange(f, "limits.handshakes", c.Limits.Handshakes, 1, 65536)
+	c.validateMemory(f)
 	inRange(f, "limits.per_peer_rps", c.Limits.PerPeerRPS, 0.01, 1e6)
 	inRange(f, "limits.notify_rps", c.Limits.NotifyRPS, 0, 1e6)
 	inRange(f, "limits.notify_subnet_rps", c.Limits.SubnetRPS, 0, 1e6)
@@ -65,6 +66,28 @@ func (c *Config) validate(f *faults) {
 	oneOf(f, "log.format", c.Log.Format, "text", "json")
 	c.validateGroups(f)
 	c.validateDelegates(f)
+}
+
+// What a handshake under way and an idle observer are reckoned to take, in KiB
+// (package endpoint, which has the bound kept).
+const (
+	handshakeKiB = 40
+	observerKiB  = 1
+)
+
+func (c *Config) validateMemory(f *faults) {
+	l := c.Limits
+	inRange(f, "limits.memory_mb", l.MemoryMB, 0, 1<<20)
+	if l.MemoryMB <= 0 {
+		return
+	}
+	if need := (l.Handshakes*handshakeKiB + 8<<10) >> 10; l.MemoryMB < need {
+		f.add("limits.memory_mb", "must be 0 or at least %d: limits.handshakes alone may take %d MiB", need, l.Handshakes*handshakeKiB>>10)
+		return
+	}
+	if holds := (l.MemoryMB<<10 - l.Handshakes*handshakeKiB) / observerKiB; holds < l.Sessions {
+		c.warn("limits.memory_mb: %d MiB hold some %d idle observers, limits.sessions allows %d", l.MemoryMB, holds, l.Sessions)
+	}
 }
 
 func (c *Config) warn(format string, args ...any) {

@@ -18,6 +18,7 @@
 //	message.go    the message layer of RFC 7252, incoming
 //	send.go       the message layer, outgoing: the link as the server core has it
 //	wheel.go      everything that is due at a time
+//	room.go       who goes when room is short
 //
 // One mutex guards the state of all sessions; it is held for a record at a
 // time, never while a handler or the server core works. Start at [New].
@@ -32,6 +33,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/dtls/v3"
@@ -119,10 +121,19 @@ type Config struct {
 	// one that is reached by other means than its own requests, with OSCORE. nil
 	// keeps nobody.
 	Keep func(id coap.LinkID) bool
-	// MaxSessions bounds the associations. 0 means 200,000. Beyond it the peer
-	// that was silent for longest goes, one that holds no token before one that
-	// does.
+	// MaxSessions bounds the associations. 0 means 200,000. Who goes beyond it says
+	// room.go.
 	MaxSessions int
+	// MaxBytes bounds what associations, handshakes under way, remembered answers
+	// and unacknowledged messages are reckoned to take, with what Memory says. 0: no
+	// bound.
+	MaxBytes int
+	// Memory says what others hold for the peers; nil: nothing.
+	Memory Memory
+	// Standing says who the peer of a DTLS association is; it may wait, and is asked
+	// only while room is short. The zero value says that it cannot be told now. nil:
+	// whoever proved a key that a token may confirm is a Guest, others are Strangers.
+	Standing func(context.Context, coap.Peer) Standing
 	// MaxHandshakes bounds the handshakes under way. 0 means 256.
 	MaxHandshakes int
 	// Idle ends an association that nobody used for that long. 0 means a week.
@@ -166,8 +177,10 @@ type Endpoint struct {
 	later   later
 	ctx     context.Context // of handlers and handshakes; ends with Run
 	stop    context.CancelFunc
-	seed    uint64    // keys hashes of addresses
-	base    time.Time // that stamps count from
+	seed    uint64        // keys hashes of addresses
+	base    time.Time     // that stamps count from
+	pressed atomic.Bool   // room is short
+	short   chan struct{} // has one place: it became so
 
 	mu         sync.Mutex // guards everything below, and all sessions
 	closed     bool
@@ -187,6 +200,7 @@ type Endpoint struct {
 	spareActs  []*activity
 	receipts   receiptList // of requests with effects, and all over plain UDP
 	safe       receiptList // of the others
+	room       room
 
 	// See persist.go.
 	journal  Journal // nil: sessions end with the process
@@ -227,6 +241,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 		halfByCID:  make(map[uint64]*handshake),
 		seed:       randomUint64(),
 		base:       time.Now(),
+		short:      make(chan struct{}, 1),
 	}
 	e.byAddr = table.New((*session).addr, func(a netip.AddrPort) uint64 { return table.Mix(e.hash(a, nil)) })
 	e.byCID = table.New(func(s *session) uint64 { return s.cid }, func(id uint64) uint64 { return table.Mix(id ^ e.seed) })
@@ -260,6 +275,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	work.Go(func() { e.runWheel(background) })
 	work.Go(func() { e.runSweep(background) })
 	work.Go(func() { e.runKeep(background) })
+	work.Go(func() { e.runRoom(background) })
 	var failed error
 	read := make(chan struct{})
 	go func() {
@@ -376,7 +392,7 @@ func (e *Endpoint) sweep(now time.Time) {
 		s := e.sessions[i]
 		silence := time.Duration(e.stamp(now) - s.heard)
 		switch {
-		case silence > e.cfg.Idle && s.idle() && !s.kept:
+		case silence > e.cfg.Idle && s.idle() && !s.stays():
 			e.end(s, e.cfg.Keys != nil)
 		case silence > e.cfg.HibernateAfter:
 			s.hibernate()
@@ -400,7 +416,7 @@ func (e *Endpoint) askWhomToKeep() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for i, s := range all {
-		s.kept = kept[i]
+		s.stay(kept[i])
 	}
 }
 

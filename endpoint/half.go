@@ -200,7 +200,9 @@ func (h *half) application(r *record.Record, size int) bool {
 	if err != nil || kind == record.Handshake {
 		return false
 	}
-	h.takeOver().record(r, h.addr, size)
+	if s := h.takeOver(); s != nil {
+		s.record(r, h.addr, size)
+	}
 	h.e.metrics.handovers.Inc()
 	return true
 }
@@ -282,6 +284,7 @@ func (h *half) finish(rest [][]byte) {
 		via = coap.DTLSRPK
 	}
 	subject, denied := e.cfg.Keys.Admit(e.ctx, proof)
+	standing := e.standingOf(subject, via, h.addr, denied)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -292,6 +295,7 @@ func (h *half) finish(rest [][]byte) {
 	}
 	s := e.newSession(via, h.addr)
 	s.suite, s.read, s.write = x.Suite, x.Read, x.Write
+	s.standing = standing
 	s.setSubject(subject)
 	s.setPeerCID(x.PeerCID)
 	if x.CID != nil {
@@ -364,13 +368,16 @@ func (h *half) end(reason string) {
 	}
 }
 
-// takeOver makes the session of a finished handshake known.
+// takeOver makes the session of a finished handshake known; nil: there is no room
+// for it.
 func (h *half) takeOver() *session {
 	s := h.session
 	s.seq = h.m.Number()
 	h.forget()
 	h.session, h.reader, h.m = nil, nil, nil
-	h.e.register(s)
+	if !h.e.register(s) {
+		return nil
+	}
 	h.e.crew.do(s.opened)
 	return s
 }

@@ -157,6 +157,7 @@ func (h *handshake) finish(ctx context.Context, conn *dtls.Conn) error {
 		via, proof.Identity = coap.DTLSCert, nil
 	}
 	subject, denied := e.cfg.Keys.Admit(ctx, proof)
+	standing := e.standingOf(subject, via, h.addr, denied)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -165,6 +166,7 @@ func (h *handshake) finish(ctx context.Context, conn *dtls.Conn) error {
 	}
 	s := e.newSession(via, h.addr)
 	s.suite, s.read, s.write = suite, read, write
+	s.standing = standing
 	s.setSubject(subject)
 	s.setPeerCID(x.RemoteConnectionID)
 	if len(x.LocalConnectionID) == cidSize {
@@ -258,7 +260,9 @@ func (h *handshake) takeOver() *session {
 		return nil
 	}
 	s.seq = x.SequenceNumber
-	e.register(s)
+	if !e.register(s) {
+		return nil
+	}
 	e.crew.do(s.opened)
 	return s
 }

@@ -81,6 +81,9 @@ const (
 	// proofEvery is how often such an address is asked to show it.
 	proofEvery = 2 * time.Second
 
+	// maxMoves is as far as the moves of a session are counted.
+	maxMoves = 1<<16 - 1
+
 	// sweepEvery is how often what is old is looked for.
 	sweepEvery = 5 * time.Second
 
@@ -122,7 +125,4 @@ const (
 	// many are known: anybody can invent addresses.
 	plainIdle = exchangeLifetime
 	maxPlain  = 8192
-
-	// maxLook is how many of them are looked at for the one to be forgotten.
-	maxLook = 64
 )

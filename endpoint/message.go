@@ -17,6 +17,7 @@ type exchange struct {
 	token   []byte
 	observe bool // it may register an observation
 	effects bool // it may change something
+	tells   bool // see room.go: the peer may be somebody else after it
 	receipt *receipt
 	over    bool
 	held    []held
@@ -81,7 +82,7 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	}
 	m = m.Clone()
 	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
-	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present, effects: effects(m)}
+	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present, effects: effects(m), tells: tells(m)}
 	x.receipt = s.remember(m.ID, m.Token, s.safe(m, x.effects), now)
 	a := s.activity()
 	a.work = append(a.work, x)
@@ -113,7 +114,11 @@ func (x *exchange) serve(m *coap.Message) {
 	} else if reply = x.challenge(m); reply == nil {
 		reply = e.cfg.Server.Handle(e.ctx, s, m)
 	}
+	kept := s.via == coap.Plain && x.tells && e.cfg.Keep != nil && e.cfg.Keep(s.id)
 	e.mu.Lock()
+	if kept {
+		s.stay(true)
+	}
 	after := x.finish(reply)
 	gone := s.gone
 	e.mu.Unlock()
@@ -144,6 +149,7 @@ func (s *session) admitted() error {
 	if first {
 		s.more.pending = nil
 		s.setSubject(subject)
+		s.doubt()
 		s.keep()
 	}
 	e.mu.Unlock()
@@ -162,6 +168,9 @@ func (x *exchange) finish(reply *coap.Message) (after []func()) {
 	e.working--
 	if s.gone {
 		return nil
+	}
+	if x.tells && s.via != coap.Plain {
+		s.doubt()
 	}
 	a := s.activity()
 	if i := slices.Index(a.work, x); i >= 0 {

@@ -7,18 +7,20 @@ import (
 )
 
 type metrics struct {
-	sessions, halfOpen       prometheus.Gauge
-	handshakes               *prometheus.CounterVec
-	refused, handovers       prometheus.Counter
-	cookies                  prometheus.Counter
-	evicted, moves, withheld prometheus.Counter
-	dropped                  *prometheus.CounterVec
-	duplicates               prometheus.Counter
-	retransmissions          prometheus.Counter
-	timeouts, unsent         prometheus.Counter
-	restored, challenges     prometheus.Counter
-	hibernated               prometheus.Gauge
-	exhausted                prometheus.Counter
+	sessions, halfOpen   prometheus.Gauge
+	handshakes           *prometheus.CounterVec
+	refused, handovers   prometheus.Counter
+	cookies              prometheus.Counter
+	evicted, turned      *prometheus.CounterVec
+	held                 prometheus.Gauge
+	moves, withheld      prometheus.Counter
+	dropped              *prometheus.CounterVec
+	duplicates           prometheus.Counter
+	retransmissions      prometheus.Counter
+	timeouts, unsent     prometheus.Counter
+	restored, challenges prometheus.Counter
+	hibernated           prometheus.Gauge
+	exhausted            prometheus.Counter
 }
 
 // Kinds of handshakes.
@@ -45,7 +47,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		cookies:         counter("cookies_total", "ClientHellos without cookie that were answered without keeping anything."),
 		refused:         counter("handshakes_refused_total", "ClientHellos that began no handshake, because too many were under way."),
 		handovers:       counter("handovers_total", "Sessions taken over at the first application record."),
-		evicted:         counter("evicted_total", "Peers forgotten because there were too many."),
+		evicted:         vec("evicted_total", "What was given up for want of room: handshakes (half-open), associations of strangers and guests.", "standing"),
+		turned:          vec("turned_away_total", "Newcomers for whom there was no room, because only members were left.", "standing"),
+		held:            gauge("held_bytes", "What peers are reckoned to take: associations, handshakes, remembered answers, unacknowledged messages, observations, bodies."),
 		moves:           counter("address_changes_total", "Sessions that came from a new address."),
 		withheld:        counter("withheld_total", "Messages held back from an address that has not shown that it receives."),
 		dropped:         vec("dropped_total", "Datagrams, records and messages that were not taken, by reason.", "reason"),

@@ -53,15 +53,15 @@ func (e *Endpoint) Restore(j Journal, start uint32, r *Recovery) []Peer {
 			all = append(all, k)
 		}
 	}
-	// The newest first: it keeps the address that two were at, and its place if
-	// there are too many.
+	// The newest first: it keeps the address that two were at. Should there be too
+	// many, those go later who are missed least (room.go).
 	slices.SortFunc(all, func(a, b *recovered) int { return int(b.heard - a.heard) })
-	all = all[:min(len(all), e.cfg.MaxSessions)]
 	peers := make([]Peer, 0, len(all))
 	for _, k := range all {
 		peers = append(peers, e.restore(k, now))
 	}
 	r.sessions = nil
+	e.press()
 	return peers
 }
 
@@ -73,7 +73,7 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	s.setSubject(k.subject)
 	s.setPeerCID([]byte(k.peerCID))
 	// A clock that was set back does not make it heard in the future.
-	s.began, s.moves = e.stampUnix(k.began, now).seconds(), k.moves
+	s.began, s.moves = e.stampUnix(k.began, now).seconds(), uint16(min(k.moves, maxMoves))
 	s.heard = e.stampUnix(k.heard, now)
 	s.window = record.From(k.edge)
 	s.seq = e.firstSeq
@@ -81,6 +81,7 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	s.keptID = s.nextID
 	s.restored, s.stale, s.dirty = true, true, true // the new identifiers are written before they are used up
 	e.dirty = append(e.dirty, s)
+	s.standing = s.firstStanding()
 	e.enlist(s)
 	if e.byAddr.Get(s.addr()) == nil {
 		e.byAddr.Put(s)
@@ -134,7 +135,7 @@ func (s *session) image() *image {
 }
 
 func (s *session) mark() mark {
-	return mark{edge: s.window.Next(), nextID: s.nextID, heard: s.e.unix(s.heard), moves: s.moves, addr: s.addr()}
+	return mark{edge: s.window.Next(), nextID: s.nextID, heard: s.e.unix(s.heard), moves: uint32(s.moves), addr: s.addr()}
 }
 
 // touched has what moved on written soon.
@@ -256,6 +257,11 @@ func effects(m *coap.Message) bool {
 	}
 	v, ok := m.Options.Uint(coap.ObserveOption)
 	return ok && v == 1
+}
+
+// tells says that a request may change who its peer is to the gateway.
+func tells(m *coap.Message) bool {
+	return effects(m) || m.Options.Has(coap.OSCOREOption) || m.Options.Has(coap.ObserveOption)
 }
 
 // challenge asks the peer of a stale session to show that it is there now,

@@ -34,7 +34,7 @@ func (s *session) moved(to netip.AddrPort, size int) {
 	e := s.e
 	e.leaveAddr(s)
 	s.setAddr(to)
-	s.moves++
+	s.moves = min(s.moves, maxMoves-1) + 1
 	if e.byAddr.Get(to) == nil {
 		e.byAddr.Put(s)
 	}

@@ -173,7 +173,9 @@ func (e *Endpoint) plainDatagram(d Datagram) {
 			return
 		}
 		s = e.newSession(coap.Plain, d.Addr)
-		e.register(s)
+		if !e.register(s) {
+			return
+		}
 	}
 	s.heard = e.stamp(now)
 	s.message(d.B, d.Addr, now)

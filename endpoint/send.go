@@ -168,6 +168,7 @@ func (s *session) confirmable(id uint16, b []byte) *transmission {
 	t.wait = time.Duration(float64(ackTimeout) * (1 + mrand.Float64()*(ackRandomFactor-1)))
 	a := s.activity()
 	a.sent = append(a.sent, t)
+	s.e.room.sending += transmissionSize + len(b)
 	s.e.wheel.add(t, t.wait)
 	s.emit(b)
 	return t
@@ -195,8 +196,11 @@ func (t *transmission) due(e *Endpoint) {
 // end is the end of a transmission; what it returns tells who asked, and is to
 // be called without the lock.
 func (t *transmission) end(err error) func() {
-	t.over, t.b = true, nil
 	s := t.s
+	if !t.over {
+		s.e.room.sending -= transmissionSize + len(t.b)
+	}
+	t.over, t.b = true, nil
 	if a := s.act; a != nil {
 		if i := slices.Index(a.sent, t); i >= 0 {
 			a.sent = slices.Delete(a.sent, i, i+1)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
-	mrand "math/rand/v2"
 	"net/netip"
 	"time"
 
@@ -34,8 +33,8 @@ type session struct {
 	more  *seldom   // nil for most
 
 	began      seconds
-	moves      uint32 // to other addresses
 	place      uint32 // in Endpoint.sessions
+	moves      uint16 // to other addresses, of which no more than maxMoves are counted
 	nextID     uint16
 	keptID     uint16 // nextID as it was written
 	suite      record.Suite
@@ -45,8 +44,9 @@ type session struct {
 	kind       coap.SubjectKind
 	peerCID    shortCID // what it wants to see in our records
 	gone       bool
-	kept       bool // see Config.Keep
-	hibernated bool // see hibernate.go
+	standing   Standing // see room.go
+	asked      uint8    // see room.go
+	hibernated bool     // see hibernate.go
 	// See persist.go.
 	written  bool // it is in the journal
 	dirty    bool // it moved on since
@@ -161,8 +161,9 @@ func (e *Endpoint) newSession(via coap.Security, addr netip.AddrPort) *session {
 	}
 }
 
-// register makes a session known, in the place of what was at its address.
-func (e *Endpoint) register(s *session) {
+// register makes a session known, in the place of what was at its address; false:
+// there is no room for it.
+func (e *Endpoint) register(s *session) bool {
 	if old := e.byAddr.Get(s.addr()); old != nil {
 		// RFC 6347, Section 4.2.8: the new association is proven, so the old is
 		// over. A peer with a connection ID may have moved on, and another has
@@ -171,16 +172,24 @@ func (e *Endpoint) register(s *session) {
 			e.end(old, false)
 		}
 	}
-	e.makeRoom()
+	if s.standing == unasked {
+		s.standing = s.firstStanding()
+	}
+	if !e.makeRoom(s) {
+		return false
+	}
 	e.enlist(s)
 	e.byAddr.Put(s)
 	s.keep()
+	e.press()
+	return true
 }
 
 // enlist has a session counted, and found by its connection ID.
 func (e *Endpoint) enlist(s *session) {
 	s.place = uint32(len(e.sessions))
 	e.sessions = append(e.sessions, s)
+	e.room.count[s.standing]++
 	if s.cid != 0 {
 		e.byCID.Put(s)
 	}
@@ -194,47 +203,16 @@ func (e *Endpoint) strike(s *session) {
 	e.sessions[s.place].place = s.place
 	e.sessions[last] = nil
 	e.sessions = e.sessions[:last]
+	e.room.count[s.standing]--
 	if s.cid != 0 {
 		e.byCID.Delete(s.cid)
 	}
 	e.metrics.sessions.Dec()
 }
 
-// makeRoom closes the session that is missed least when there are too many.
-func (e *Endpoint) makeRoom() {
-	for len(e.sessions) >= e.cfg.MaxSessions {
-		var victim *session
-		look := len(e.sessions)
-		if e.cfg.Keys == nil {
-			// Anybody can invent addresses on plain UDP: a few of them, taken at
-			// random, are looked at, not all.
-			look = min(look, maxLook)
-		}
-		for i, first := 0, mrand.IntN(len(e.sessions)); i < look; i++ {
-			if s := e.sessions[(first+i)%len(e.sessions)]; victim == nil || s.before(victim) {
-				victim = s
-			}
-		}
-		e.metrics.evicted.Inc()
-		e.end(victim, e.cfg.Keys != nil)
-	}
-}
-
-// before says that s has to go before o: a peer without a token before one with
-// it, then one that is idle, then the one that was silent for longer.
-func (s *session) before(o *session) bool {
-	if a, b := s.member(), o.member(); a != b {
-		return b
-	}
-	if a, b := s.idle(), o.idle(); a != b {
-		return a
-	}
-	return s.heard < o.heard
-}
-
-// member says that the peer holds a token.
-func (s *session) member() bool {
-	return s.kept || s.kind == coap.SubjectPoP || s.kind == coap.SubjectKeyHash
+// listed says that the session is in the table.
+func (s *session) listed() bool {
+	return int(s.place) < len(s.e.sessions) && s.e.sessions[s.place] == s
 }
 
 // closeLocked ends the session, with a close_notify when tell says so. What it
@@ -308,7 +286,7 @@ func (s *session) opened() {
 func (s *session) Status() Status {
 	s.e.mu.Lock()
 	defer s.e.mu.Unlock()
-	return Status{Began: s.e.at(s.began.stamp()), Heard: s.e.at(s.heard), Moves: s.moves, Hibernated: s.hibernated, Restored: s.restored, Stale: s.stale}
+	return Status{Began: s.e.at(s.began.stamp()), Heard: s.e.at(s.heard), Moves: uint32(s.moves), Hibernated: s.hibernated, Restored: s.restored, Stale: s.stale}
 }
 
 // Close ends the association and tells the peer so.

@@ -142,6 +142,19 @@ func (m *Manager) Memberships(ctx context.Context, s coap.Subject) ([]groupcomm.
 	return out, nil
 }
 
+// Belongs says whether a subject is a member of some group.
+func (m *Manager) Belongs(ctx context.Context, s coap.Subject) (bool, error) {
+	var n int
+	err := m.st.View(ctx, func(tx *store.Tx) error {
+		who := subjectOf(s)
+		return tx.QueryRow(`SELECT count(*) FROM gm_members WHERE subject_id = ? AND subject_kind = ?`, who.id, who.kind).Scan(&n)
+	})
+	if err != nil {
+		return false, fmt.Errorf("gm: memberships: %w", err)
+	}
+	return n > 0, nil
+}
+
 // byID lists all groups by row id.
 func (m *Manager) byID() map[int64]*group {
 	m.mu.RLock()

@@ -20,6 +20,7 @@ var (
 	_ endpoint.Server  = front{}
 	_ endpoint.Keys    = front{}
 	_ endpoint.RawKeys = front{}
+	_ endpoint.Memory  = front{}
 )
 
 // CoAPS makes an endpoint of the gateway's own for CoAP over DTLS on a socket,
@@ -31,6 +32,7 @@ func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
 		RawKey: g.rawKey, OwnPSK: g.cfg.Endpoint.Handshake == config.HandshakeOwn,
 		HibernateAfter: g.cfg.Endpoint.HibernateAfter,
 		MaxSessions:    g.cfg.Limits.Sessions, MaxHandshakes: g.cfg.Limits.Handshakes,
+		MaxBytes: g.cfg.Limits.MemoryMB << 20, Memory: front{g}, Standing: front{g}.standing,
 		Log: g.log.With("part", "coaps"), Registerer: g.registerer("coaps"),
 	})
 	if g.coaps == nil {
@@ -41,9 +43,11 @@ func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
 
 // CoAP makes one for plain UDP.
 func (g *Gateway) CoAP(sock endpoint.Socket) *endpoint.Endpoint {
-	return endpoint.New(sock, endpoint.Config{
+	e := endpoint.New(sock, endpoint.Config{
 		Server: front{g}, Keep: g.carries, Log: g.log.With("part", "coap"), Registerer: g.registerer("coap"),
 	})
+	g.plain = e
+	return e
 }
 
 // registerer tells the metrics of the two endpoints apart.
@@ -134,6 +138,51 @@ func (f front) Admit(ctx context.Context, p endpoint.Proof) (coap.Subject, error
 	}
 	subject, err := g.subject(ctx, p.Identity, p.Exporter)
 	return subject, g.diskFull(ctx, err)
+}
+
+// standing says who a peer is to the gateway: who should stay when room is short.
+func (f front) standing(ctx context.Context, p coap.Peer) endpoint.Standing {
+	if n, _ := f.g.server.Watching(p.Link); n > 0 {
+		return endpoint.Member
+	}
+	r := f.g.rooms.Load()
+	if r == nil {
+		return 0 // cannot be told now
+	}
+	release, ok := f.g.gate.enter()
+	if !ok {
+		return 0
+	}
+	defer release()
+	ctx, cancel := f.g.requestContext(ctx)
+	defer cancel()
+	if r.delegates.Has(p.Subject) {
+		return endpoint.Member
+	}
+	switch member, err := r.belongs.Belongs(ctx, p.Subject); {
+	case err != nil:
+		f.g.log.DebugContext(ctx, "cannot tell who a peer is", "peer", p.Addr, "err", err)
+		return 0
+	case member:
+		return endpoint.Member
+	}
+	_, err := r.grants.Grant(ctx, p)
+	switch {
+	case err == nil:
+		return endpoint.Guest
+	case coap.ErrorResponse(err).Code == coap.Unauthorized:
+		return endpoint.Stranger
+	}
+	return 0
+}
+
+// Held is what peers take beyond the table of their associations.
+func (f front) Held() int {
+	n := f.g.server.Held()
+	if f.g.plain != nil {
+		n += f.g.plain.Held()
+	}
+	return n
 }
 
 // ownLink is an association of the gateway's own endpoint in the crowd.

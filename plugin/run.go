@@ -225,7 +225,7 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
-	return &rooms{access: b.ace, rawKey: b.rawKey, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), revoked: b.ace.RevokedTokens(), secure: b.secure, groups: b.gm, tokenURIs: b.g.tokenEndpoints(),
+	return &rooms{access: b.ace, rawKey: b.rawKey, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), revoked: b.ace.RevokedTokens(), secure: b.secure, groups: b.gm, belongs: b.gm, grants: b.ace, tokenURIs: b.g.tokenEndpoints(),
 		me: b.bridge.Me(), delegates: b.delegate, proxy: b.proxy, alive: func(p coap.Peer) {
 			b.bridge.Alive(p)
 			b.delegate.Heard(p)

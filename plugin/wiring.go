@@ -12,6 +12,7 @@ import (
 	"github.com/seed4911071e/groupgate/delegate"
 	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/gm"
+	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/proxy"
 	"github.com/seed4911071e/groupgate/rd"
 )
@@ -32,6 +33,8 @@ var (
 	_ delegate.Hub    = (*serve.Server)(nil)
 	_ ace.Observer    = (*outbound)(nil) // and ace an Authorization Server elsewhere
 	_ coap.Handler    = (*proxy.Proxy)(nil)
+	_ belongs         = (*gm.Manager)(nil)
+	_ grants          = (*ace.Server)(nil)
 )
 
 // access is what the host adapter asks about a DTLS peer.
@@ -63,6 +66,16 @@ type lateLayer struct{ *secure.Layer }
 
 func (l *lateLayer) drop(ids []coap.LinkID) { l.Drop(ids) }
 
+// belongs tells the endpoint who is a member, when room is short.
+type belongs interface {
+	Belongs(ctx context.Context, s coap.Subject) (bool, error)
+}
+
+// grants tells it who holds a token that is in force.
+type grants interface {
+	Grant(ctx context.Context, p coap.Peer) (*groupcomm.Grant, error)
+}
+
 // groups is the view of the Group Manager that routing needs.
 type groups interface {
 	coap.Handler
@@ -79,6 +92,8 @@ type rooms struct {
 	revoked    coap.Handler  // /revoke/trl
 	secure     *secure.Layer // requests that OSCORE protects
 	groups     groups
+	belongs    belongs
+	grants     grants
 	me         coap.Handler    // /gw/me
 	delegates  *delegate.Room  // for legacy nodes
 	alive      func(coap.Peer) // told of every protected request

@@ -201,6 +201,14 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
+// Held is what peers are reckoned to take here, in bytes: themselves, their
+// observations, bodies under way.
+func (s *Server) Held() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.peers)*peerSize + s.observations*observationSize + s.assemblyBytes + s.snapshots.bytes
+}
+
 // Closed tells that a link is gone: its observations, transfers and waiting
 // requests are forgotten.
 func (s *Server) Closed(id coap.LinkID) {
