@@ -154,8 +154,21 @@ type Link interface {
 	// Send transmits m. done is called exactly once: nil when a confirmable
 	// message was acknowledged or another was handed to the network, else
 	// ErrReset, ErrTimeout or ErrGone; ErrRelayed where the acknowledgement is
-	// not the peer's own.
+	// not the peer's own. From then on m is the caller's again.
 	Send(m *Message, done func(error))
+}
+
+// Batcher is a [Link] whose messages can wait for those to others, to be sent
+// together; nil: they cannot now.
+type Batcher interface {
+	Outlet() Outlet
+}
+
+// Outlet is shared by links that send together: what is sent after Hold may wait
+// for Release, which belongs to each Hold.
+type Outlet interface {
+	Hold()
+	Release()
 }
 
 // Requester is a [Link] that can also carry requests to its peer.

@@ -9,9 +9,10 @@ const maxIdle = 256
 // told. A goroutine that has done its work waits for more, so that stacks are
 // not grown anew for each request.
 type crew struct {
-	jobs chan func()
-	stop chan struct{}
-	wg   sync.WaitGroup
+	jobs  chan func()
+	stop  chan struct{}
+	after func() // is called after each function; nil: nothing is
+	wg    sync.WaitGroup
 
 	mu   sync.Mutex
 	idle int // guarded by mu
@@ -33,6 +34,9 @@ func (c *crew) do(f func()) {
 func (c *crew) work(f func()) {
 	for {
 		f()
+		if c.after != nil {
+			c.after()
+		}
 		c.mu.Lock()
 		if c.idle >= maxIdle {
 			c.mu.Unlock()

@@ -11,17 +11,19 @@
 // What is where:
 //
 //	endpoint.go   what an Endpoint needs, and its life
+//	shift.go      who reads the socket, and does what came with it
 //	receive.go    from a datagram to a session or a handshake
 //	handshake.go  handshakes by pion, and the taking over
 //	half.go       handshakes of our own: raw public keys
 //	session.go    one peer: keys, counters, address
 //	message.go    the message layer of RFC 7252, incoming
 //	send.go       the message layer, outgoing: the link as the server core has it
+//	outbox.go     what waits to be sent, in batches
 //	wheel.go      everything that is due at a time
 //	room.go       who goes when room is short
 //
-// One mutex guards the state of all sessions; it is held for a record at a
-// time, never while a handler or the server core works. Start at [New].
+// One mutex guards the state of all sessions; it is held for a batch of records at
+// a time, never while a handler or the server core works. Start at [New].
 package endpoint
 
 import (
@@ -175,6 +177,7 @@ type Endpoint struct {
 	out     *outbox
 	crew    *crew
 	later   later
+	shift   shift
 	ctx     context.Context // of handlers and handshakes; ends with Run
 	stop    context.CancelFunc
 	seed    uint64        // keys hashes of addresses
@@ -195,6 +198,10 @@ type Endpoint struct {
 	wheel      *wheel
 	ciphers    [cipherSlots]ciphers
 	plain      []byte       // the record being read
+	lately     time.Time    // of the newest datagrams, or a little ago
+	reading    bool         // a batch of datagrams is being read
+	ready      []task       // of it
+	apart      stamp        // until when tasks go to the crew
 	message    []byte       // the message being sent, of those that are not kept
 	incoming   coap.Message // the message being read
 	spareActs  []*activity
@@ -236,7 +243,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 	}
 	e := &Endpoint{
 		cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), sock: sock,
-		out: newOutbox(), crew: newCrew(), wheel: newWheel(),
+		crew: newCrew(), wheel: newWheel(), lately: time.Now(),
 		handshakes: make(map[netip.AddrPort]*handshake),
 		halfByCID:  make(map[uint64]*handshake),
 		seed:       randomUint64(),
@@ -249,7 +256,10 @@ func New(sock Socket, cfg Config) *Endpoint {
 		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half)}
 	}
 	_, _ = rand.Read(e.echoKey[:]) // never fails (crypto/rand)
+	e.out = newOutbox(sock, e.metrics.unsent.Inc)
+	e.crew.after = e.out.kick
 	e.later.crew = e.crew
+	e.shift.wake = make(chan struct{}, 1)
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e
 }
@@ -270,7 +280,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 		}
 	}
 	var writer, work sync.WaitGroup
-	writer.Go(func() { e.out.run(e.sock, e.metrics.unsent.Inc) })
+	writer.Go(e.out.run)
 	background, quiet := context.WithCancel(ctx)
 	work.Go(func() { e.runWheel(background) })
 	work.Go(func() { e.runSweep(background) })
@@ -278,10 +288,17 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	work.Go(func() { e.runRoom(background) })
 	var failed error
 	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		failed = e.read()
-	}()
+	in := newInbox() // of one shift after the other
+	start := func(turn uint64) {
+		e.shift.readers.Go(func() {
+			e.read(in, turn, func(err error) {
+				failed = err
+				close(read)
+			})
+		})
+	}
+	start(0)
+	work.Go(func() { e.runShift(background, start) })
 	select {
 	case <-ctx.Done():
 	case <-read:
@@ -299,12 +316,13 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	}
 	e.stop()
 	e.endHandshakes()
+	e.shift.tasksWG.Wait()
 	e.crew.end()
 	e.goodbye()
 	e.out.close()
 	writer.Wait()
 	err := e.sock.Close()
-	<-read
+	e.shift.readers.Wait()
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -313,38 +331,6 @@ func (e *Endpoint) Run(ctx context.Context) error {
 
 // Close gives up an endpoint that is not run.
 func (e *Endpoint) Close() error { return e.sock.Close() }
-
-// read takes datagrams until the socket is closed.
-func (e *Endpoint) read() error {
-	ds := make([]Datagram, batch)
-	buffers := make([][]byte, batch)
-	for i := range buffers {
-		buffers[i] = make([]byte, maxDatagram+1)
-	}
-	for {
-		for i := range ds {
-			ds[i] = Datagram{B: buffers[i]}
-		}
-		n, err := e.sock.Read(ds)
-		if errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		if err != nil {
-			// What a datagram of ours met comes back as an error of the socket.
-			e.mu.Lock()
-			closed := e.closed
-			e.mu.Unlock()
-			if closed {
-				return err
-			}
-			e.metrics.dropped.WithLabelValues("socket").Inc()
-			continue
-		}
-		for _, d := range ds[:n] {
-			e.datagram(d)
-		}
-	}
-}
 
 // goodbye ends every association; one that is kept only here, not for the peer.
 func (e *Endpoint) goodbye() {
@@ -381,6 +367,7 @@ func (e *Endpoint) sweep(now time.Time) {
 	e.askWhomToKeep()
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.lately = now
 	e.receipts.expire(now, exchangeLifetime)
 	e.safe.expire(now, maxTransmitSpan)
 	for i := range e.ciphers {

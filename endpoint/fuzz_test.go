@@ -32,7 +32,7 @@ func FuzzMessages(f *testing.F) {
 		e := New(newWire(1).open("198.51.100.1:5684"), Config{Server: nobody{}})
 		from := netip.MustParseAddrPort("192.0.2.1:1000")
 		for _, x := range [][]byte{a, b, a} {
-			e.datagram(Datagram{Addr: from, B: x})
+			e.arrive(Datagram{Addr: from, B: x})
 		}
 		e.mu.Lock()
 		s := e.newSession(coap.DTLSPSK, netip.MustParseAddrPort("192.0.2.2:1000"))
@@ -52,6 +52,14 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
+// arrive has a datagram read.
+func (e *Endpoint) arrive(d Datagram) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lately = time.Now()
+	e.datagram(d, e.lately)
+}
+
 // FuzzRecords: whatever comes to the DTLS port does no harm.
 func FuzzRecords(f *testing.F) {
 	f.Add(clientHello(1), []byte{25, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, 9, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 'x'})
@@ -65,8 +73,8 @@ func FuzzRecords(f *testing.F) {
 		e.register(s)
 		e.mu.Unlock()
 		for _, x := range [][]byte{a, b, a} {
-			e.datagram(Datagram{Addr: from, B: x})
-			e.datagram(Datagram{Addr: netip.MustParseAddrPort("192.0.2.3:1000"), B: x})
+			e.arrive(Datagram{Addr: from, B: x})
+			e.arrive(Datagram{Addr: netip.MustParseAddrPort("192.0.2.3:1000"), B: x})
 		}
 		e.stop()
 		e.endHandshakes()
@@ -95,8 +103,8 @@ func FuzzHandshake(f *testing.F) {
 		}
 		e.mu.Unlock()
 		for _, x := range [][]byte{a, b, first, a} {
-			e.datagram(Datagram{Addr: from, B: x})
-			e.datagram(Datagram{Addr: netip.MustParseAddrPort("192.0.2.3:1000"), B: x})
+			e.arrive(Datagram{Addr: from, B: x})
+			e.arrive(Datagram{Addr: netip.MustParseAddrPort("192.0.2.3:1000"), B: x})
 		}
 		e.stop()
 		e.endHandshakes()

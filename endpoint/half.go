@@ -201,7 +201,7 @@ func (h *half) application(r *record.Record, size int) bool {
 		return false
 	}
 	if s := h.takeOver(); s != nil {
-		s.record(r, h.addr, size)
+		s.record(r, h.addr, size, time.Now())
 	}
 	h.e.metrics.handovers.Inc()
 	return true
@@ -310,7 +310,7 @@ func (h *half) finish(rest [][]byte) {
 	h.plan()
 	for _, b := range rest {
 		if r, _, err := record.Next(b, cidSize); err == nil {
-			e.record(&r, b, h.addr, len(b))
+			e.record(&r, b, h.addr, len(b), time.Now())
 		}
 	}
 }
@@ -378,7 +378,7 @@ func (h *half) takeOver() *session {
 	if !h.e.register(s) {
 		return nil
 	}
-	h.e.crew.do(s.opened)
+	h.e.soon(task{f: s.opened})
 	return s
 }
 

@@ -275,7 +275,7 @@ func TestNothingForHellos(t *testing.T) {
 		for i := range 10_000 {
 			h := dtls12.Connect(&dtls12.Config{Key: k.client}, time.Now())
 			from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), uint16(i))
-			o.e.datagram(Datagram{Addr: from, B: h.Output()[0]})
+			o.e.arrive(Datagram{Addr: from, B: h.Output()[0]})
 		}
 		if !o.empty() {
 			t.Error("something is kept")

@@ -187,7 +187,7 @@ func (h *handshake) finish(ctx context.Context, conn *dtls.Conn) error {
 		switch {
 		case err != nil:
 		case h.gone:
-			s.record(&r, h.addr, len(b))
+			s.record(&r, h.addr, len(b), time.Now())
 		default:
 			h.application(&r, len(b))
 		}
@@ -231,7 +231,7 @@ func (h *handshake) application(r *record.Record, size int) bool {
 	if s == nil {
 		return true
 	}
-	s.record(r, h.addr, size)
+	s.record(r, h.addr, size, time.Now())
 	e.metrics.handovers.Inc()
 	return true
 }
@@ -263,7 +263,7 @@ func (h *handshake) takeOver() *session {
 	if !e.register(s) {
 		return nil
 	}
-	e.crew.do(s.opened)
+	e.soon(task{f: s.opened})
 	return s
 }
 

@@ -9,15 +9,31 @@ type later struct {
 	crew *crew
 
 	mu      sync.Mutex
-	queue   []func() // guarded by mu, as what follows
-	spare   []func()
+	queue   []told // guarded by mu, as what follows
+	spare   []told
 	working bool
 }
 
-// do has f called soon.
-func (l *later) do(f func()) {
+// told is what became of a message, and who asked: nil: nobody.
+type told struct {
+	done func(error)
+	err  error
+}
+
+// tell is called without Endpoint.mu.
+func (t told) tell() {
+	if t.done != nil {
+		t.done(t.err)
+	}
+}
+
+// do has t told soon.
+func (l *later) do(t told) {
+	if t.done == nil {
+		return
+	}
 	l.mu.Lock()
-	l.queue = append(l.queue, f)
+	l.queue = append(l.queue, t)
 	start := !l.working
 	l.working = true
 	l.mu.Unlock()
@@ -37,8 +53,8 @@ func (l *later) work() {
 		}
 		l.queue, l.spare = l.spare, nil
 		l.mu.Unlock()
-		for _, f := range batch {
-			f()
+		for _, t := range batch {
+			t.tell()
 		}
 		clear(batch)
 		l.mu.Lock()

@@ -12,6 +12,7 @@ import (
 // exchange is one request of the peer that is worked on.
 type exchange struct {
 	s       *session
+	m       *coap.Message
 	con     bool
 	id      uint16
 	token   []byte
@@ -82,7 +83,7 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	}
 	m = m.Clone()
 	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
-	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present, effects: effects(m), tells: tells(m)}
+	x := &exchange{s: s, m: m, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present, effects: effects(m), tells: tells(m)}
 	x.receipt = s.remember(m.ID, m.Token, s.safe(m, x.effects), now)
 	a := s.activity()
 	a.work = append(a.work, x)
@@ -90,7 +91,7 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	if x.con {
 		e.wheel.add(x, processingDelay)
 	}
-	e.crew.do(func() { x.serve(m) })
+	e.soon(task{x: x})
 }
 
 // due sends the acknowledgement ahead of a response that takes long (RFC 7252,
@@ -104,8 +105,8 @@ func (x *exchange) due(*Endpoint) {
 }
 
 // serve asks the server core, which may take its time.
-func (x *exchange) serve(m *coap.Message) {
-	s := x.s
+func (x *exchange) serve() {
+	s, m := x.s, x.m
 	e := s.e
 	var reply *coap.Message
 	if err := s.admitted(); err != nil {
@@ -122,8 +123,8 @@ func (x *exchange) serve(m *coap.Message) {
 	after := x.finish(reply)
 	gone := s.gone
 	e.mu.Unlock()
-	for _, f := range after {
-		f()
+	for _, t := range after {
+		t.tell()
 	}
 	if gone {
 		e.cfg.Server.Closed(s.id) // it was told before; the request came after that
@@ -161,7 +162,7 @@ func (s *session) admitted() error {
 
 // finish sends what the server core answered: with the acknowledgement, or,
 // where that has gone ahead, in a message of its own.
-func (x *exchange) finish(reply *coap.Message) (after []func()) {
+func (x *exchange) finish(reply *coap.Message) (after []told) {
 	s := x.s
 	e := s.e
 	x.over = true
@@ -192,8 +193,8 @@ func (x *exchange) finish(reply *coap.Message) (after []func()) {
 		s.emit(s.encode(coap.NonConfirmable, id, x.token, reply))
 	}
 	for _, h := range x.held {
-		if f := s.send(h.m, h.done); f != nil {
-			after = append(after, f)
+		if t := s.send(h.m, h.done); t.done != nil {
+			after = append(after, t)
 		}
 	}
 	x.held = nil
@@ -228,9 +229,7 @@ func (s *session) acknowledged(m *coap.Message) {
 	if m.Code.IsResponse() && (w == nil || !bytes.Equal(w.token, m.Token)) {
 		return // RFC 7252, Section 5.3.2: it answers nothing of ours
 	}
-	if f := t.end(nil); f != nil {
-		s.e.later.do(f)
-	}
+	s.e.soon(task{t: t.end(nil)})
 	if m.Code.IsResponse() {
 		w.deliver(m.Clone())
 	}
@@ -248,9 +247,7 @@ func (s *session) rejected(m *coap.Message, from netip.AddrPort) {
 	e := s.e
 	if t := s.transmission(m.ID); t != nil {
 		s.fresh()
-		if f := t.end(coap.ErrReset); f != nil {
-			e.later.do(f)
-		}
+		e.soon(task{t: t.end(coap.ErrReset)})
 		return
 	}
 	if token, ok := s.nonToken(m.ID); ok {
@@ -288,9 +285,7 @@ func (s *session) response(m *coap.Message, now time.Time) {
 	// RFC 7252, Section 5.2.2: it acknowledges the request as well.
 	for _, t := range slices.Clone(s.act.sent) {
 		if t.waiter == w {
-			if f := t.end(nil); f != nil {
-				s.e.later.do(f)
-			}
+			s.e.soon(task{t: t.end(nil)})
 		}
 	}
 	w.deliver(m.Clone())

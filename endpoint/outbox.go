@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 )
 
 // Bounds of what waits for the socket, in datagrams.
@@ -20,20 +21,34 @@ const (
 	outboxSpare = 512
 	// outboxBuffer holds a block of 1024 bytes, its options and the record.
 	outboxBuffer = 1280
+	// outboxRounds bounds how often somebody who has other things to do looks for
+	// more to send.
+	outboxRounds = 2
 )
 
-// outbox is what waits to be sent; one goroutine sends it in batches.
+// outbox is what waits to be sent. Whoever has several datagrams holds it, and
+// sends them on release with as few system calls as they take, in its own
+// goroutine: to wake another costs as much as a datagram. One goroutine sends what
+// nobody holds.
 type outbox struct {
-	mu     sync.Mutex
-	room   *sync.Cond
-	queue  []Datagram // guarded by mu
-	spare  [][]byte   // guarded by mu
-	closed bool       // guarded by mu
-	wake   chan struct{}
+	sock Socket
+	lost func() // is told of each datagram that the system did not take
+
+	waiting atomic.Int32 // the length of queue
+
+	mu      sync.Mutex
+	room    *sync.Cond
+	queue   []Datagram // guarded by mu, as all below
+	back    []Datagram // what queue is next
+	spare   [][]byte
+	holds   int
+	sending bool // by one goroutine at a time, without mu
+	closed  bool
+	wake    chan struct{}
 }
 
-func newOutbox() *outbox {
-	o := &outbox{wake: make(chan struct{}, 1)}
+func newOutbox(sock Socket, lost func()) *outbox {
+	o := &outbox{sock: sock, lost: lost, wake: make(chan struct{}, 1)}
 	o.room = sync.NewCond(&o.mu)
 	return o
 }
@@ -59,18 +74,53 @@ func (o *outbox) push(addr netip.AddrPort, b []byte) bool {
 		return false
 	}
 	o.queue = append(o.queue, Datagram{Addr: addr, B: b})
+	o.waiting.Store(int32(len(o.queue)))
+	rouse := o.holds == 0 && !o.sending // who sends looks again
 	o.mu.Unlock()
-	select {
-	case o.wake <- struct{}{}:
-	default:
+	if rouse {
+		o.rouse()
 	}
 	return true
 }
 
-// throttle waits while much is to be sent.
+func (o *outbox) rouse() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Hold has datagrams wait for Release.
+func (o *outbox) Hold() {
+	o.mu.Lock()
+	o.holds++
+	o.mu.Unlock()
+}
+
+// Release sends what waits. It may wait for the socket.
+func (o *outbox) Release() {
+	o.mu.Lock()
+	o.holds--
+	o.drain(outboxRounds)
+	o.mu.Unlock()
+}
+
+// kick has what waits sent soon, whoever holds it: somebody else is done.
+func (o *outbox) kick() {
+	if o.waiting.Load() > 0 {
+		o.rouse()
+	}
+}
+
+// throttle sends, for somebody who can wait, what makes a full batch, and waits
+// while much is to be sent.
 func (o *outbox) throttle() {
+	if o.waiting.Load() < batch {
+		return
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.drain(1)
 	for len(o.queue) >= outboxPause && !o.closed {
 		o.room.Wait()
 	}
@@ -82,49 +132,71 @@ func (o *outbox) close() {
 	o.closed = true
 	o.room.Broadcast()
 	o.mu.Unlock()
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
+	o.rouse()
 }
 
-// run sends until close. lost is told of each datagram that the system did not
-// take.
-func (o *outbox) run(sock Socket, lost func()) {
-	var batch []Datagram
-	for {
+// drain sends what waits, with mu held before and after, and what came meanwhile
+// in as many rounds, unless somebody else is sending.
+func (o *outbox) drain(rounds int) {
+	if o.sending {
+		return
+	}
+	for ; rounds > 0 && len(o.queue) > 0; rounds-- {
+		now := o.queue
+		o.queue, o.back, o.sending = o.back[:0], nil, true
+		o.waiting.Store(0)
+		o.mu.Unlock()
+		o.write(now)
 		o.mu.Lock()
-		for _, d := range batch {
+		for _, d := range now {
 			if len(o.spare) < outboxSpare && cap(d.B) <= 2*outboxBuffer {
 				o.spare = append(o.spare, d.B[:0])
 			}
 		}
-		clear(batch)
-		batch, o.queue = o.queue, batch[:0]
-		closed := o.closed
+		clear(now)
+		o.back, o.sending = now[:0], false
 		o.room.Broadcast()
+	}
+	if len(o.queue) > 0 {
+		o.rouse()
+	}
+}
+
+// write sends datagrams one after the other.
+func (o *outbox) write(ds []Datagram) {
+	for len(ds) > 0 {
+		n, err := o.sock.Write(ds)
+		ds = ds[min(max(n, 0), len(ds)):]
+		switch {
+		case err == nil && n > 0:
+		case errors.Is(err, net.ErrClosed):
+			return
+		case len(ds) > 0:
+			// One destination that cannot be reached must not stop the others.
+			o.lost()
+			ds = ds[1:]
+		}
+	}
+}
+
+// run sends what nobody holds until close.
+func (o *outbox) run() {
+	for {
+		o.mu.Lock()
+		o.drain(1)
+		over := o.closed && len(o.queue) == 0 && !o.sending
+		if o.closed && o.sending {
+			o.room.Wait()
+		}
+		more := o.closed || len(o.queue) > 0 && !o.sending
 		o.mu.Unlock()
-		if len(batch) == 0 {
-			if closed {
-				return
-			}
+		if over {
+			return
+		}
+		if !more {
 			<-o.wake
 			// Who is about to send more goes first: one system call then takes it all.
 			runtime.Gosched()
-			continue
-		}
-		for rest := batch; len(rest) > 0; {
-			n, err := sock.Write(rest)
-			rest = rest[min(max(n, 0), len(rest)):]
-			switch {
-			case err == nil && n > 0:
-			case errors.Is(err, net.ErrClosed):
-				rest = nil
-			case len(rest) > 0:
-				// One destination that cannot be reached must not stop the others.
-				lost()
-				rest = rest[1:]
-			}
 		}
 	}
 }

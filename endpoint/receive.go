@@ -9,19 +9,17 @@ import (
 	"github.com/seed4911071e/groupgate/record"
 )
 
-// datagram is told of each datagram that comes.
-func (e *Endpoint) datagram(d Datagram) {
+// datagram is told of each datagram that comes, with Endpoint.mu held.
+func (e *Endpoint) datagram(d Datagram, now time.Time) {
 	if len(d.B) > maxDatagram {
 		e.metrics.dropped.WithLabelValues("size").Inc()
 		return
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	if e.closed {
 		return
 	}
 	if e.cfg.Keys == nil {
-		e.plainDatagram(d)
+		e.plainDatagram(d, now)
 		return
 	}
 	for b := d.B; len(b) > 0; {
@@ -31,18 +29,18 @@ func (e *Endpoint) datagram(d Datagram) {
 			e.metrics.dropped.WithLabelValues("format").Inc()
 			return
 		}
-		e.record(&r, b[:len(b)-len(rest)], d.Addr, len(d.B))
+		e.record(&r, b[:len(b)-len(rest)], d.Addr, len(d.B), now)
 		b = rest
 	}
 }
 
 // record finds out whose record it is. raw is the whole of it.
-func (e *Endpoint) record(r *record.Record, raw []byte, from netip.AddrPort, size int) {
+func (e *Endpoint) record(r *record.Record, raw []byte, from netip.AddrPort, size int, now time.Time) {
 	switch {
 	case r.Type == record.ConnectionID:
 		id := binary.BigEndian.Uint64(r.CID)
 		if s := e.byCID.Get(id); s != nil {
-			s.record(r, from, size)
+			s.record(r, from, size, now)
 		} else if h := e.halfByCID[id]; h != nil {
 			// Before the handshake is over there is no moving.
 			if h.addr == from {
@@ -60,7 +58,7 @@ func (e *Endpoint) record(r *record.Record, raw []byte, from netip.AddrPort, siz
 	default:
 		// A live session may have a handshake beside it: its keys tell.
 		s, h := e.byAddr.Get(from), e.handshakes[from]
-		if s != nil && s.cid == 0 && s.record(r, from, size) {
+		if s != nil && s.cid == 0 && s.record(r, from, size, now) {
 			return
 		}
 		if own := e.own.byAddr[from]; own != nil {
@@ -100,7 +98,7 @@ func (e *Endpoint) clear(r *record.Record, raw []byte, from netip.AddrPort) {
 
 // record reads a record of the session. It returns false when it does not
 // open, and then nothing has changed.
-func (s *session) record(r *record.Record, from netip.AddrPort, size int) bool {
+func (s *session) record(r *record.Record, from netip.AddrPort, size int, now time.Time) bool {
 	e := s.e
 	if s.gone {
 		return true
@@ -118,7 +116,6 @@ func (s *session) record(r *record.Record, from netip.AddrPort, size int) bool {
 	}
 	e.plain = content[:0:cap(content)]
 	newest := s.window.Accept(r.Seq)
-	now := time.Now()
 	s.heard = e.stamp(now)
 	s.wake()
 	s.touched()
@@ -159,9 +156,8 @@ func (s *session) alerted(b []byte) {
 }
 
 // plainDatagram is a message over UDP.
-func (e *Endpoint) plainDatagram(d Datagram) {
+func (e *Endpoint) plainDatagram(d Datagram, now time.Time) {
 	s := e.byAddr.Get(d.Addr)
-	now := time.Now()
 	if s == nil {
 		m, err := coap.DecodeMessage(d.B)
 		if err != nil || !m.Code.IsRequest() {

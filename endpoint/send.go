@@ -16,6 +16,7 @@ import (
 var (
 	_ coap.Link      = (*session)(nil)
 	_ coap.Requester = (*session)(nil)
+	_ coap.Batcher   = (*session)(nil)
 )
 
 // transmission is a confirmable message of ours that nobody acknowledged yet.
@@ -59,6 +60,9 @@ func (s *session) Peer() coap.Peer {
 	return coap.Peer{Link: s.id, Addr: s.addr(), Via: s.via, Subject: s.subject()}
 }
 
+// Outlet: what is sent by one socket goes together.
+func (s *session) Outlet() coap.Outlet { return s.e.out }
+
 // OwnsBlockwise: bodies are cut and put together by the server core.
 func (s *session) OwnsBlockwise() bool { return false }
 
@@ -66,23 +70,21 @@ func (s *session) OwnsBlockwise() bool { return false }
 func (s *session) Send(m *coap.Message, done func(error)) {
 	s.e.out.throttle()
 	s.e.mu.Lock()
-	after := s.send(m, done)
+	t := s.send(m, done)
 	s.e.mu.Unlock()
-	if after != nil {
-		after()
-	}
+	t.tell()
 }
 
-// send is Send with the lock held; what it returns is to be called without.
-func (s *session) send(m *coap.Message, done func(error)) (after func()) {
+// send is Send with the lock held; what it returns is to be told without.
+func (s *session) send(m *coap.Message, done func(error)) told {
 	if s.gone {
-		return func() { done(coap.ErrGone) }
+		return told{done, coap.ErrGone}
 	}
 	if s.act != nil {
 		for _, x := range s.act.work {
 			if x.observe && bytes.Equal(x.token, m.Token) {
 				x.held = append(x.held, held{m, done})
-				return nil
+				return told{}
 			}
 		}
 	}
@@ -91,23 +93,23 @@ func (s *session) send(m *coap.Message, done func(error)) (after func()) {
 	if m.Type == coap.Confirmable {
 		b, err := c.MarshalBinary()
 		if err != nil {
-			return func() { done(fmt.Errorf("endpoint: %w", err)) }
+			return told{done, fmt.Errorf("endpoint: %w", err)}
 		}
 		s.confirmable(c.ID, b).done = done
-		return nil
+		return told{}
 	}
 	b, err := c.AppendBinary(s.e.message[:0])
 	if err != nil {
-		return func() { done(fmt.Errorf("endpoint: %w", err)) }
+		return told{done, fmt.Errorf("endpoint: %w", err)}
 	}
 	s.e.message = b
 	if !s.emit(b) {
 		// The address has not shown that it receives. The server core sends it
 		// again at the next sign of life.
-		return func() { done(coap.ErrTimeout) }
+		return told{done, coap.ErrTimeout}
 	}
 	s.rememberNON(c.ID, c.Token)
-	return func() { done(nil) }
+	return told{done, nil}
 }
 
 // Do sends a request to the peer and waits for its response.
@@ -181,8 +183,8 @@ func (t *transmission) due(e *Endpoint) {
 	}
 	if t.tries == maxRetransmit {
 		e.metrics.timeouts.Inc()
-		if f := t.end(coap.ErrTimeout); f != nil {
-			e.crew.do(f)
+		if told := t.end(coap.ErrTimeout); told.done != nil {
+			e.crew.do(told.tell)
 		}
 		return
 	}
@@ -195,7 +197,7 @@ func (t *transmission) due(e *Endpoint) {
 
 // end is the end of a transmission; what it returns tells who asked, and is to
 // be called without the lock.
-func (t *transmission) end(err error) func() {
+func (t *transmission) end(err error) told {
 	s := t.s
 	if !t.over {
 		s.e.room.sending -= transmissionSize + len(t.b)
@@ -211,11 +213,8 @@ func (t *transmission) end(err error) func() {
 		t.waiter.fail(err)
 	}
 	done := t.done
-	if done == nil {
-		return nil
-	}
 	t.done = nil
-	return func() { done(err) }
+	return told{done, err}
 }
 
 // transmission finds the message of ours with this identifier.

@@ -237,8 +237,8 @@ func (s *session) closeLocked(tell bool) []func() {
 	s.act = nil
 	if a != nil {
 		for _, t := range a.sent {
-			if f := t.end(coap.ErrGone); f != nil {
-				after = append(after, f)
+			if told := t.end(coap.ErrGone); told.done != nil {
+				after = append(after, told.tell)
 			}
 		}
 		for _, w := range a.waiters {
@@ -309,7 +309,7 @@ func (s *session) ciphers() *ciphers {
 	if c.of != s {
 		*c = ciphers{of: s}
 	}
-	c.used = time.Now()
+	c.used = s.e.lately
 	return c
 }
 

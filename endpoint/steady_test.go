@@ -51,7 +51,7 @@ func TestSteady(t *testing.T) {
 		seq++
 		out = client.Seal(out[:0], record.ApplicationData, epoch, seq, cid, b)
 		e.out.throttle()
-		e.datagram(Datagram{Addr: from, B: out})
+		e.arrive(Datagram{Addr: from, B: out})
 	}
 	note := &coap.Message{Type: coap.NonConfirmable, Code: coap.Content, Token: []byte{1}, Payload: make([]byte, 120)}
 	note.Options.SetUint(coap.ObserveOption, 5)

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -216,7 +217,7 @@ func (l *hostLink) write(m *coap.Message) error {
 	}
 	if m.Type == coap.NonConfirmable {
 		l.mu.Lock()
-		l.nons = lastOf(append(l.nons, sentToken{mid, m.Token}))
+		l.nons = lastOf(append(l.nons, sentToken{mid, bytes.Clone(m.Token)}))
 		l.mu.Unlock()
 	}
 	err := l.conn.WriteMessage(out)

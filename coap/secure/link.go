@@ -109,6 +109,14 @@ func (c *link) Peer() coap.Peer {
 	return p
 }
 
+// Outlet is that of the outer link.
+func (c *link) Outlet() coap.Outlet {
+	if b, ok := c.carrier().(coap.Batcher); ok {
+		return b.Outlet()
+	}
+	return nil
+}
+
 var errUnbound = fmt.Errorf("secure: no request that the message answers: %w", coap.ErrGone)
 
 // Send protects a notification or another further response, each with a Partial

@@ -32,6 +32,11 @@ func (s *Server) enqueueLocked(p *peer, j job) bool {
 // release passes the turn on.
 func (s *Server) release(p *peer) {
 	s.mu.Lock()
+	s.releaseLocked(p)
+}
+
+// releaseLocked is release with mu held. It unlocks.
+func (s *Server) releaseLocked(p *peer) {
 	if len(p.outbox) == 0 {
 		p.busy = false
 		p.outbox = nil
@@ -60,25 +65,27 @@ func (sub *subscription) run(s *Server) {
 	}
 	sub.pending, sub.sending = nil, n
 	link := p.link
-	s.mu.Unlock()
-
-	if n.Allow != nil {
-		if last, ok := n.Allow(link.Peer()); !ok {
-			s.metrics.notifications.WithLabelValues("refused").Inc()
-			s.refuse(sub, n, last)
+	if n.Allow != nil || n.Wait != nil {
+		s.mu.Unlock()
+		if n.Allow != nil {
+			if last, ok := n.Allow(link.Peer()); !ok {
+				s.metrics.notifications.WithLabelValues("refused").Inc()
+				s.refuse(sub, n, last)
+				return
+			}
+		}
+		if n.Wait != nil && n.Wait(link.Peer()) {
+			s.holdBack(sub, n)
 			return
 		}
+		s.mu.Lock()
 	}
-	if n.Wait != nil && n.Wait(link.Peer()) {
-		s.holdBack(sub, n)
-		return
-	}
-	s.mu.Lock()
-	d := &delivery{sub: sub, note: n, link: link, obs: sub.obs}
+	d := s.deliveryLocked()
+	d.sub, d.note, d.link, d.obs = sub, n, link, sub.obs
+	now := time.Now()
 	// RFC 7641, Section 4.5: a confirmable one at least every 24 hours.
-	d.confirm = n.Confirm || time.Since(sub.heard) >= confirmEvery
-	s.mu.Unlock()
-	d.step(s)
+	d.confirm = n.Confirm || now.Sub(sub.heard) >= confirmEvery
+	d.stepLocked(s, now)
 }
 
 // holdBack keeps a notification for the next sign of life, unless a newer one
@@ -123,7 +130,8 @@ func (s *Server) refuse(sub *subscription, n *note, last *coap.Response) {
 }
 
 // delivery is one version on its way to the tokens of a link, one after the
-// other.
+// other. Links are done with the message when they say so, so that it, and the
+// delivery, serve again.
 type delivery struct {
 	sub     *subscription
 	note    *note
@@ -135,25 +143,57 @@ type delivery struct {
 	ok      bool  // one of them got it
 	relayed bool  // or one was taken on the way to it
 	err     error // the last failure
+
+	to    *observation // of the message under way
+	m     coap.Message
+	opts  coap.Options // memory of those of m
+	token [8]byte
+	seq   [3]byte
+	told  func(error) // is d.done
 }
 
-// step sends to the next token that still observes, or finishes.
-func (d *delivery) step(s *Server) {
+// deliveryLocked finds or makes an empty one; freeLocked takes it back.
+func (s *Server) deliveryLocked() *delivery {
+	if n := len(s.deliveries); n > 0 {
+		d := s.deliveries[n-1]
+		s.deliveries = s.deliveries[:n-1]
+		return d
+	}
+	d := &delivery{}
+	d.told = func(err error) { d.done(s, err) }
+	return d
+}
+
+func (s *Server) freeLocked(d *delivery) {
+	if len(s.deliveries) < maxSpareDeliveries {
+		clear(d.opts)
+		*d = delivery{opts: d.opts[:0], told: d.told}
+		s.deliveries = append(s.deliveries, d)
+	}
+}
+
+// stepLocked sends to the next token that still observes, or finishes. It
+// unlocks.
+func (d *delivery) stepLocked(s *Server, now time.Time) {
 	for d.next < len(d.obs) {
 		o := d.obs[d.next]
 		d.next++
-		m := s.render(o, d.note.Body, d.confirm)
-		if m == nil {
+		if o.gone || suppressed(o.noResponse, d.note.Body.Code) {
 			continue
 		}
-		d.sent = true
-		d.link.Send(m, func(err error) { d.done(s, o, err) })
+		d.sent, d.to = true, o
+		seq := o.nextSeq(now)
+		s.mu.Unlock()
+		d.render(s, seq)
+		d.link.Send(&d.m, d.told)
 		return
 	}
-	d.finish(s)
+	d.finishLocked(s)
 }
 
-func (d *delivery) done(s *Server, o *observation, err error) {
+// done is told what became of the message.
+func (d *delivery) done(s *Server, err error) {
+	o := d.to
 	s.metrics.notification(d.confirm, err)
 	switch {
 	case err == nil:
@@ -179,19 +219,24 @@ func (d *delivery) done(s *Server, o *observation, err error) {
 	case err != nil:
 		d.next = len(d.obs) // who does not answer to one token does not to another
 	}
-	d.step(s)
+	s.mu.Lock()
+	var now time.Time
+	if d.next < len(d.obs) {
+		now = time.Now()
+	}
+	d.stepLocked(s, now)
 }
 
-// finish reports the outcome and passes the turn on; when a newer version came
-// meanwhile the mailbox goes to the end of the queue.
-func (d *delivery) finish(s *Server) {
+// finishLocked reports the outcome and passes the turn on; when a newer version
+// came meanwhile the mailbox goes to the end of the queue. It unlocks.
+func (d *delivery) finishLocked(s *Server) {
 	sub, n := d.sub, d.note
 	p := sub.peer
 	err := d.err
 	if d.ok || d.relayed {
 		err = nil
 	}
-	s.mu.Lock()
+	sent, relayed := d.sent, d.relayed && !d.ok
 	sub.sending = nil
 	switch {
 	case err == nil:
@@ -220,38 +265,76 @@ func (d *delivery) finish(s *Server) {
 	if sub.queued {
 		p.outbox = append(p.outbox, sub) // busy is ours until release
 	}
+	s.freeLocked(d)
+	if n.Done == nil || !sent {
+		s.releaseLocked(p)
+		return
+	}
 	s.mu.Unlock()
-	if err == nil && d.relayed && !d.ok {
+	if err == nil && relayed {
 		err = coap.ErrRelayed
 	}
-	if n.Done != nil && d.sent {
-		n.Done(p.id, n.Version, err)
-	}
+	n.Done(p.id, n.Version, err)
 	s.release(p)
 }
 
-// render makes the message for one observation: nil when it is over or the
-// client does not want such responses. The body is shared by all observers.
-func (s *Server) render(o *observation, body *coap.Response, confirm bool) *coap.Message {
-	s.mu.Lock()
-	if o.gone || suppressed(o.noResponse, body.Code) {
-		s.mu.Unlock()
-		return nil
+// render makes the message for one observation. The body is shared by all
+// observers.
+func (d *delivery) render(s *Server, seq uint32) {
+	o := d.to
+	r := s.cut(o.sub.peer, o, d.note.Body)
+	opts := d.opts[:0]
+	placed := !r.Code.IsSuccess() // RFC 7641, Section 4.2
+	for _, have := range r.Options {
+		if have.ID == coap.ObserveOption {
+			continue
+		}
+		if !placed && have.ID > coap.ObserveOption {
+			opts, placed = append(opts, d.observe(seq)), true
+		}
+		opts = append(opts, have)
 	}
-	seq := o.nextSeq()
-	p := o.sub.peer
-	s.mu.Unlock()
-	r := s.cut(p, o, body)
-	m := &coap.Message{Type: coap.NonConfirmable, Code: r.Code, Token: []byte(o.token), Payload: r.Payload}
-	if confirm {
-		m.Type = coap.Confirmable
+	if !placed {
+		opts = append(opts, d.observe(seq))
 	}
-	m.Options = r.Options
-	m.Options.Remove(coap.ObserveOption)
-	if r.Code.IsSuccess() { // RFC 7641, Section 4.2
-		m.Options.SetUint(coap.ObserveOption, seq)
+	d.opts = opts
+	d.m = coap.Message{Type: coap.NonConfirmable, Code: r.Code, Token: d.token[:copy(d.token[:], o.token)], Options: opts, Payload: r.Payload}
+	if d.confirm {
+		d.m.Type = coap.Confirmable
 	}
-	return m
+}
+
+// observe is the Observe option with a number, in its shortest form (RFC 7252,
+// Section 3.2).
+func (d *delivery) observe(seq uint32) coap.Option {
+	d.seq = [3]byte{byte(seq >> 16), byte(seq >> 8), byte(seq)}
+	b := d.seq[:]
+	for len(b) > 0 && b[0] == 0 {
+		b = b[1:]
+	}
+	return coap.Option{ID: coap.ObserveOption, Value: b}
+}
+
+// outlets are those of the links that one publication goes to.
+type outlets []coap.Outlet
+
+func (o *outlets) hold(link coap.Link) {
+	b, ok := link.(coap.Batcher)
+	if !ok {
+		return
+	}
+	out := b.Outlet()
+	if out == nil || slices.Contains(*o, out) {
+		return
+	}
+	out.Hold()
+	*o = append(*o, out)
+}
+
+func (o *outlets) release() {
+	for _, out := range *o {
+		out.Release()
+	}
 }
 
 // cut is the first block of a body larger than one (RFC 7959, Section 2.6); the

@@ -69,9 +69,9 @@ func TestNextSeq(t *testing.T) {
 	newer := func(a, b uint32) bool { d := (b - a) & (1<<24 - 1); return d != 0 && d < 1<<23 }
 	for _, seq := range []uint32{0, 1<<24 - 1, uint32(time.Now().Unix()) & (1<<24 - 1), uint32(time.Now().Unix()+1000) & (1<<24 - 1)} {
 		o := &observation{seq: seq}
-		last := o.nextSeq()
+		last := o.nextSeq(time.Now())
 		for range 1000 {
-			next := o.nextSeq()
+			next := o.nextSeq(time.Now())
 			if !newer(last, next) {
 				t.Fatalf("%d after %d", next, last)
 			}

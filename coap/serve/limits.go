@@ -92,6 +92,10 @@ const (
 	maxPeerMore  = 4
 	moreLifetime = 5 * time.Minute
 
+	// maxSpareDeliveries bounds the deliveries that are kept for the next, some 400
+	// bytes each.
+	maxSpareDeliveries = 256
+
 	// paceEvery is the pause between two portions of what is sent unasked: short
 	// enough that nobody notices, long enough that others get the processor.
 	paceEvery = 10 * time.Millisecond

@@ -63,8 +63,8 @@ type observation struct {
 // nextSeq gives a number that is newer than all before it, also than those of
 // an observation with the same token before a restart: the seconds of the clock
 // while notifications are rarer (RFC 7641, Sections 3.4 and 4.4).
-func (o *observation) nextSeq() uint32 {
-	clock := uint32(time.Now().Unix()) & seqMask
+func (o *observation) nextSeq(now time.Time) uint32 {
+	clock := uint32(now.Unix()) & seqMask
 	next := (o.seq + 1) & seqMask
 	if o.seq == 0 || newer(clock, next) {
 		next = clock
@@ -167,7 +167,7 @@ func (s *Server) register(ctx context.Context, x *exchange, r *coap.Response, st
 			sub.missed = t.last // the reply goes first: revive sends it
 		}
 	}
-	seq := o.nextSeq()
+	seq := o.nextSeq(sub.heard)
 	keeper := s.keeper
 	wait := s.keepLocked(o)
 	s.mu.Unlock()
@@ -354,8 +354,11 @@ func (s *Server) Publish(name string, n coap.Notification) {
 	}
 	next := &note{n}
 	t.last = next
-	var start []*subscription
-	var at []netip.Addr // of the peers in start, where that matters
+	type turn struct {
+		sub  *subscription
+		link coap.Link
+	}
+	start := make([]turn, 0, len(t.subs))
 	for _, sub := range t.subs {
 		if sub.hasShown && sub.shown >= n.Version {
 			continue
@@ -367,23 +370,27 @@ func (s *Server) Publish(name string, n coap.Notification) {
 		if !sub.queued {
 			sub.queued = true
 			if s.enqueueLocked(sub.peer, sub) {
-				start = append(start, sub)
-				var a netip.Addr
-				if s.cfg.SubnetRate != 0 {
-					a = sub.peer.link.Peer().Addr.Addr()
-				}
-				at = append(at, a)
+				start = append(start, turn{sub, sub.peer.link})
 			}
 		}
 	}
 	s.mu.Unlock()
-	key := paceKey(name)
-	for i, sub := range start {
-		if s.pacer.free() {
-			sub.run(s)
-			continue
+	if s.pacer.free() {
+		var out outlets
+		defer out.release()
+		for _, t := range start {
+			out.hold(t.link)
+			t.sub.run(s)
 		}
-		s.pacer.add(key, at[i], func() { sub.run(s) })
+		return
+	}
+	key := paceKey(name)
+	for _, t := range start {
+		var at netip.Addr
+		if s.cfg.SubnetRate != 0 {
+			at = t.link.Peer().Addr.Addr()
+		}
+		s.pacer.add(key, at, func() { t.sub.run(s) })
 	}
 }
 

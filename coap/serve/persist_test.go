@@ -163,11 +163,11 @@ func TestRestore(t *testing.T) {
 // before.
 func TestNumbersOfNotifications(t *testing.T) {
 	clock := uint32(time.Now().Unix()) & seqMask
-	if first := (&observation{}).nextSeq(); newer(clock, first) {
+	if first := (&observation{}).nextSeq(time.Now()); newer(clock, first) {
 		t.Errorf("begins with %d at %d", first, clock)
 	}
 	ahead := &observation{seq: (clock + 1000) & seqMask} // the clock was set back
-	if next := ahead.nextSeq(); next != (clock+1001)&seqMask {
+	if next := ahead.nextSeq(time.Now()); next != (clock+1001)&seqMask {
 		t.Errorf("%d after %d", next, clock+1000)
 	}
 	for _, c := range [][2]uint32{{1, 0}, {0, seqMask}, {1 << 22, seqMask - 5}} {
@@ -185,6 +185,6 @@ type keptLink struct {
 
 func (l *keptLink) Peer() coap.Peer { return l.peer }
 func (l *keptLink) Send(m *coap.Message, done func(error)) {
-	l.sent = append(l.sent, m)
+	l.sent = append(l.sent, m.Clone())
 	done(nil)
 }

@@ -153,6 +153,7 @@ type Server struct {
 
 	// Observation, guarded by mu.
 	topics       map[string]*topic
+	deliveries   []*delivery // for the next
 	observations int
 	registering  int               // requests in work that may register
 	events       uint64            // counts Drop, to order it against registrations
