@@ -139,7 +139,7 @@ func joiner(ctx context.Context, api *admin.Client, cfg *config.Config, coaps st
 	if resp, err := t.Do(ctx, first); err != nil || resp.Code != coap.Forbidden {
 		return nil, errors.Join(fmt.Errorf("bench: a stranger's first request: %v, %w", resp, err), t.Close())
 	}
-	m, err := newJoiner(t, group, roles, i)
+	m, err := newJoiner(t, group, roles, i, false)
 	if err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -147,7 +147,7 @@ func joiner(ctx context.Context, api *admin.Client, cfg *config.Config, coaps st
 }
 
 // newJoiner is a node that knows the group's algorithms already.
-func newJoiner(t node.Transport, group string, roles groupcomm.Roles, i int) (*node.Member, error) {
+func newJoiner(t node.Transport, group string, roles groupcomm.Roles, i int, mqtt bool) (*node.Member, error) {
 	ns, err := node.Challenge(t)
 	if err != nil {
 		return nil, err
@@ -157,7 +157,7 @@ func newJoiner(t node.Transport, group string, roles groupcomm.Roles, i int) (*n
 		return nil, err
 	}
 	return node.New(node.Config{
-		Group: group, Roles: roles, Key: key, Subject: fmt.Sprintf("bench-%d", i),
+		Group: group, Roles: roles, Key: key, Subject: fmt.Sprintf("bench-%d", i), MQTT: mqtt, PollEvery: time.Hour,
 		Transfer: &groupcomm.TokenTransferResponse{KDCChallenge: ns, SignInfo: []groupcomm.SignInfoEntry{{
 			Groups: []string{group}, Alg: cose.AlgEdDSA, AlgParams: []int64{cose.KtyOKP},
 			KeyParams: []int64{cose.KtyOKP, cose.CrvEd25519}, CredFmt: 14,

@@ -1,85 +1,115 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/seed4911071e/groupgate/admin"
-	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
-	"github.com/seed4911071e/groupgate/plugin/host"
+	"github.com/seed4911071e/groupgate/node/swarm"
 )
 
 // Shape of the rekey benchmark.
 const (
-	rekeyRounds   = 5                     // the median counts
-	rekeyJoins    = 40                    // joins at most while one rekey is delivered
-	rekeyLook     = 10 * time.Millisecond // between looks at the progress
-	rekeyTime     = 2 * time.Minute       // for one rekey to reach everybody
+	rekeyJoinGap  = 10 * time.Millisecond // between their beginnings, at least
+	rekeyLook     = 10 * time.Millisecond // between looks at the progress, at least
+	rekeyTime     = 3 * time.Minute       // for one rekey to reach everybody
+	rekeySetup    = 2 * time.Hour         // for members to join
 	observeGroup  = "bench-observe"
 	overMQTTGroup = "bench-over-mqtt"
 	overTreeGroup = "bench-over-tree"
 	newcomerGroup = "bench-newcomers"
 )
 
-// Rekey measures how long a rekey takes to reach every member of a group of n
-// and to be confirmed by it, on disk: once for members that observe the group
-// over DTLS, once for members on the embedded broker that are told one by one, and
-// once for members there that follow a key tree, after one of them is evicted; what
-// that sends; and how long joins into another group take meanwhile, one after the
-// other. The peer of the key tree are the members that are told one by one, in the
-// same run. Nodes and gateway share this process, so the figures include the nodes'
-// own work.
+// In tests there are fewer.
+var (
+	rekeyRounds = 5   // the median counts
+	rekeyJoins  = 400 // joins at most while one rekey is delivered
+)
+
+// RekeyConfig says what [Rekey] measures.
+type RekeyConfig struct {
+	Observing int // members that observe the group; 0: none
+	MQTT      int // members on the embedded broker, told one by one and by a key tree; 0: none
+	Sleeping  int // members of a key tree of which one leaves while the others sleep; 0: none
+	// NotifyRPS is limits.notify_rps; 0: no limit.
+	NotifyRPS float64
+}
+
+// Rekey measures how long a rekey takes to reach every member of a group and to be
+// confirmed by it, on disk; what that sends; and how long joins into another group
+// take meanwhile. Members observe the group over DTLS, are told over MQTT one by
+// one, or follow a key tree there after one of them is evicted; the peer of the key
+// tree are the members that are told one by one, in the same run.
 //
-// n is the number of members that observe, mqtt that of those on the broker, 0: as
-// many; each takes some descriptors.
+// Each kind has a gateway of its own, whole and in a process of its own, with its
+// data below dir: start is to run [ServeGateway] for [KindGateway]. The nodes are
+// real: each has a token, shook hands, joined with its proof of possession, and
+// acknowledges on its own association. They are in this process, so that two cores
+// are shared by both sides. Of those who observe each message is compared with the
+// rekey message that the node that joined first decoded.
 //
 // messages_sent and bytes_sent are those of one rekey: messages handed to the
 // network or the broker, and the bytes of the rekey in them, without the headers
-// of CoAP, DTLS and MQTT.
+// of CoAP, DTLS and MQTT. rss_bytes_per_member is the resident memory of the
+// gateway after a collection with all members idle, less that without, by their
+// number. The gateway is killed in the middle of a last rekey, and started again.
 //
-// dir is an empty folder for the gateway's data; progress may be nil.
-func Rekey(ctx context.Context, dir string, n, mqtt int, progress func(string)) ([]Result, error) {
-	if n <= 0 {
-		return nil, fmt.Errorf("bench: %d members make no benchmark", n)
+// progress may be nil.
+func Rekey(ctx context.Context, start Start, dir string, c RekeyConfig, progress func(string)) (out []Result, err error) {
+	if c.Observing <= 0 && c.MQTT <= 0 && c.Sleeping <= 0 {
+		return nil, errors.New("bench: no members make no benchmark")
 	}
 	if progress == nil {
 		progress = func(string) {}
 	}
-	if mqtt == 0 {
-		mqtt = n
+	run := func(k rekeyKind) (rows []Result, err error) {
+		if k.n <= 0 {
+			return nil, nil
+		}
+		b := &rekeyBench{kind: k, progress: progress}
+		defer func() { err = errors.Join(err, b.close()) }()
+		if err := b.open(ctx, start, filepath.Join(dir, k.bench), c.NotifyRPS); err != nil {
+			return nil, err
+		}
+		if k.asleep {
+			return b.leave(ctx)
+		}
+		return b.measure(ctx)
 	}
-	groups := []string{observeGroup, overMQTTGroup, overTreeGroup, newcomerGroup}
-	return withGateway(ctx, dir, groups, func(ctx context.Context, cfg *config.Config, at host.Addrs) (out []Result, err error) {
-		b := &rekeyBench{cfg: cfg, at: at, progress: progress, api: admin.NewClient(at.HTTP, string(cfg.AdminToken.Bytes()))}
-		if out, err = b.measure(ctx, rekeyKind{bench: "rekey-observe", group: observeGroup, channel: "observe", n: n}); err != nil {
-			return nil, err
+	if out, err = run(rekeyKind{bench: "rekey-observe", group: observeGroup, channel: "observe", n: c.Observing}); err != nil {
+		return nil, err
+	}
+	alone, err := run(rekeyKind{bench: "rekey-mqtt", group: overMQTTGroup, channel: "mqtt", n: c.MQTT, mqtt: true})
+	if err != nil {
+		return nil, err
+	}
+	tree, err := run(rekeyKind{bench: "rekey-tree", group: overTreeGroup, channel: "mqtt", n: c.MQTT, mqtt: true, leave: true})
+	if err != nil {
+		return nil, err
+	}
+	compared := []string{"seconds_to_all_confirmed", "messages_sent", "bytes_sent", "join_p99_ms_meanwhile", "gateway_cpu_us_per_member"}
+	for i, r := range tree {
+		if !slices.Contains(compared, r.Metric) {
+			continue
 		}
-		alone, err := b.measure(ctx, rekeyKind{bench: "rekey-mqtt", group: overMQTTGroup, channel: "mqtt", n: mqtt, mqtt: true})
-		if err != nil {
-			return nil, err
+		if j := slices.IndexFunc(alone, func(a Result) bool { return a.Metric == r.Metric }); j >= 0 {
+			tree[i] = r.below("point-to-point", alone[j].Ours)
 		}
-		tree, err := b.measure(ctx, rekeyKind{bench: "rekey-tree", group: overTreeGroup, channel: "mqtt", n: mqtt, mqtt: true, leave: true})
-		if err != nil {
-			return nil, err
-		}
-		for i := range tree {
-			tree[i] = tree[i].below("point-to-point", alone[i].Ours)
-		}
-		return append(append(out, alone...), tree...), nil
-	})
+	}
+	asleep, err := run(rekeyKind{bench: "rekey-tree-leave", group: overTreeGroup, channel: "mqtt", n: c.Sleeping, mqtt: true, leave: true, asleep: true})
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(out, alone, tree, asleep), nil
 }
 
 // rekeyKind is one way in which members are told.
@@ -88,163 +118,116 @@ type rekeyKind struct {
 	n                     int
 	mqtt                  bool
 	leave                 bool // a member is evicted, instead of a rekey without a cause
+	asleep                bool // nobody listens
 }
 
+// rekeyBench is a gateway and its nodes: the members first, who leaves among them,
+// then newcomers.
 type rekeyBench struct {
-	cfg      *config.Config
-	at       host.Addrs
-	api      *admin.Client
+	kind     rekeyKind
 	progress func(string)
-	made     int // nodes so far
+	g        *gateway
+	swarm    *swarm.Swarm
+	running  sync.WaitGroup
+	stop     context.CancelFunc
+
+	members []*node.Member     // those who follow by themselves, on MQTT
+	asleep  context.CancelFunc // has them sleep
+	follow  sync.WaitGroup     // what they do meanwhile
+	names   []string           // of the members, where one is evicted
+	watch   *watch             // of those who observe
+	empty   int64              // memory of the gateway without members
+	http    http.Client
+
+	newcomers []*node.Member // with an association, not joined yet
+	next      int            // the node of the next newcomer
 }
 
-// measure fills a group with nodes that follow it, and rekeys it.
-func (b *rekeyBench) measure(ctx context.Context, k rekeyKind) (rows []Result, err error) {
-	b.progress(fmt.Sprintf("%d nodes join %s", k.n, k.group))
-	leavers := 0
-	if k.leave {
-		leavers = rekeyRounds
-	}
-	members, err := b.nodes(ctx, k.n+leavers, k.group, k.mqtt, true)
-	defer func() { closeAll(members) }()
+// open starts the gateway and has the members join.
+func (b *rekeyBench) open(ctx context.Context, start Start, dir string, rps float64) (err error) {
+	b.g, err = newGateway(ctx, start, dir, gatewaySpec{Groups: []string{b.kind.group, newcomerGroup}, NotifyRPS: rps})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	following, stop := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer func() { stop(); wg.Wait() }()
-	for _, m := range members {
-		wg.Go(func() { _ = m.Follow(following) }) // ends with the benchmark
+	if b.empty, err = b.g.resident(); err != nil {
+		return err
 	}
-	b.progress("a first rekey, until everybody is reached")
-	if _, err := b.rekey(ctx, k.group, "", nil); err != nil {
-		return nil, err
+	all := b.kind.n
+	if b.kind.leave {
+		all += rekeyRounds
 	}
-
-	var took, joins []time.Duration
-	var messages, bytes float64
-	for round := range rekeyRounds {
-		b.progress(fmt.Sprintf("rekey %d of %d", round+1, rekeyRounds))
-		newcomers, err := b.nodes(ctx, rekeyJoins, newcomerGroup, false, false)
-		if err != nil {
-			closeAll(newcomers)
-			return nil, err
-		}
-		out := ""
-		if k.leave { // one in the middle of the tree
-			i := len(members) / 2
-			s, _ := members[i].State()
-			defer closeAll([]*node.Member{members[i]})
-			out, members = s.Node, slices.Delete(members, i, i+1)
-		}
-		before, err := b.sent(ctx, k.channel)
-		if err == nil {
-			var r rekeyRound
-			if r, err = b.rekey(ctx, k.group, out, newcomers); err == nil {
-				took, joins = append(took, r.took), append(joins, r.joins...)
-			}
-		}
-		closeAll(newcomers)
-		if err != nil {
-			return nil, err
-		}
-		after, err := b.sent(ctx, k.channel)
-		if err != nil {
-			return nil, err
-		}
-		messages += (after.messages - before.messages) / rekeyRounds
-		bytes += (after.bytes - before.bytes) / rekeyRounds
-	}
-	row := func(metric, unit string, value float64) Result {
-		return Result{Bench: k.bench, Metric: metric, Unit: unit, N: k.n, Ours: value}
-	}
-	return []Result{
-		row("seconds_to_all_confirmed", "s", percentile(took, 50).Seconds()),
-		row("messages_sent", "1", messages),
-		row("bytes_sent", "B", bytes),
-		row("join_p99_ms_meanwhile", "ms", float64(percentile(joins, 99).Microseconds())/1000),
-	}, nil
-}
-
-// rekeyRound is one rekey.
-type rekeyRound struct {
-	took  time.Duration
-	joins []time.Duration
-}
-
-// rekey renews a group's keys, because the node out is evicted or, if that is "",
-// for no reason, and waits until every member confirmed them, while newcomers join
-// elsewhere, one after the other.
-func (b *rekeyBench) rekey(ctx context.Context, group, out string, newcomers []*node.Member) (r rekeyRound, err error) {
-	ctx, cancel := context.WithTimeout(ctx, rekeyTime)
-	defer cancel()
-	over, end := context.WithCancel(ctx)
-	defer end()
-	var g errgroup.Group
-	start := time.Now()
-	g.Go(func() error {
-		for _, m := range newcomers {
-			if over.Err() != nil {
-				return nil // what joins now does not join meanwhile
-			}
-			began := time.Now()
-			if err := m.Join(ctx); err != nil {
-				return fmt.Errorf("bench: joining meanwhile: %w", err)
-			}
-			r.joins = append(r.joins, time.Since(began))
-		}
-		return nil
-	})
-	if out != "" {
-		if _, err := b.api.Evict(ctx, group, []string{out}, nil); err != nil {
-			return r, errors.Join(err, g.Wait())
-		}
-	}
-	done, err := b.api.Rekey(ctx, group, "benchmark") // the one that the eviction made due, if any
-	for err == nil {
-		var d *admin.DeliveryInfo
-		if d, err = b.api.Delivery(ctx, group, false); err != nil || d.Version >= done.Version && d.Delivered == d.Members {
-			break
-		}
-		select {
-		case <-time.After(rekeyLook):
-		case <-ctx.Done():
-			err = fmt.Errorf("bench: %d of %d members confirmed: %w", d.Delivered, d.Members, ctx.Err())
-		}
-	}
-	r.took = time.Since(start)
-	end()
-	return r, errors.Join(err, g.Wait())
-}
-
-// nodes makes nodes of a group; joined ones are members already.
-func (b *rekeyBench) nodes(ctx context.Context, n int, group string, mqtt, joined bool) ([]*node.Member, error) {
-	ctx, cancel := context.WithTimeout(ctx, setupTime)
-	defer cancel()
-	members := make([]*node.Member, n)
-	base := b.made
-	b.made += n
-	err := each(ctx, n, func(ctx context.Context, i int) error {
-		m, err := b.node(ctx, group, base+i, mqtt)
-		if err != nil {
-			return err
-		}
-		members[i] = m
-		if joined {
-			return m.Join(ctx)
-		}
-		return nil
-	})
+	b.watch = newWatch(all)
+	b.swarm, err = swarm.New(swarm.Config{Gateway: b.g.coaps, Nodes: all + (rekeyRounds+1)*rekeyJoins, Notified: b.watch.took})
 	if err != nil {
-		return members, fmt.Errorf("bench: preparing the nodes: %w", err)
+		return err
 	}
-	return members, nil
+	running, stop := context.WithCancel(ctx)
+	b.stop, b.next = stop, all
+	b.running.Go(func() { _ = b.swarm.Run(running) }) // ends with the benchmark
+	b.members, b.names = make([]*node.Member, all), make([]string, all)
+
+	b.progress(fmt.Sprintf("%d nodes join %s", all, b.kind.group))
+	joining, cancel := context.WithTimeout(ctx, rekeySetup)
+	defer cancel()
+	failed, err := swarm.Each(joining, 0, all, openAtOnce, func(done int) {
+		if done%10_000 == 0 {
+			b.progress(fmt.Sprintf("%d are members", done))
+		}
+	}, b.join)
+	if failed > 0 {
+		err = fmt.Errorf("bench: %d of %d nodes did not become members: %w", failed, all, err)
+	}
+	b.wake(ctx)
+	return err
+}
+
+// wake has the members on MQTT follow the group until they sleep or the benchmark is
+// over.
+func (b *rekeyBench) wake(ctx context.Context) {
+	ctx, b.asleep = context.WithCancel(ctx)
+	for _, m := range b.members {
+		if m != nil {
+			b.follow.Go(func() { _ = m.Follow(ctx) }) // what it misses the ledger tells
+		}
+	}
+}
+
+// sleep has them close their sessions at the broker.
+func (b *rekeyBench) sleep() {
+	if b.asleep != nil {
+		b.asleep()
+		b.follow.Wait()
+	}
+}
+
+// join makes node i a member.
+func (b *rekeyBench) join(ctx context.Context, i int) error {
+	m, err := b.node(ctx, b.kind.group, i, b.kind.mqtt)
+	if err != nil {
+		return err
+	}
+	if err := m.Join(ctx); err != nil {
+		return err
+	}
+	if s, ok := m.State(); ok {
+		b.names[i] = s.Node
+	}
+	switch {
+	case b.kind.asleep && i > 0: // the first tells when it has the newest keys
+	case b.kind.mqtt:
+		b.members[i] = m
+	default:
+		// From here on a node is its association: a hundred thousand of package node
+		// would take the cores that the gateway is measured on.
+		return b.observe(ctx, i)
+	}
+	return nil
 }
 
 // node makes the i-th node: a token, an association opened with it, a key pair.
 func (b *rekeyBench) node(ctx context.Context, group string, i int, mqtt bool) (*node.Member, error) {
-	token, err := b.api.IssueToken(ctx, admin.TokenAsk{
-		Audience: b.cfg.Tokens[0].Audience, Lifetime: "24h", Scope: []admin.ScopeEntry{{Group: group, Roles: []string{"requester", "responder"}}},
+	token, err := b.g.api.IssueToken(ctx, admin.TokenAsk{
+		Audience: b.g.hello.Audience, Lifetime: "24h", Scope: []admin.ScopeEntry{{Group: group, Roles: []string{"requester", "responder"}}},
 	})
 	if err != nil {
 		return nil, err
@@ -257,51 +240,96 @@ func (b *rekeyBench) node(ctx context.Context, group string, i int, mqtt bool) (
 	if err != nil {
 		return nil, err
 	}
-	t, err := node.DialDTLS(ctx, b.at.CoAPS, conveyed, psk)
+	// The token goes in psk_identity: no post, and N_S is an exporter value.
+	if err := b.swarm.Open(ctx, i, swarm.Credential{Identity: conveyed, Key: psk, Keep: true}); err != nil {
+		return nil, err
+	}
+	return newJoiner(b.swarm.Node(i), group, groupcomm.Requester|groupcomm.Responder, i, mqtt)
+}
+
+func (b *rekeyBench) close() error {
+	b.sleep()
+	if b.stop != nil {
+		b.stop()
+		b.running.Wait()
+	}
+	return b.g.close()
+}
+
+// measure rekeys the group some times while nodes join another one.
+func (b *rekeyBench) measure(ctx context.Context) (rows []Result, err error) {
+	b.progress("a first rekey, until everybody is reached")
+	if _, err := b.rekey(ctx, "", nil); err != nil {
+		return nil, err
+	}
+	idle, err := b.g.resident()
 	if err != nil {
 		return nil, err
 	}
-	m, err := node.New(node.Config{
-		Group: group, Roles: groupcomm.Requester | groupcomm.Responder, Subject: fmt.Sprintf("bench-%d", i), MQTT: mqtt, PollEvery: time.Hour,
-	}, t)
+	busy, err := b.cpu(func() error {
+		_, err := b.rekey(ctx, "", nil)
+		return err
+	})
 	if err != nil {
-		return nil, errors.Join(err, t.Close())
+		return nil, err
 	}
-	return m, nil
+	var took, joins []time.Duration
+	var messages, bytes float64
+	for round := range rekeyRounds {
+		if err := b.prepare(ctx); err != nil {
+			return nil, err
+		}
+		b.progress(fmt.Sprintf("rekey %d of %d", round+1, rekeyRounds))
+		out := ""
+		if b.kind.leave { // one in the middle of the tree
+			out = b.takeOut()
+		}
+		before, err := b.sent(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r, err := b.rekey(ctx, out, b.newcomers)
+		if err != nil {
+			return nil, err
+		}
+		b.newcomers = b.newcomers[r.begun:]
+		took, joins = append(took, r.took), append(joins, r.joins...)
+		after, err := b.sent(ctx)
+		if err != nil {
+			return nil, err
+		}
+		messages += (after.messages - before.messages) / float64(rekeyRounds)
+		bytes += (after.bytes - before.bytes) / float64(rekeyRounds)
+	}
+	rows = []Result{
+		b.row("seconds_to_all_confirmed", "s", percentile(took, 50).Seconds()),
+		b.row("messages_sent", "1", messages),
+		b.row("bytes_sent", "B", bytes),
+		b.row("join_p99_ms_meanwhile", "ms", float64(percentile(joins, 99).Microseconds())/1000),
+		b.row("gateway_cpu_us_per_member", "us", float64(busy.Nanoseconds())/1000/float64(b.kind.n)),
+		b.row("rss_bytes_per_member", "B", float64(idle-b.empty)/float64(b.kind.n)),
+	}
+	restart := b.restartObserved
+	if b.kind.mqtt {
+		restart = b.restartRetained
+	}
+	more, err := restart(ctx)
+	return append(rows, more...), err
 }
 
-func closeAll(members []*node.Member) {
-	for _, m := range members {
-		if m != nil {
-			_ = m.Close()
-		}
+// cpu is the processor time of the gateway while f runs.
+func (b *rekeyBench) cpu(f func() error) (time.Duration, error) {
+	before, err := b.g.ask("usage")
+	if err == nil {
+		err = f()
 	}
+	if err != nil {
+		return 0, err
+	}
+	after, err := b.g.ask("usage")
+	return after.CPU - before.CPU, err
 }
 
-// sent is what the gateway sent over a channel so far.
-type sent struct{ messages, bytes float64 }
-
-// sent reads the gateway's metrics.
-func (b *rekeyBench) sent(ctx context.Context, channel string) (s sent, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+b.at.HTTP+"/metrics", nil)
-	if err != nil {
-		return s, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return s, err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), " ")
-		for metric, into := range map[string]*float64{"messages": &s.messages, "bytes": &s.bytes} {
-			if name == fmt.Sprintf("groupgate_bridge_sent_%s_total{channel=%q}", metric, channel) {
-				if *into, err = strconv.ParseFloat(value, 64); err != nil {
-					return s, err
-				}
-			}
-		}
-	}
-	return s, lines.Err()
+func (b *rekeyBench) row(metric, unit string, value float64) Result {
+	return Result{Bench: b.kind.bench, Metric: metric, Unit: unit, N: b.kind.n, Ours: value}
 }

@@ -102,7 +102,7 @@ func (b *Bridge) fill(ctx context.Context, group string, h *hold, urgent uint64)
 	if err != nil {
 		return fmt.Errorf("bridge: order of the rekey of %q: %w", group, err)
 	}
-	confirmed, _, err := b.readLedger(ctx, group)
+	confirmed, _, err := b.readLedger(ctx, group, true)
 	if err != nil {
 		return fmt.Errorf("bridge: order of the rekey of %q: %w", group, err)
 	}
@@ -202,7 +202,7 @@ func (b *Bridge) confirmedElsewhere(ctx context.Context) {
 		if len(awaited) == 0 {
 			continue
 		}
-		confirmed, _, err := b.readLedger(ctx, group)
+		confirmed, _, err := b.readLedger(ctx, group, true)
 		if err != nil {
 			continue // the time of the hold ends in any case
 		}

@@ -78,6 +78,8 @@ type Bridge struct {
 	later     *backlog
 	controls  controls
 	leases    leases
+	rolls     rolls
+	tallies   tallies
 	calls     *calls
 	lookups   *lookups
 	alarms    *alarms

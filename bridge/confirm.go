@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -123,14 +124,20 @@ func (c *confirmer) flush(ctx context.Context) bool {
 		return cmp.Compare(a.node, b.node)
 	})
 	err := c.store.Update(ctx, func(tx *store.Tx) error {
-		for _, m := range keys {
-			v := batch[m]
-			if _, err := tx.Exec(`INSERT INTO bridge_confirmed (grp, node, version, channel, at) VALUES (?, ?, ?, ?, ?)
-				ON CONFLICT (grp, node) DO UPDATE SET version = excluded.version, channel = excluded.channel, at = excluded.at
-				WHERE excluded.version > bridge_confirmed.version`,
-				m.group, m.node, int64(v.version), v.channel, v.at.Unix()); err != nil {
+		var values [5 * confirmRows]any
+		for rest := keys; len(rest) > 0; {
+			n := confirmRows
+			if len(rest) < n {
+				n = 1 // two statements are enough to be kept prepared
+			}
+			for i, m := range rest[:n] {
+				v := batch[m]
+				copy(values[5*i:], []any{m.group, m.node, int64(v.version), v.channel, v.at.Unix()})
+			}
+			if _, err := tx.Exec(confirmStatement[n], values[:5*n]...); err != nil {
 				return err
 			}
+			rest = rest[n:]
 		}
 		return nil
 	})
@@ -160,6 +167,16 @@ func (c *confirmer) flush(ctx context.Context) bool {
 		}
 	}
 	return true
+}
+
+// confirmStatement writes so many confirmations, none over a newer one.
+var confirmStatement = map[int]string{1: confirmSQL(1), confirmRows: confirmSQL(confirmRows)}
+
+func confirmSQL(rows int) string {
+	return `INSERT INTO bridge_confirmed (grp, node, version, channel, at) VALUES (?, ?, ?, ?, ?)` +
+		strings.Repeat(`, (?, ?, ?, ?, ?)`, rows-1) + `
+		ON CONFLICT (grp, node) DO UPDATE SET version = excluded.version, channel = excluded.channel, at = excluded.at
+		WHERE excluded.version > bridge_confirmed.version`
 }
 
 // signal fills a one-slot channel.

@@ -54,8 +54,10 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 		case groupcomm.EventEvicted:
 			b.leases.forget(member{e.Key, ev.Node})
 			b.holds.forget(member{e.Key, ev.Node})
+			b.rolls.strike(e.Key, ev.Subject)
 			b.evictedMember(e.Key, ev.Node)
 		case groupcomm.EventLeft:
+			b.rolls.strike(e.Key, ev.Subject)
 			b.leases.forget(member{e.Key, ev.Node})
 			b.holds.forget(member{e.Key, ev.Node})
 			b.controls.take(member{e.Key, ev.Node})
@@ -64,7 +66,7 @@ func (b *Bridge) handle(ctx context.Context, events []store.Event) error {
 			b.expired(ev.Subject)
 		case groupcomm.EventState:
 			topic := activeTopic(e.Key)
-			b.hub.Publish(topic, b.small(ctx, e.Key, topic, ev.Version, groupcomm.EncodeActive(ev.Reason == groupcomm.StateActive)))
+			b.hub.Publish(topic, b.small(ctx, nil, e.Key, topic, ev.Version, groupcomm.EncodeActive(ev.Reason == groupcomm.StateActive)))
 		case groupcomm.EventCreated:
 			b.knowGroup(e.Key)
 		case groupcomm.EventDeleted:
@@ -185,18 +187,20 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 // tell hands a rekey to the hub, in each form in which it is observed.
 func (b *Bridge) tell(ctx context.Context, group string, version uint64, body []byte, formats []coap.Format, legacyVersion uint64, legacyBody []byte) {
 	topic := groupTopic(group)
-	n := b.notification(ctx, topic, group, version, coap.ACEGroupcomm, body)
+	observing := b.observers.observing(group)
+	l := b.rolls.begin(group, len(observing))
+	n := b.notification(ctx, l, topic, group, version, coap.ACEGroupcomm, body)
 	b.hub.Publish(topic, n)
-	for _, node := range b.observers.observing(group) {
+	for _, node := range observing {
 		// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.1.2: who observes its
 		// node resource without No-Response is told there too.
 		b.hub.Publish(nodeTopic(group, node), n)
 	}
 	for _, f := range formats {
 		topic := groupcomm.LegacyTopic(group, f)
-		b.hub.Publish(topic, b.notification(ctx, topic, group, legacyVersion, f, legacyBody))
+		b.hub.Publish(topic, b.notification(ctx, l, topic, group, legacyVersion, f, legacyBody))
 	}
-	b.hub.Publish(numTopic(group), b.small(ctx, group, numTopic(group), version, groupcomm.EncodeNum(version)))
+	b.hub.Publish(numTopic(group), b.small(ctx, l, group, numTopic(group), version, groupcomm.EncodeNum(version)))
 }
 
 // gone says that a group is not there, for good: to try again would hold up all

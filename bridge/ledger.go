@@ -51,26 +51,13 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 
 // ledger tells the version that the entries are about, too.
 func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint64, error) {
-	members, err := b.source.Members(ctx, group)
+	st, err := b.standing(ctx, group, false)
 	if err != nil {
 		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
-	version, _, err := b.source.RekeyMessage(ctx, group)
-	if err != nil {
-		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
-	}
-	confirmed, routes, err := b.readLedger(ctx, group)
-	if err != nil {
-		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
-	}
-	b.mu.Lock()
-	state := b.groups[group]
-	b.mu.Unlock()
-	judge := judge{version: version, group: state, policy: b.policy(group), asleepAfter: b.cfg.AsleepAfter, now: time.Now()}
-
-	entries := make([]LedgerEntry, 0, len(members))
-	for _, m := range members {
-		c, shown := confirmed[m.Node] // the first version is 0
+	entries := make([]LedgerEntry, 0, len(st.members))
+	for _, m := range st.members {
+		c, shown := st.confirmed[m.Node] // the first version is 0
 		a := b.activity.of(member{group, m.Node})
 		e := LedgerEntry{
 			Node:       m.Node,
@@ -86,13 +73,11 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 			Want:       a.want,
 			Channels:   a.tried,
 		}
-		route := routes[m.Node]
+		route := st.routes[m.Node]
 		if a.online && route.channel == channelMQTT {
 			e.Online = &a.connected
 		}
-		if route.tree && a.relayed.IsZero() && state.branched.num == version && state.branched.at.After(a.heard) {
-			a.relayed = state.branched.at // sent to all at once
-		}
+		st.group.byTree(route, st.version, &a)
 		switch {
 		case route.channel != "":
 			e.Channel = route.channel
@@ -101,13 +86,42 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 		case c.channel != "":
 			e.Channel = c.channel
 		}
-		e.State, e.Since = judge.of(m, c, shown, a)
+		e.State, e.Since = st.of(m, c, shown, a)
 		if e.State != StateCurrent && e.State != StateLapsed {
 			e.HeldUntil, _ = b.held(member{group, m.Node})
 		}
 		entries = append(entries, e)
 	}
-	return entries, version, nil
+	return entries, st.version, nil
+}
+
+// standing is what the state of a group's members is derived from.
+type standing struct {
+	judge
+	members   []groupcomm.Member
+	confirmed map[string]confirmation // by node
+	routes    map[string]route        // likewise
+}
+
+// standing reads it; brief: without the channels of confirmations.
+func (b *Bridge) standing(ctx context.Context, group string, brief bool) (*standing, error) {
+	members, err := b.source.Members(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	version, _, err := b.source.RekeyMessage(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	confirmed, routes, err := b.readLedger(ctx, group, brief)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	state := b.groups[group]
+	b.mu.Unlock()
+	j := judge{version: version, group: state, policy: b.policy(group), asleepAfter: b.cfg.AsleepAfter, now: time.Now()}
+	return &standing{j, members, confirmed, routes}, nil
 }
 
 // judge says in which state a member is:
@@ -164,11 +178,23 @@ type route struct {
 	tree    bool // it has a place in the group's key tree
 }
 
-// readLedger reads the confirmations of a group and who is enrolled.
-func (b *Bridge) readLedger(ctx context.Context, group string) (confirmed map[string]confirmation, routes map[string]route, err error) {
+// byTree notes in a trace what was sent to all of a key tree at once.
+func (g *groupState) byTree(r route, version uint64, t *trace) {
+	if r.tree && t.relayed.IsZero() && g.branched.num == version && g.branched.at.After(t.heard) {
+		t.relayed = g.branched.at
+	}
+}
+
+// readLedger reads the confirmations of a group and who is enrolled; brief: without
+// the channels.
+func (b *Bridge) readLedger(ctx context.Context, group string, brief bool) (confirmed map[string]confirmation, routes map[string]route, err error) {
 	err = b.store.View(ctx, func(tx *store.Tx) error {
 		confirmed, routes = map[string]confirmation{}, map[string]route{}
-		rows, err := tx.Query(`SELECT node, version, channel, at FROM bridge_confirmed WHERE grp = ?`, group)
+		what := `channel`
+		if brief {
+			what = `''`
+		}
+		rows, err := tx.Query(`SELECT node, version, `+what+`, at FROM bridge_confirmed WHERE grp = ?`, group)
 		if err != nil {
 			return err
 		}

@@ -37,9 +37,12 @@ const (
 	ackBatch = 64
 
 	// confirmDelay and confirmBatch say when gathered confirmations are
-	// written: a rekey of a large group must not cost one commit per member.
+	// written: a rekey of a large group must not cost one commit per member, and
+	// rows lie in the order of joining, so that a batch touches most of the table's
+	// pages. confirmRows are written by one statement.
 	confirmDelay = 50 * time.Millisecond
-	confirmBatch = 1024
+	confirmBatch = 16384
+	confirmRows  = 64
 
 	// page is how many messages are read from the store at a time.
 	page = 256

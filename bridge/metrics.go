@@ -106,7 +106,7 @@ func (c pendingCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.b.mu.Unlock()
 	for _, g := range groups {
-		p, _, err := c.b.Progress(ctx, g)
+		p, err := c.b.tallied(ctx, g)
 		if err != nil {
 			continue // a group that is gone, or a store in trouble that reports itself
 		}

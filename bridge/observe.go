@@ -73,7 +73,7 @@ func (b *Bridge) legacyRekey(ctx context.Context, group string) (formats []coap.
 // notification is the rekey as observers of the group resource get it: the
 // reduced rekey map (RFC 9594, Section 6.1; protocol.md, Section 4), confirmable,
 // so that the acknowledgement shows who has it.
-func (b *Bridge) notification(ctx context.Context, topic, group string, version uint64, f coap.Format, body []byte) coap.Notification {
+func (b *Bridge) notification(ctx context.Context, l *roll, topic, group string, version uint64, f coap.Format, body []byte) coap.Notification {
 	resp := &coap.Response{Code: coap.Content, Payload: body}
 	resp.Options.Set(coap.ETag, etag(version))
 	resp.Options.SetContentFormat(f)
@@ -85,7 +85,7 @@ func (b *Bridge) notification(ctx context.Context, topic, group string, version 
 		Version: version,
 		Body:    resp,
 		Confirm: true,
-		Allow:   b.allowed(ctx, group, topic),
+		Allow:   b.allowed(ctx, l, group, topic),
 		Wait:    b.waits(topic),
 		Done: func(link coap.LinkID, version uint64, err error) {
 			b.met.sent(channelObserve, len(body))
@@ -123,7 +123,7 @@ func (b *Bridge) notification(ctx context.Context, topic, group string, version 
 
 // small is the new state of num or active, by its version
 // (draft-ietf-ace-key-groupcomm-oscore-21, Section 9.9, for active).
-func (b *Bridge) small(ctx context.Context, group, topic string, version uint64, body []byte) coap.Notification {
+func (b *Bridge) small(ctx context.Context, l *roll, group, topic string, version uint64, body []byte) coap.Notification {
 	resp := &coap.Response{Code: coap.Content, Payload: body}
 	if topic == numTopic(group) {
 		resp.Options.Set(coap.ETag, etag(version))
@@ -131,7 +131,7 @@ func (b *Bridge) small(ctx context.Context, group, topic string, version uint64,
 	resp.Options.SetContentFormat(coap.CBOR)
 	resp.Options.SetUint(coap.MaxAge, 0)
 	b.observers.begin(topic)
-	n := coap.Notification{Version: version, Body: resp, Confirm: true, Allow: b.allowed(ctx, group, topic)}
+	n := coap.Notification{Version: version, Body: resp, Confirm: true, Allow: b.allowed(ctx, l, group, topic)}
 	if topic == numTopic(group) {
 		n.Wait = b.heldBack(topic) // who sees the number asks for the keys
 	}
@@ -139,9 +139,9 @@ func (b *Bridge) small(ctx context.Context, group, topic string, version uint64,
 }
 
 // allowed is [coap.Notification.Allow] for observers of a resource of a group.
-func (b *Bridge) allowed(ctx context.Context, group, topic string) func(coap.Peer) (*coap.Response, bool) {
+func (b *Bridge) allowed(ctx context.Context, l *roll, group, topic string) func(coap.Peer) (*coap.Response, bool) {
 	return func(p coap.Peer) (*coap.Response, bool) {
-		last, node, ok := b.allow(ctx, group, p)
+		last, node, ok := b.allow(ctx, l, group, p)
 		if !ok {
 			b.observers.remove(topic, p.Link)
 			b.met.notifications.WithLabelValues("refused").Inc()
@@ -177,11 +177,14 @@ func (b *Bridge) waits(topic string) func(coap.Peer) bool {
 
 // allow repeats, before each notification, what a plain GET would be asked
 // (RFC 9594, Section 4.3.2: a current member, with a valid token).
-func (b *Bridge) allow(ctx context.Context, group string, p coap.Peer) (last *coap.Response, node string, ok bool) {
+func (b *Bridge) allow(ctx context.Context, l *roll, group string, p coap.Peer) (last *coap.Response, node string, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	if err := b.access(ctx, p); err != nil {
 		return coap.ErrorResponse(err), "", false
+	}
+	if node, ok := b.on(ctx, l, group, p.Subject); ok {
+		return nil, node, true
 	}
 	m, err := b.source.MemberOf(ctx, group, p.Subject)
 	switch {

@@ -50,29 +50,104 @@ func (b *Bridge) Progress(ctx context.Context, group string) (Progress, []Ledger
 		if !e.HeldUntil.IsZero() {
 			p.Held, p.HeldUntil = p.Held+1, later(p.HeldUntil, e.HeldUntil)
 		}
-		switch e.State {
-		case StateLapsed:
-			p.Lapsed++
-			continue
-		case StateCurrent:
-			p.Delivered++
-		case StateAsleep:
-			p.Asleep++
-		case StateUnreachable:
-			p.Unreachable++
-		default:
-			p.Pending++
-		}
-		p.Members++
+		p.count(e.State)
 	}
+	b.date(&p)
+	return p, entries, nil
+}
+
+// Tally is Progress without the members, of which there may be very many.
+func (b *Bridge) Tally(ctx context.Context, group string) (Progress, error) {
+	st, err := b.standing(ctx, group, true)
+	if err != nil {
+		return Progress{}, fmt.Errorf("bridge: delivery of %q: %w", group, err)
+	}
+	p := Progress{Group: group, Version: st.version}
+	for _, m := range st.members {
+		c, shown := st.confirmed[m.Node]
+		var t trace
+		if !m.Lapsed && (!shown || c.version < st.version) { // others are judged without
+			t = b.activity.of(member{group, m.Node})
+			st.group.byTree(st.routes[m.Node], st.version, &t)
+		}
+		is, _ := st.of(m, c, shown, t)
+		if is != StateCurrent && is != StateLapsed {
+			if until, held := b.held(member{group, m.Node}); held {
+				p.Held, p.HeldUntil = p.Held+1, later(p.HeldUntil, until)
+			}
+		}
+		p.count(is)
+	}
+	b.date(&p)
+	return p, nil
+}
+
+// tally is one of before.
+type tally struct {
+	Progress
+	at   time.Time
+	took time.Duration
+}
+
+// Metrics of a very large group are not computed at every scrape: some old ones are
+// told where that takes long.
+const (
+	tallySlow  = 50 * time.Millisecond
+	tallyShare = 20 // of the time that passes, one part at most is spent on it
+)
+
+// tallied is a Tally for the metrics.
+func (b *Bridge) tallied(ctx context.Context, group string) (Progress, error) {
+	b.tallies.mu.Lock()
+	defer b.tallies.mu.Unlock()
+	now := time.Now()
+	if t, ok := b.tallies.groups[group]; ok && t.took >= tallySlow && now.Sub(t.at) < tallyShare*t.took {
+		return t.Progress, nil
+	}
+	p, err := b.Tally(ctx, group)
+	if err != nil {
+		delete(b.tallies.groups, group)
+		return p, err
+	}
+	if b.tallies.groups == nil {
+		b.tallies.groups = map[string]tally{}
+	}
+	b.tallies.groups[group] = tally{p, now, time.Since(now)}
+	return p, nil
+}
+
+// tallies are the newest of each group; the zero value is ready.
+type tallies struct {
+	mu     sync.Mutex // held while one is made: two scrapes do not do the same work
+	groups map[string]tally
+}
+
+func (p *Progress) count(state string) {
+	switch state {
+	case StateLapsed:
+		p.Lapsed++
+		return
+	case StateCurrent:
+		p.Delivered++
+	case StateAsleep:
+		p.Asleep++
+	case StateUnreachable:
+		p.Unreachable++
+	default:
+		p.Pending++
+	}
+	p.Members++
+}
+
+// date adds since when the version is due, and since when all have it.
+func (b *Bridge) date(p *Progress) {
 	b.mu.Lock()
-	g := b.groups[group]
+	g := b.groups[p.Group]
 	b.mu.Unlock()
 	p.Since = g.since
-	if n := len(g.rekeys); n > 0 && g.rekeys[n-1].num == version {
+	if n := len(g.rekeys); n > 0 && g.rekeys[n-1].num == p.Version {
 		p.Since, p.Done = g.rekeys[n-1].at, g.rekeys[n-1].done
 	}
-	return p, entries, nil
 }
 
 // checks are groups of which a member confirmed something: perhaps it was the
@@ -82,9 +157,32 @@ type checks struct {
 
 	mu     sync.Mutex
 	groups map[string]bool
+
+	lacking map[string]lacking // for finish alone
+	skipped map[string]bool    // groups of which lacking was believed; likewise
 }
 
-func newChecks() *checks { return &checks{wake: make(chan struct{}, 1), groups: map[string]bool{}} }
+// lacking is what was known of a delivery that was not over: until enough confirmed
+// the version since, it is not.
+type lacking struct {
+	version   uint64
+	members   int
+	confirmed int // how many had
+	missing   int // how many more it took
+	at        time.Time
+}
+
+// nearly is from how many of so many members on it is worth looking whether all have
+// confirmed a version.
+func nearly(members int) int { return members - max(16, members/10) }
+
+// lackingFor is how long that is believed: a member that leaves or lapses is not
+// waited for any more.
+const lackingFor = 10 * time.Second
+
+func newChecks() *checks {
+	return &checks{wake: make(chan struct{}, 1), groups: map[string]bool{}, lacking: map[string]lacking{}, skipped: map[string]bool{}}
+}
 
 func (c *checks) add(group string) {
 	c.mu.Lock()
@@ -104,11 +202,21 @@ func (c *checks) take() map[string]bool {
 // finish notes which rekeys reached everybody, until ctx ends. Looking costs a
 // read of the ledger, so it takes a tenth of the time at most.
 func (b *Bridge) finish(ctx context.Context) error {
+	again := time.NewTimer(0)
+	defer again.Stop()
 	for {
+		if again.Stop(); len(b.checks.skipped) > 0 {
+			again.Reset(lackingFor)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-b.checks.wake:
+		case <-again.C:
+			for group := range b.checks.skipped {
+				b.checks.add(group)
+			}
+			clear(b.checks.skipped)
 		}
 		began := time.Now()
 		for group := range b.checks.take() {
@@ -121,11 +229,47 @@ func (b *Bridge) finish(ctx context.Context) error {
 }
 
 func (b *Bridge) finishGroup(ctx context.Context, group string) error {
-	p, _, err := b.Progress(ctx, group)
-	if err != nil || !p.Done.IsZero() || p.Members == 0 || p.Delivered < p.Members {
+	version, _, err := b.source.RekeyMessage(ctx, group)
+	if err != nil {
 		return err
 	}
+	b.mu.Lock()
+	known := b.groups[group].rekeys
+	b.mu.Unlock()
+	if n := len(known); n > 0 && known[n-1].num == version && !known[n-1].done.IsZero() {
+		return nil // whoever confirms now does so once more
+	}
+	var confirmed int // to count is cheap beside the tally
+	err = b.store.View(ctx, func(tx *store.Tx) error {
+		return tx.QueryRow(`SELECT COUNT(*) FROM bridge_confirmed WHERE grp = ? AND version >= ?`, group, int64(version)).Scan(&confirmed)
+	})
+	if err != nil {
+		return fmt.Errorf("bridge: confirmations of %q: %w", group, err)
+	}
 	now := time.Now()
+	l, before := b.checks.lacking[group]
+	switch {
+	case before && l.version != version:
+		l = lacking{version: version, members: l.members, missing: nearly(l.members), at: now}
+		b.checks.lacking[group] = l
+	case now.Sub(l.at) >= lackingFor:
+		before = false
+	}
+	if before && confirmed-l.confirmed < l.missing {
+		b.checks.skipped[group] = true // looked at again when nobody confirms any more
+		return nil
+	}
+	delete(b.checks.skipped, group)
+	p, err := b.Tally(ctx, group)
+	if err != nil || !p.Done.IsZero() || p.Members == 0 {
+		return err
+	}
+	// confirmed was counted before, so that none of the missing is in it.
+	b.checks.lacking[group] = lacking{p.Version, p.Members, confirmed, p.Members - p.Delivered, now}
+	if p.Delivered < p.Members {
+		return nil
+	}
+	now = time.Now()
 	fresh := false
 	err = b.store.Update(ctx, func(tx *store.Tx) error {
 		n, err := tx.Exec(`UPDATE bridge_rekey SET done = ? WHERE grp = ? AND num = ? AND done = 0`, now.UnixMilli(), group, int64(p.Version))

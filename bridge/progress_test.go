@@ -33,6 +33,9 @@ func TestProgress(t *testing.T) {
 		if p != want || p.Percent() != 50 || p.Since.Sub(began).Abs() > time.Second {
 			t.Errorf("%+v, %v %%, want %+v", p, p.Percent(), want)
 		}
+		if tally, err := h.b.Tally(t.Context(), testGroup); err != nil || tally != want {
+			t.Errorf("tally: %+v, %v, want %+v", tally, err, want)
+		}
 		again := New(Config{}, Deps{Store: h.s, Source: h.m, Hub: nobody{}})
 		if err := again.Setup(t.Context()); err != nil {
 			t.Fatal(err)

@@ -126,11 +126,31 @@ func (m *Manager) Members(ctx context.Context, name string) ([]groupcomm.Member,
 	}
 	var out []groupcomm.Member
 	err = m.st.View(ctx, func(tx *store.Tx) error {
+		// Without credentials, which are most of a row: there may be a hundred
+		// thousand, at each look at a delivery.
+		rows, err := tx.Query(`SELECT node, subject_kind, subject_id, sid, roles, control_uri, joined_num, expires, lapsed
+			FROM gm_members WHERE group_id = ? ORDER BY node`, g.id)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
 		out = nil
-		return eachMember(tx, `m.group_id = ? ORDER BY m.node`, []any{g.id}, func(mb *member) error {
+		for rows.Next() {
+			var id []byte
+			var sid *int64
+			var kind, roles, joined, expires, lapsed int64
+			mb := member{sid: noSID}
+			if err := rows.Scan(&mb.node, &kind, &id, &sid, &roles, &mb.controlURI, &joined, &expires, &lapsed); err != nil {
+				return err
+			}
+			mb.subject = coap.Subject{Kind: coap.SubjectKind(kind), ID: string(id)}
+			mb.roles, mb.joinedNum, mb.expires, mb.lapsed = groupcomm.Roles(roles), uint64(joined), fromMillis(expires), lapsed != 0
+			if sid != nil {
+				mb.sid = sidPlace(*sid)
+			}
 			out = append(out, mb.public(name))
-			return nil
-		})
+		}
+		return rows.Err()
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gm: members of %q: %w", name, err)

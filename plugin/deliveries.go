@@ -11,7 +11,11 @@ var _ admin.Deliveries = (*operator)(nil)
 
 // Delivery tells how far the newest rekey of a group has come.
 func (o *operator) Delivery(ctx context.Context, group string, members bool) (*admin.DeliveryInfo, error) {
-	p, entries, err := o.bridge.Progress(ctx, group)
+	var entries []bridge.LedgerEntry
+	p, err := o.bridge.Tally(ctx, group)
+	if err == nil && members {
+		p, entries, err = o.bridge.Progress(ctx, group)
+	}
 	if err != nil {
 		return nil, err
 	}

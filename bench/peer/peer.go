@@ -85,25 +85,37 @@ func Serve(ctx context.Context, kind string, opts Options, in io.Reader, out io.
 	}
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		words := strings.Fields(lines.Text())
-		switch {
-		case len(words) == 3 && words[0] == "publish":
+		if len(words) == 3 && words[0] == "publish" {
 			size, err := strconv.Atoi(words[2])
 			if err != nil || size < 0 || size > 1024 {
 				return fmt.Errorf("peer: size %q", words[2])
 			}
 			s.Publish(words[1] == "con", size)
-		case len(words) == 1 && words[0] == "collect":
-			runtime.GC()
-			debug.FreeOSMemory()
-		case len(words) == 1 && words[0] == "usage":
-		default:
-			return fmt.Errorf("peer: what is %q", lines.Text())
+			words = []string{"usage"}
 		}
-		if err := enc.Encode(usage()); err != nil {
+		u, err := Tell(strings.Join(words, " "))
+		if err != nil {
+			return err
+		}
+		if err := enc.Encode(u); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Tell says what this process has used; "collect": after a collection, which
+// "usage" does without.
+func Tell(what string) (Usage, error) {
+	switch what {
+	case "collect":
+		runtime.GC()
+		debug.FreeOSMemory()
+	case "usage":
+	default:
+		return Usage{}, fmt.Errorf("peer: what is %q", what)
+	}
+	return usage(), nil
 }
 
 func usage() Usage {

@@ -55,15 +55,23 @@ func (c *benchProxyCmd) Run(e *env) error {
 }
 
 type benchRekeyCmd struct {
-	N    int  `default:"1000" help:"Members that observe."`
-	MQTT int  `name:"mqtt" default:"0" placeholder:"N" help:"Members on MQTT, told one by one and by a key tree. Default: as many."`
-	JSON bool `help:"Print JSON."`
+	N         int  `default:"1000" help:"Members that observe; 0: none."`
+	MQTT      int  `name:"mqtt" default:"-1" placeholder:"N" help:"Members on MQTT, told one by one and by a key tree. Default: as many, 1000 at most."`
+	Tree      int  `default:"-1" placeholder:"N" help:"Members of a key tree of which one leaves while the others sleep. Default: as many as observe."`
+	NotifyRPS int  `name:"notify-rps" default:"0" help:"limits.notify_rps of the gateway; 0: no limit."`
+	JSON      bool `help:"Print JSON."`
 }
 
-// Run measures rekeys in a gateway of its own, in a temporary folder.
+// Run measures rekeys in gateways of their own, in a temporary folder.
 func (c *benchRekeyCmd) Run(e *env) error {
+	if c.MQTT < 0 {
+		c.MQTT = min(c.N, 1000)
+	}
+	if c.Tree < 0 {
+		c.Tree = c.N
+	}
 	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
-		return bench.Rekey(e.ctx, dir, c.N, c.MQTT, progress)
+		return bench.Rekey(e.ctx, measured, dir, bench.RekeyConfig{Observing: c.N, MQTT: c.MQTT, Sleeping: c.Tree, NotifyRPS: float64(c.NotifyRPS)}, progress)
 	})
 }
 
@@ -118,6 +126,14 @@ func (e *env) bench(asJSON bool, run func(dir string, progress func(string)) ([]
 	return printResults(e, results, asJSON)
 }
 
+// figure has three digits at the least.
+func figure(v float64) string {
+	if v < 10 {
+		return fmt.Sprintf("%.3g", v)
+	}
+	return fmt.Sprintf("%.1f", v)
+}
+
 // printResults prints figures as a table or as JSON.
 func printResults(e *env, results []bench.Result, asJSON bool) error {
 	if asJSON {
@@ -128,12 +144,12 @@ func printResults(e *env, results []bench.Result, asJSON bool) error {
 	for _, r := range results {
 		peer, ratio := "-", "-"
 		if r.Peer != nil {
-			peer = fmt.Sprintf("%.1f %s (%s)", *r.Peer, r.Unit, r.PeerName)
+			peer = fmt.Sprintf("%s %s (%s)", figure(*r.Peer), r.Unit, r.PeerName)
 		}
 		if r.Ratio != nil {
 			ratio = fmt.Sprintf("%.2f", *r.Ratio)
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%.1f %s\t%s\t%s\n", r.Bench, r.Metric, r.N, r.Ours, r.Unit, peer, ratio)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%s %s\t%s\t%s\n", r.Bench, r.Metric, r.N, figure(r.Ours), r.Unit, peer, ratio)
 	}
 	return t.Flush()
 }

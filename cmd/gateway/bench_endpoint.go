@@ -64,11 +64,14 @@ var measured = bench.Command("bench", "serve")
 
 // benchServeCmd is such a server.
 type benchServeCmd struct {
-	Kind string `arg:"" enum:"own,stock" help:"Which server."`
+	Kind string `arg:"" enum:"own,stock,gateway" help:"Which server."`
 	Dir  string `arg:"" optional:"" help:"Folder for what is kept."`
 }
 
 // Run serves until its input ends.
 func (c *benchServeCmd) Run(e *env) error {
+	if c.Kind == bench.KindGateway {
+		return bench.ServeGateway(e.ctx, c.Dir, os.Stdin, e.stdout)
+	}
 	return peer.Serve(e.ctx, c.Kind, peer.Options{Dir: c.Dir}, os.Stdin, e.stdout)
 }

@@ -1,0 +1,171 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/bench/peer"
+	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/plugin/host"
+)
+
+// KindGateway is the kind of server that [ServeGateway] is, for a [Start].
+const KindGateway = "gateway"
+
+// gatewaySpec is the first line that a measured gateway reads.
+type gatewaySpec struct {
+	Groups    []string   `json:"groups"`
+	NotifyRPS float64    `json:"notify_rps"`
+	Listen    host.Addrs `json:"listen"` // of the gateway that it takes the place of
+}
+
+// gatewayHello is the first line that it writes.
+type gatewayHello struct {
+	At       host.Addrs `json:"at"`
+	Token    string     `json:"token"` // of the operator's API
+	Audience string     `json:"audience"`
+}
+
+// profiled starts a profile of what a gateway does from its first "usage" on and
+// returns what writes it; only in a program built with the tag profile.
+var profiled func(dir string) (stop func(), err error)
+
+// ServeGateway runs a whole gateway, with its data below dir, for a benchmark in
+// another process: it reads a line that says what to serve, answers where, and then
+// tells what it has used for each line that asks, until its input ends.
+func ServeGateway(ctx context.Context, dir string, in io.Reader, out io.Writer) error {
+	lines, enc := bufio.NewScanner(in), json.NewEncoder(out)
+	var spec gatewaySpec
+	if !lines.Scan() {
+		return errors.Join(errors.New("bench: nobody says what to serve"), lines.Err())
+	}
+	if err := json.Unmarshal(lines.Bytes(), &spec); err != nil {
+		return fmt.Errorf("bench: what to serve: %w", err)
+	}
+	change := func(cfg *config.Config) {
+		cfg.Limits.NotifyRPS = spec.NotifyRPS
+		cfg.Endpoint.Handshake = config.HandshakeOwn // quicker, where very many come
+		for _, l := range []struct{ key, addr *string }{
+			{&cfg.Listen.CoAPS, &spec.Listen.CoAPS}, {&cfg.Listen.CoAP, &spec.Listen.CoAP},
+			{&cfg.Listen.HTTP, &spec.Listen.HTTP}, {&cfg.Listen.MQTT, &spec.Listen.MQTT},
+		} {
+			if *l.addr != "" {
+				*l.key = *l.addr
+			}
+		}
+	}
+	_, err := withGatewayOf(ctx, dir, spec.Groups, change, func(_ context.Context, cfg *config.Config, at host.Addrs) ([]Result, error) {
+		if err := enc.Encode(gatewayHello{at, string(cfg.AdminToken.Bytes()), cfg.Tokens[0].Audience}); err != nil {
+			return nil, err
+		}
+		profiling := false
+		for lines.Scan() {
+			if lines.Text() == "usage" && profiled != nil && !profiling {
+				stop, err := profiled(os.TempDir())
+				if err != nil {
+					return nil, err
+				}
+				defer stop()
+				profiling = true
+			}
+			u, err := peer.Tell(lines.Text())
+			if err != nil {
+				return nil, err
+			}
+			if err := enc.Encode(u); err != nil {
+				return nil, err
+			}
+		}
+		return nil, lines.Err()
+	})
+	return err
+}
+
+// gateway is a whole gateway in a process of its own.
+type gateway struct {
+	begin func() (io.WriteCloser, io.ReadCloser, error)
+	spec  gatewaySpec
+
+	in    io.WriteCloser
+	out   io.ReadCloser
+	dec   *json.Decoder
+	hello gatewayHello
+	coaps netip.AddrPort
+	api   *admin.Client
+	took  time.Duration // from the start of the process until it served
+}
+
+// newGateway starts a gateway with its data below dir.
+func newGateway(ctx context.Context, start Start, dir string, spec gatewaySpec) (*gateway, error) {
+	// Also those that take its place last as long as ctx.
+	begin := func() (io.WriteCloser, io.ReadCloser, error) { return start(ctx, KindGateway, dir) }
+	g := &gateway{begin: begin, spec: spec}
+	return g, g.run()
+}
+
+func (g *gateway) run() (err error) {
+	began := time.Now()
+	if g.in, g.out, err = g.begin(); err != nil {
+		return fmt.Errorf("bench: starting the gateway: %w", err)
+	}
+	g.dec = json.NewDecoder(bufio.NewReader(g.out))
+	if err = json.NewEncoder(g.in).Encode(g.spec); err == nil {
+		err = g.dec.Decode(&g.hello)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("bench: the gateway did not start: %w", err), g.close())
+	}
+	g.took = time.Since(began)
+	g.coaps, err = netip.ParseAddrPort(g.hello.At.CoAPS)
+	g.api = admin.NewClient(g.hello.At.HTTP, g.hello.Token)
+	g.spec.Listen = g.hello.At
+	return err
+}
+
+// restart kills the gateway and starts another on its data, at the same addresses.
+func (g *gateway) restart() error {
+	p, ok := g.out.(*process)
+	if !ok {
+		return errors.New("bench: only a process of its own can be killed")
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	_ = g.close() // it was killed
+	return g.run()
+}
+
+func (g *gateway) close() error {
+	if g == nil || g.in == nil {
+		return nil
+	}
+	return errors.Join(g.in.Close(), g.out.Close())
+}
+
+// ask has the gateway tell what it has used; "collect": after a collection.
+func (g *gateway) ask(what string) (u peer.Usage, err error) {
+	if _, err = io.WriteString(g.in, what+"\n"); err == nil {
+		err = g.dec.Decode(&u)
+	}
+	if err != nil {
+		err = fmt.Errorf("bench: the gateway: %w", err)
+	}
+	return u, err
+}
+
+// resident is the memory of the gateway after a collection.
+func (g *gateway) resident() (int64, error) {
+	if _, err := g.ask("collect"); err != nil {
+		return 0, err
+	}
+	u, err := g.ask("collect") // what finalizers let go
+	return u.RSS, err
+}

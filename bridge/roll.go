@@ -1,0 +1,96 @@
+package bridge
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
+)
+
+// roll is who is a member at the time of a rekey, read in one go: to look each of a
+// hundred thousand observers up by itself costs more than to tell it.
+//
+// It is read when the version to be sent is there already, so whoever is on it may
+// have that version: who left before is not. Who leaves or is evicted later is
+// taken off it by the event of that. Who is not on it is looked up by itself, and
+// all are some time later; the access token is asked about each time anyway.
+type roll struct {
+	mu    sync.Mutex
+	read  bool
+	until time.Time
+	nodes map[coap.Subject]string
+}
+
+// Shape of rolls.
+const (
+	// rollFrom is how many must observe a group for a roll to be worth reading.
+	rollFrom = 512
+	// rollFor is how long one is good for.
+	rollFor = time.Minute
+)
+
+// rolls holds the newest roll of each group; the zero value is ready.
+type rolls struct {
+	mu     sync.Mutex
+	groups map[string]*roll
+}
+
+// begin is a new roll of a group, unread; nil is one on which nobody is.
+func (r *rolls) begin(group string, observing int) *roll {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.groups, group)
+	if observing < rollFrom {
+		return nil
+	}
+	if r.groups == nil {
+		r.groups = map[string]*roll{}
+	}
+	l := &roll{}
+	r.groups[group] = l
+	return l
+}
+
+// strike takes a subject off the roll of a group.
+func (r *rolls) strike(group string, s coap.Subject) {
+	r.mu.Lock()
+	l := r.groups[group]
+	r.mu.Unlock()
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.nodes, s)
+}
+
+// on finds the member that a subject is; false when it has to be looked up.
+func (b *Bridge) on(ctx context.Context, l *roll, group string, s coap.Subject) (node string, ok bool) {
+	if l == nil {
+		return "", false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if !l.read {
+		l.read = true // also when it fails: then each is looked up
+		members, err := b.source.Members(ctx, group)
+		if err != nil {
+			return "", false
+		}
+		l.nodes = make(map[coap.Subject]string, len(members))
+		for _, m := range members {
+			if !m.Lapsed {
+				l.nodes[m.Subject] = m.Node
+			}
+		}
+		l.until = now.Add(rollFor)
+	}
+	if now.After(l.until) {
+		l.nodes = nil
+		return "", false
+	}
+	node, ok = l.nodes[s]
+	return node, ok
+}
