@@ -18,12 +18,14 @@ type mmsghdr struct {
 	n   uint32
 }
 
-// control is room for one IP_PKTINFO, aligned as a cmsghdr is.
+// control is room for one IP_PKTINFO or IPV6_PKTINFO, aligned as a cmsghdr is.
 type control struct {
 	hdr  unix.Cmsghdr
-	info unix.Inet4Pktinfo
+	info unix.Inet6Pktinfo // the larger of the two
 	_    [4]byte
 }
+
+func (x *control) v4() *unix.Inet4Pktinfo { return (*unix.Inet4Pktinfo)(unsafe.Pointer(&x.info)) }
 
 // direction is the working memory of one direction; the closure is made once.
 type direction struct {
@@ -43,7 +45,7 @@ type system struct {
 	in, out *direction
 }
 
-func (s *system) init(c *net.UDPConn, local bool) {
+func (s *system) init(c *net.UDPConn) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return // one by one, then
@@ -53,22 +55,24 @@ func (s *system) init(c *net.UDPConn, local bool) {
 		return
 	}
 	s.raw, s.v6 = raw, domain == unix.AF_INET6
-	s.in, s.out = newDirection(unix.SYS_RECVMMSG, local), newDirection(unix.SYS_SENDMMSG, local)
+	s.in, s.out = newDirection(unix.SYS_RECVMMSG), newDirection(unix.SYS_SENDMMSG)
 }
 
-func newDirection(trap uintptr, local bool) *direction {
-	d := &direction{}
-	if local {
-		d.ctl = make([]control, Batch)
+// local makes room for local addresses.
+func (d *direction) local() {
+	d.ctl = make([]control, Batch)
+	for i := range d.hdrs {
+		d.hdrs[i].hdr.Control = (*byte)(unsafe.Pointer(&d.ctl[i]))
 	}
+}
+
+func newDirection(trap uintptr) *direction {
+	d := &direction{}
 	for i := range d.hdrs {
 		h := &d.hdrs[i].hdr
 		h.Name = (*byte)(unsafe.Pointer(&d.names[i]))
 		h.Iov = &d.iov[i]
 		h.SetIovlen(1)
-		if local {
-			h.Control = (*byte)(unsafe.Pointer(&d.ctl[i]))
-		}
 	}
 	d.call = func(fd uintptr) bool {
 		for {
@@ -107,10 +111,20 @@ func (s *system) askLocal() error {
 		return os.NewSyscallError("getsockopt", unix.ENOTSUP)
 	}
 	var err error
-	if e := s.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) }); e != nil {
+	// A socket for both families tells of IPv4 in the form of IPv6.
+	level, opt := unix.IPPROTO_IP, unix.IP_PKTINFO
+	if s.v6 {
+		level, opt = unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO
+	}
+	if e := s.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, opt, 1) }); e != nil {
 		return e
 	}
-	return os.NewSyscallError("setsockopt", err)
+	if err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	s.in.local()
+	s.out.local()
+	return nil
 }
 
 // Read fills some of ds and says how many: each B has room when it is called,
@@ -140,10 +154,7 @@ func (c *Conn) Read(ds []Datagram) (int, error) {
 		ds[i].B = ds[i].B[:d.hdrs[i].n]
 		ds[i].Addr = addrOf(&d.names[i])
 		if d.ctl != nil {
-			ds[i].Local = netip.Addr{}
-			if x := &d.ctl[i]; x.hdr.Level == unix.IPPROTO_IP && x.hdr.Type == unix.IP_PKTINFO {
-				ds[i].Local = netip.AddrFrom4(x.info.Addr)
-			}
+			ds[i].Local = d.ctl[i].get(int(d.hdrs[i].hdr.Controllen))
 		}
 	}
 	return d.n, nil
@@ -163,7 +174,7 @@ func (c *Conn) Write(ds []Datagram) (int, error) {
 		d.iov[i].SetLen(len(ds[i].B))
 		h.Namelen = c.setAddr(&d.names[i], ds[i].Addr)
 		if d.ctl != nil {
-			h.SetControllen(d.ctl[i].set(ds[i].Local))
+			h.SetControllen(d.ctl[i].set(ds[i].Local, c.v6))
 		}
 	}
 	if err := c.raw.Write(d.call); err != nil {
@@ -175,14 +186,41 @@ func (c *Conn) Write(ds []Datagram) (int, error) {
 	return d.n, nil
 }
 
-// set asks for a source address and returns the length of the request.
-func (x *control) set(a netip.Addr) int {
-	if !a.Is4() {
+// get is the local address that a datagram came to; invalid where nothing can come
+// from there, as from a multicast group.
+func (x *control) get(n int) (a netip.Addr) {
+	switch {
+	case n == 0:
+	case x.hdr.Level == unix.IPPROTO_IP && x.hdr.Type == unix.IP_PKTINFO:
+		a = netip.AddrFrom4(x.v4().Spec_dst) // of the machine, also where the destination was a group
+	case x.hdr.Level == unix.IPPROTO_IPV6 && x.hdr.Type == unix.IPV6_PKTINFO:
+		a = netip.AddrFrom16(x.info.Addr).Unmap()
+	}
+	if a.IsMulticast() || a.IsUnspecified() || a == broadcast {
+		return netip.Addr{}
+	}
+	return a
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// set asks for a source address and returns the length of the request. On a socket
+// for both families an IPv4 address is asked for in the form of IPv6.
+func (x *control) set(a netip.Addr, v6 bool) int {
+	switch {
+	case !a.IsValid():
+		return 0
+	case v6:
+		x.hdr.Level, x.hdr.Type = unix.IPPROTO_IPV6, unix.IPV6_PKTINFO
+		x.hdr.SetLen(unix.CmsgLen(unix.SizeofInet6Pktinfo))
+		x.info = unix.Inet6Pktinfo{Addr: a.As16()}
+		return unix.CmsgSpace(unix.SizeofInet6Pktinfo)
+	case !a.Is4():
 		return 0
 	}
 	x.hdr.Level, x.hdr.Type = unix.IPPROTO_IP, unix.IP_PKTINFO
 	x.hdr.SetLen(unix.CmsgLen(unix.SizeofInet4Pktinfo))
-	x.info = unix.Inet4Pktinfo{Spec_dst: a.As4()}
+	*x.v4() = unix.Inet4Pktinfo{Spec_dst: a.As4()}
 	return unix.CmsgSpace(unix.SizeofInet4Pktinfo)
 }
 

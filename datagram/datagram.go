@@ -16,7 +16,7 @@ const Batch = 64
 type Datagram struct {
 	Addr netip.AddrPort
 	// Local is the address of this machine that it came to or is to come from;
-	// only of a [Conn] made by [ListenLocal], invalid with others.
+	// invalid where that is not known, or does not matter: see [New].
 	Local netip.Addr
 	B     []byte
 }
@@ -30,8 +30,16 @@ type Conn struct {
 // bufferSize is what we ask the system to keep for us in either direction.
 const bufferSize = 4 << 20
 
-// New makes a Conn of a socket, which it takes over.
-func New(c *net.UDPConn) *Conn { return open(c, false) }
+// New makes a Conn of a socket, which it takes over. Where the socket is bound to
+// every address of the machine, each datagram tells its local address, on Linux: an
+// answer has to come from where the question went, whatever the routes say.
+func New(c *net.UDPConn) *Conn {
+	conn := open(c)
+	if a, ok := c.LocalAddr().(*net.UDPAddr); ok && a.IP.IsUnspecified() {
+		_ = conn.askLocal() // else the system chooses
+	}
+	return conn
+}
 
 // ListenLocal opens an IPv4 socket that tells the local address of each datagram
 // and sends from any address of the machine: one socket for very many peers of a
@@ -41,7 +49,7 @@ func ListenLocal(port uint16) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := open(c, true)
+	conn := open(c)
 	if err := conn.askLocal(); err != nil {
 		_ = c.Close()
 		return nil, err
@@ -49,9 +57,9 @@ func ListenLocal(port uint16) (*Conn, error) {
 	return conn, nil
 }
 
-func open(c *net.UDPConn, local bool) *Conn {
+func open(c *net.UDPConn) *Conn {
 	conn := &Conn{udp: c}
-	conn.init(c, local)
+	conn.init(c)
 	// Best effort: a burst should not be lost for want of room.
 	if !conn.force(bufferSize) {
 		_ = c.SetReadBuffer(bufferSize)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"testing"
+	"time"
 )
 
 func loopback(t *testing.T, network string, ip string) *Conn {
@@ -156,6 +157,52 @@ func TestLocal(t *testing.T) {
 			}
 			got++
 		}
+	}
+}
+
+// TestAnswersFrom: what comes to one of several addresses of the machine is answered
+// from there, on a socket for one family and on one for both.
+func TestAnswersFrom(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells the local address")
+	}
+	for _, c := range []struct{ network, listen, ip string }{
+		{"udp4", "0.0.0.0", "127.0.0.2"}, {"udp4", "0.0.0.0", "127.0.0.3"},
+		{"udp", "::", "127.0.0.2"}, {"udp", "::", "127.0.0.3"}, {"udp", "::", "::1"}, {"udp6", "::", "::1"},
+	} {
+		t.Run(c.network+" "+c.ip, func(t *testing.T) {
+			server := loopback(t, c.network, c.listen)
+			to := at(t, server, c.ip)
+			client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to)) // hears only who it spoke to
+			if err != nil {
+				t.Skipf("%s on this machine: %v", c.ip, err)
+			}
+			defer client.Close()
+			if _, err := client.Write([]byte("question")); err != nil {
+				t.Fatal(err)
+			}
+			in := room(1)
+			if _, err := server.Read(in); err != nil {
+				t.Fatal(err)
+			}
+			if in[0].Local != to.Addr() {
+				t.Fatalf("it came to %v, not %v", in[0].Local, to.Addr())
+			}
+			writeAll(t, server, in)
+			_ = client.SetReadDeadline(time.Now().Add(20 * time.Second))
+			b := make([]byte, 64)
+			if n, err := client.Read(b); err != nil || string(b[:n]) != "question" {
+				t.Errorf("%q, %v", b[:n], err)
+			}
+			// An address that is none of ours is refused, and that alone.
+			in[0].Local = netip.MustParseAddr("192.0.2.9")
+			if to.Addr().Is6() {
+				in[0].Local = netip.MustParseAddr("2001:db8::9")
+			}
+			if n, err := server.Write(in); n != 0 || err == nil {
+				t.Errorf("sent from %v: %d, %v", in[0].Local, n, err)
+			}
+		})
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 
 type system struct{}
 
-func (system) init(*net.UDPConn, bool) {}
+func (system) init(*net.UDPConn) {}
 
 func (system) force(int) bool { return false }
 

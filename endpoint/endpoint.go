@@ -21,6 +21,7 @@
 //	outbox.go     what waits to be sent, in batches
 //	wheel.go      everything that is due at a time
 //	room.go       who goes when room is short
+//	local.go      the address of this machine that a peer uses
 //
 // One mutex guards the state of all sessions; it is held for a batch of records at
 // a time, never while a handler or the server core works. Start at [New].
@@ -197,6 +198,8 @@ type Endpoint struct {
 	working    int // requests in handlers
 	wheel      *wheel
 	ciphers    [cipherSlots]ciphers
+	locals     locals
+	came       netip.Addr   // where the datagram being read came to; invalid: anywhere
 	plain      []byte       // the record being read
 	lately     time.Time    // of the newest datagrams, or a little ago
 	reading    bool         // a batch of datagrams is being read

@@ -40,7 +40,8 @@ const (
 type half struct {
 	e      *Endpoint
 	addr   netip.AddrPort
-	random [32]byte // of the ClientHello
+	local  netip.Addr // of this machine
+	random [32]byte   // of the ClientHello
 	began  time.Time
 	cid    uint64
 	kind   string // of key, for metrics
@@ -103,7 +104,7 @@ func (e *Endpoint) shake(r *record.Record, raw []byte, from netip.AddrPort) bool
 	ok, answer := e.own.cookies.Verify(e.out.buffer(), hello, from, time.Now())
 	if !ok {
 		e.metrics.cookies.Inc()
-		e.out.push(from, answer)
+		e.out.push(from, e.came, answer)
 		return true
 	}
 	// The client is at this address and begins anew: what was there is over.
@@ -130,7 +131,7 @@ func (e *Endpoint) beginOwn(hello *dtls12.ClientHello, from netip.AddrPort) {
 		e.metrics.refused.Inc()
 		return
 	}
-	h := &half{e: e, addr: from, random: hello.Random, began: now, hello: hello}
+	h := &half{e: e, addr: from, local: e.came, random: hello.Random, began: now, hello: hello}
 	for h.cid = 0; h.cid == 0 || e.byCID.Get(h.cid) != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
 		h.cid = randomUint64()
 	}
@@ -257,7 +258,7 @@ func (h *half) work() {
 // flush sends what the machine has to say.
 func (h *half) flush() {
 	for _, d := range h.m.Output() {
-		h.e.out.push(h.addr, append(h.e.out.buffer(), d...))
+		h.e.out.push(h.addr, h.local, append(h.e.out.buffer(), d...))
 	}
 }
 
@@ -294,6 +295,7 @@ func (h *half) finish(rest [][]byte) {
 		return
 	}
 	s := e.newSession(via, h.addr)
+	s.cameTo(h.local)
 	s.suite, s.read, s.write = x.Suite, x.Read, x.Write
 	s.standing = standing
 	s.setSubject(subject)
@@ -308,6 +310,7 @@ func (h *half) finish(rest [][]byte) {
 	h.session, h.reader, h.done, h.since = s, mustCipher(s.suite, &s.read), true, time.Now()
 	e.metrics.handshakes.WithLabelValues(h.kind, "done").Inc()
 	h.plan()
+	e.came = h.local
 	for _, b := range rest {
 		if r, _, err := record.Next(b, cidSize); err == nil {
 			e.record(&r, b, h.addr, len(b), time.Now())

@@ -18,7 +18,7 @@ import (
 )
 
 // handshake is a peer until its session is taken over. All fields but the
-// first five are guarded by Endpoint.mu.
+// first six are guarded by Endpoint.mu.
 //
 //	under way ── Finished verified ──▶ done ── first application record ──▶ session
 //	    │                               └───── or a minute of silence ──────▶
@@ -30,6 +30,7 @@ import (
 type handshake struct {
 	e     *Endpoint
 	addr  netip.AddrPort
+	local netip.Addr // of this machine
 	began time.Time
 	pipe  *datagram.Pipe
 
@@ -51,7 +52,7 @@ type handshake struct {
 
 // begin makes a handshake and starts it.
 func (e *Endpoint) begin(first hello, from netip.AddrPort, now time.Time) *handshake {
-	h := &handshake{e: e, addr: from, began: now, random: first.random}
+	h := &handshake{e: e, addr: from, local: e.came, began: now, random: first.random}
 	h.pipe = datagram.NewPipe(e.sock.LocalAddr(), net.UDPAddrFromAddrPort(from), h.reply)
 	ctx, cancel := context.WithTimeout(e.ctx, handshakeTimeout)
 	h.stop = cancel
@@ -165,6 +166,7 @@ func (h *handshake) finish(ctx context.Context, conn *dtls.Conn) error {
 		return coap.ErrGone
 	}
 	s := e.newSession(via, h.addr)
+	s.cameTo(h.local)
 	s.suite, s.read, s.write = suite, read, write
 	s.standing = standing
 	s.setSubject(subject)
@@ -181,6 +183,7 @@ func (h *handshake) finish(ctx context.Context, conn *dtls.Conn) error {
 	e.metrics.handshakes.WithLabelValues(kindPSK, "done").Inc()
 	e.wheel.add(h, takeOverAfter)
 	early := h.early
+	e.came = h.local
 	h.early = nil
 	for _, b := range early {
 		r, _, err := record.Next(b, cidSize)

@@ -22,6 +22,7 @@ import (
 const (
 	keptSession = 'S'
 	keptMark    = 'M'
+	keptPinned  = 0x20 // beside either of these: with the address of this machine that the peer uses
 	keptReply   = 'R'
 	keptEnd     = 'E'
 
@@ -37,6 +38,7 @@ type mark struct {
 	heard  int64 // seconds of the Unix clock
 	moves  uint32
 	addr   netip.AddrPort
+	local  netip.Addr // of this machine, written where it matters only; see local.go
 }
 
 // image is a session as it is written.
@@ -61,6 +63,14 @@ type replyImage struct {
 	reply string
 }
 
+// pinned is part of the kind of a record.
+func (m *mark) pinned() byte {
+	if m.local.IsValid() {
+		return keptPinned
+	}
+	return 0
+}
+
 func (m *mark) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, m.edge)
 	b = binary.BigEndian.AppendUint16(b, m.nextID)
@@ -68,11 +78,15 @@ func (m *mark) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, m.moves)
 	b = appendString(b, string(m.addr.Addr().AsSlice()))
 	b = appendString(b, m.addr.Addr().Zone())
-	return binary.BigEndian.AppendUint16(b, m.addr.Port())
+	b = binary.BigEndian.AppendUint16(b, m.addr.Port())
+	if m.local.IsValid() {
+		b = appendString(b, string(m.local.AsSlice()))
+	}
+	return b
 }
 
 func (m *image) append(b []byte) []byte {
-	b = append(b, keptSession)
+	b = append(b, keptSession|m.pinned())
 	b = append(b, m.id[:]...)
 	b = append(b, byte(m.via))
 	b = binary.BigEndian.AppendUint16(b, uint16(m.suite))
@@ -98,7 +112,7 @@ func (r *replyImage) append(b []byte) []byte {
 }
 
 func appendMark(b []byte, id [linkSize]byte, m *mark) []byte {
-	b = append(b, keptMark)
+	b = append(b, keptMark|m.pinned())
 	b = append(b, id[:]...)
 	return m.append(b)
 }
@@ -147,7 +161,7 @@ func (r *reader) seconds() int64 {
 	return int64(v)
 }
 
-func (r *reader) mark() (m mark) {
+func (r *reader) mark(pinned bool) (m mark) {
 	m.edge, m.nextID, m.heard, m.moves = r.u64(), r.u16(), r.seconds(), r.u32()
 	ip, zone := r.string(16), r.string(64)
 	addr, ok := netip.AddrFromSlice([]byte(ip))
@@ -155,6 +169,11 @@ func (r *reader) mark() (m mark) {
 		ok = false
 	}
 	m.addr = netip.AddrPortFrom(addr, r.u16())
+	if pinned {
+		var own bool
+		m.local, own = netip.AddrFromSlice([]byte(r.string(16)))
+		r.bad = r.bad || !own
+	}
 	r.bad = r.bad || !ok || m.edge > record.MaxSeq+1
 	return m
 }
@@ -175,18 +194,18 @@ func decodeKept(b []byte) (any, error) {
 	r := &reader{b: b}
 	var out any
 	switch kind := r.u8(); kind {
-	case keptSession:
+	case keptSession, keptSession | keptPinned:
 		m := &image{id: r.id(), via: coap.Security(r.u8()), suite: record.Suite(r.u16())}
 		m.read, m.write = r.keys(), r.keys()
 		m.cid, m.peerCID = r.u64(), r.string(255)
 		m.subject = coap.Subject{Kind: coap.SubjectKind(r.u8()), ID: r.string(maxSubject)}
-		m.began, m.mark = r.seconds(), r.mark()
+		m.began, m.mark = r.seconds(), r.mark(kind&keptPinned != 0)
 		if m.via != coap.DTLSPSK && m.via != coap.DTLSCert && m.via != coap.DTLSRPK || !m.suite.Supported() || m.subject.Kind > coap.SubjectOSCORE {
 			return nil, errKept
 		}
 		out = m
-	case keptMark:
-		out = marked{r.id(), r.mark()}
+	case keptMark, keptMark | keptPinned:
+		out = marked{r.id(), r.mark(kind&keptPinned != 0)}
 	case keptReply:
 		out = &replyImage{id: r.id(), mid: r.u16(), at: r.seconds(), token: r.string(8), reply: r.string(maxReply)}
 	case keptEnd:

@@ -65,15 +65,16 @@ func (o *outbox) buffer() []byte {
 	return make([]byte, 0, outboxBuffer)
 }
 
-// push takes a datagram; its bytes belong to the outbox from then on. It waits
-// for nobody and says whether there was room.
-func (o *outbox) push(addr netip.AddrPort, b []byte) bool {
+// push takes a datagram, to come from an address of this machine, or from any; its
+// bytes belong to the outbox from then on. It waits for nobody and says whether there
+// was room.
+func (o *outbox) push(addr netip.AddrPort, local netip.Addr, b []byte) bool {
 	o.mu.Lock()
 	if o.closed || len(o.queue) >= outboxFull {
 		o.mu.Unlock()
 		return false
 	}
-	o.queue = append(o.queue, Datagram{Addr: addr, B: b})
+	o.queue = append(o.queue, Datagram{Addr: addr, Local: local, B: b})
 	o.waiting.Store(int32(len(o.queue)))
 	rouse := o.holds == 0 && !o.sending // who sends looks again
 	o.mu.Unlock()
@@ -171,6 +172,8 @@ func (o *outbox) write(ds []Datagram) {
 		case err == nil && n > 0:
 		case errors.Is(err, net.ErrClosed):
 			return
+		case len(ds) > 0 && ds[0].Local.IsValid():
+			ds[0].Local = netip.Addr{} // perhaps it is an address of ours no more
 		case len(ds) > 0:
 			// One destination that cannot be reached must not stop the others.
 			o.lost()

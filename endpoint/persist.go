@@ -68,6 +68,7 @@ func (e *Endpoint) Restore(j Journal, start uint32, r *Recovery) []Peer {
 // restore makes a session of what was kept of it.
 func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	s := e.newSession(k.via, k.addr)
+	s.cameTo(k.local)
 	s.id = linkID(k.id)
 	s.suite, s.read, s.write, s.cid = k.suite, k.read, k.write, k.cid
 	s.setSubject(k.subject)
@@ -135,7 +136,7 @@ func (s *session) image() *image {
 }
 
 func (s *session) mark() mark {
-	return mark{edge: s.window.Next(), nextID: s.nextID, heard: s.e.unix(s.heard), moves: uint32(s.moves), addr: s.addr()}
+	return mark{edge: s.window.Next(), nextID: s.nextID, heard: s.e.unix(s.heard), moves: uint32(s.moves), addr: s.addr(), local: s.e.locals.at(s.local)}
 }
 
 // touched has what moved on written soon.

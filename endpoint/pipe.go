@@ -10,7 +10,7 @@ func (h *handshake) reply(b []byte) {
 	if h.stranger.Load() {
 		illegalParameter(out)
 	}
-	h.e.out.push(h.addr, out)
+	h.e.out.push(h.addr, h.local, out)
 }
 
 // illegalParameter makes a clear internal_error, which is what pion says when

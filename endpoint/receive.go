@@ -18,6 +18,7 @@ func (e *Endpoint) datagram(d Datagram, now time.Time) {
 	if e.closed {
 		return
 	}
+	e.came = d.Local
 	if e.cfg.Keys == nil {
 		e.plainDatagram(d, now)
 		return
@@ -119,6 +120,9 @@ func (s *session) record(r *record.Record, from netip.AddrPort, size int, now ti
 	s.heard = e.stamp(now)
 	s.wake()
 	s.touched()
+	if newest {
+		s.cameTo(e.came)
+	}
 	switch {
 	case from == s.addr():
 		if p := s.probing(); p != nil {
@@ -164,7 +168,7 @@ func (e *Endpoint) plainDatagram(d Datagram, now time.Time) {
 			// No state for what asks nothing: a ping or a malformed message is
 			// rejected without.
 			if b, ok := rejection(d.B, m, err); ok {
-				e.out.push(d.Addr, append(e.out.buffer(), b[:]...))
+				e.out.push(d.Addr, d.Local, append(e.out.buffer(), b[:]...))
 			}
 			return
 		}
@@ -174,6 +178,7 @@ func (e *Endpoint) plainDatagram(d Datagram, now time.Time) {
 		}
 	}
 	s.heard = e.stamp(now)
+	s.cameTo(d.Local)
 	s.message(d.B, d.Addr, now)
 }
 

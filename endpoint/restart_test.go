@@ -580,7 +580,9 @@ func kept() [][]byte {
 	m := mark{edge: 99, nextID: 7, heard: 1e9, moves: 3, addr: netip.MustParseAddrPort("[fe80::1%eth0]:5684")}
 	i := image{id: id, via: coap.DTLSPSK, suite: record.PSKCCM8, cid: 5, peerCID: "abc", subject: coap.Subject{Kind: coap.SubjectPoP, ID: "kid"}, began: 1e9, mark: m}
 	r := replyImage{id: id, mid: 4, at: 1e9, token: "to", reply: "reply"}
-	return [][]byte{i.append(nil), appendMark(nil, id, &m), r.append(nil), appendEnd(nil, id)}
+	j, n := i, m
+	j.local, n.local = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	return [][]byte{i.append(nil), appendMark(nil, id, &m), r.append(nil), appendEnd(nil, id), j.append(nil), appendMark(nil, id, &n)}
 }
 
 // encodeKept is the inverse of decodeKept.

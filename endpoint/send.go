@@ -256,7 +256,7 @@ func (s *session) emit(b []byte) bool {
 // transmit sends one message.
 func (s *session) transmit(b []byte) {
 	if s.via == coap.Plain {
-		s.e.out.push(s.addr(), append(s.e.out.buffer(), b...))
+		s.push(append(s.e.out.buffer(), b...))
 		return
 	}
 	s.seal(record.ApplicationData, b)

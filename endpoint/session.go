@@ -46,6 +46,7 @@ type session struct {
 	gone       bool
 	standing   Standing // see room.go
 	asked      uint8    // see room.go
+	local      uint8    // see local.go
 	hibernated bool     // see hibernate.go
 	// See persist.go.
 	written  bool // it is in the journal
@@ -366,7 +367,7 @@ func (s *session) seal(kind uint8, b []byte) {
 		s.e.metrics.exhausted.Inc()
 		s.e.crew.do(s.Close)
 	}
-	s.e.out.push(s.addr(), s.writer().Seal(s.e.out.buffer(), kind, epoch, seq, s.remoteCID(), b))
+	s.push(s.writer().Seal(s.e.out.buffer(), kind, epoch, seq, s.remoteCID(), b))
 }
 
 // token is the token of a NON that was sent with this identifier.

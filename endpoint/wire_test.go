@@ -31,7 +31,9 @@ type wire struct {
 	delay                time.Duration
 	tap                  func(from, to netip.AddrPort, b []byte) (lose bool) // called with mu held
 	next                 uint16
-	carried              time.Duration // so many nanoseconds later the next arrives: in order
+	carried              time.Duration                 // so many nanoseconds later the next arrives: in order
+	pins                 map[netip.AddrPort]netip.Addr // at which address of the server a client is; guarded by mu, as
+	from                 map[netip.AddrPort]netip.Addr // the one that it was answered from
 }
 
 func newWire(seed uint64) *wire {
@@ -134,12 +136,19 @@ func (p *port) Read(ds []Datagram) (int, error) {
 		return 0, err
 	}
 	ds[0].Addr, ds[0].B = d.Addr, ds[0].B[:copy(ds[0].B, d.B)]
+	defer p.w.lock()()
+	ds[0].Local = p.w.pins[d.Addr]
 	return 1, nil
 }
 
 func (p *port) Write(ds []Datagram) (int, error) {
 	for _, d := range ds {
 		p.w.carry(p.addr, d.Addr, d.B)
+		unlock := p.w.lock()
+		if p.w.from != nil {
+			p.w.from[d.Addr] = d.Local
+		}
+		unlock()
 	}
 	return len(ds), nil
 }
