@@ -59,7 +59,7 @@ var arrows = map[string][]string{
 	"cmd/gateway/argv": {"spell"},
 
 	"node/swarm": {"coap", "coap/serve", "datagram", "record"},
-	"bench/peer": {"coap", "coap/serve", "endpoint", "journal"},
+	"bench/peer": {"coap", "coap/serve", "datagram", "endpoint", "journal", "record"},
 
 	"examples/host": {"config", "plugin"},
 }

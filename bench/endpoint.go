@@ -16,60 +16,79 @@ const (
 	bodySize    = 40
 )
 
-// pair starts our server and the stock one, with n nodes each, all open.
-func pair(ctx context.Context, start Start, n int, observe bool, progress func(string)) (ours, stock *rig, err error) {
-	if n <= 0 {
-		return nil, nil, fmt.Errorf("bench: %d nodes make no benchmark", n)
+// rivals are whom our server is measured beside: the stock one, tuned and as its
+// defaults have it, and what no server can do without.
+var rivals = []struct{ kind, name string }{
+	{peer.Own, ""}, {peer.Stock, stockName}, {peer.Plain, stockName + " (defaults)"}, {peer.Floor, "floor"},
+}
+
+// field starts a server of each kind, with n nodes each, all open.
+func field(ctx context.Context, start Start, n int, observe bool, progress func(string)) (rigs []*rig, closeAll func() error, err error) {
+	closeAll = func() (err error) {
+		for _, r := range rigs {
+			err = errors.Join(err, r.close())
+		}
+		return err
 	}
-	rigs := make([]*rig, 2)
-	for i, kind := range []string{peer.Own, peer.Stock} {
+	if n <= 0 {
+		return nil, closeAll, fmt.Errorf("bench: %d nodes make no benchmark", n)
+	}
+	for _, k := range rivals {
 		nodes := n
-		if kind == peer.Stock {
+		if k.kind == peer.Stock || k.kind == peer.Plain {
 			nodes = min(n, stockMost)
 		}
-		progress(fmt.Sprintf("%d nodes shake hands with %s", nodes, kind))
-		if rigs[i], err = newRig(ctx, start, kind, "", nodes); err == nil {
-			err = rigs[i].open(ctx, 0, nodes, observe, progress)
+		progress(fmt.Sprintf("%d nodes shake hands with %s", nodes, k.kind))
+		r, err := newRig(ctx, start, k.kind, "", nodes)
+		if err == nil {
+			rigs = append(rigs, r)
+			err = r.open(ctx, 0, nodes, observe, progress)
 		}
 		if err != nil {
-			return nil, nil, errors.Join(err, rigs[0].close(), rigs[1].close())
+			return nil, closeAll, errors.Join(err, closeAll())
 		}
 	}
-	return rigs[0], rigs[1], nil
+	return rigs, closeAll, nil
+}
+
+// cost has the figures of each: ours beside every rival, and alone what we lost.
+func cost(bench, of, plural string, n int, all []sample) (out []Result) {
+	row := func(metric, unit string, value float64) Result {
+		return Result{Bench: bench, Metric: metric, Unit: unit, N: n, Ours: value}
+	}
+	ours := all[0]
+	for i, k := range rivals[1:] {
+		r := all[i+1]
+		out = append(out,
+			row("cpu_us_per_"+of, "us", ours.micros()).below(k.name, r.micros()),
+			row(plural+"_per_second", "1/s", ours.perSecond()).against(k.name, r.perSecond()))
+	}
+	return append(out, row(plural+"_lost", "1", float64(ours.lost)))
 }
 
 // Fanout measures what a notification costs the server, to n observers over DTLS:
 // processor time, of a non-confirmable one and of a confirmable one with its
 // acknowledgement. The stock server has 20,000 observers at most.
 func Fanout(ctx context.Context, start Start, n int, progress func(string)) (out []Result, err error) {
-	ours, stock, err := pair(ctx, start, n, true, progress)
+	rigs, closeAll, err := field(ctx, start, n, true, progress)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, ours.close(), stock.close()) }()
+	defer func() { err = errors.Join(err, closeAll()) }()
 	for _, c := range []struct {
 		name    string
 		confirm bool
 	}{{"non", false}, {"con", true}} {
 		progress("notifications, " + c.name)
-		measure := func(r *rig) func() (sample, error) {
-			return func() (sample, error) {
-				return r.round(ctx, func() (int, int, error) { return r.publish(c.confirm, payloadSize) })
-			}
-		}
-		a, b, err := duel(measure(ours), measure(stock))
+		all, err := contest(rigs, func(r *rig) (sample, error) {
+			return r.round(ctx, func() (int, int, error) { return r.publish(c.confirm, payloadSize) })
+		})
 		if err != nil {
 			return nil, err
 		}
-		row := func(metric, unit string, value float64) Result {
-			return Result{Bench: "fanout", Metric: metric, Unit: unit, N: n, Ours: value}
-		}
-		out = append(out,
-			row("cpu_us_per_"+c.name+"_notification", "us", a.micros()).below(stockName, b.micros()),
-			row(c.name+"_notifications_per_second", "1/s", a.perSecond()).against(stockName, b.perSecond()),
-			row(c.name+"_notifications_lost", "1", float64(a.lost)),
-			row(c.name+"_allocations_per_notification", "1", a.allocs()).below(stockName, b.allocs()),
-		)
+		out = append(out, cost("fanout", c.name+"_notification", c.name+"_notifications", n, all)...)
+		out = append(out, Result{Bench: "fanout", Metric: c.name + "_allocations_per_notification", Unit: "1", N: n, Ours: all[0].allocs()}.
+			withPeer(stockName, all[1].allocs()))
 	}
 	return out, nil
 }
@@ -84,35 +103,25 @@ const requestsAtOnce = 128
 // Requests measures what a request costs the server: CON POST with 40 bytes both
 // ways, the response with the acknowledgement, of n clients in turn.
 func Requests(ctx context.Context, start Start, n int, progress func(string)) (out []Result, err error) {
-	ours, stock, err := pair(ctx, start, n, false, progress)
+	rigs, closeAll, err := field(ctx, start, n, false, progress)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, ours.close(), stock.close()) }()
+	defer func() { err = errors.Join(err, closeAll()) }()
 	progress("requests")
 	m := &coap.Message{Code: coap.POST, Payload: make([]byte, bodySize)}
 	m.Options.SetPath("echo")
-	measure := func(r *rig) func() (sample, error) {
-		return func() (sample, error) {
-			return r.round(ctx, func() (int, int, error) {
-				o, err := r.swarm.Load(ctx, loadOf(m, max(1000, r.nodes), min(r.nodes, requestsAtOnce)))
-				return o.Answered, o.Failed + o.Refused, err
-			})
-		}
-	}
-	a, b, err := duel(measure(ours), measure(stock))
+	all, err := contest(rigs, func(r *rig) (sample, error) {
+		return r.round(ctx, func() (int, int, error) {
+			o, err := r.swarm.Load(ctx, loadOf(m, max(1000, r.nodes), min(r.nodes, requestsAtOnce)))
+			return o.Answered, o.Failed + o.Refused, err
+		})
+	})
 	if err != nil {
 		return nil, err
 	}
-	row := func(metric, unit string, value float64) Result {
-		return Result{Bench: "requests", Metric: metric, Unit: unit, N: n, Ours: value}
-	}
-	return []Result{
-		row("cpu_us_per_request", "us", a.micros()).below(stockName, b.micros()),
-		row("requests_per_second", "1/s", a.perSecond()).against(stockName, b.perSecond()),
-		row("requests_lost", "1", float64(a.lost)),
-		row("allocations_per_request", "1", a.allocs()).below(stockName, b.allocs()),
-	}, nil
+	return append(cost("requests", "request", "requests", n, all),
+		Result{Bench: "requests", Metric: "allocations_per_request", Unit: "1", N: n, Ours: all[0].allocs()}.withPeer(stockName, all[1].allocs())), nil
 }
 
 // Sessions measures what an observer that does nothing costs: the resident memory
@@ -218,10 +227,17 @@ func Handshakes(ctx context.Context, start Start, n int, progress func(string)) 
 			return s, err
 		}
 	}
-	a, b, err := duel(measure(rigs[peer.Own]), measure(rigs[peer.Stock]))
+	own, stock := measure(rigs[peer.Own]), measure(rigs[peer.Stock])
+	all, err := contest([]*rig{rigs[peer.Own], rigs[peer.Stock]}, func(r *rig) (sample, error) {
+		if r.kind == peer.Own {
+			return own()
+		}
+		return stock()
+	})
 	if err != nil {
 		return nil, err
 	}
+	a, b := all[0], all[1]
 	row := func(metric, unit string, value float64) Result {
 		return Result{Bench: "handshakes", Metric: metric, Unit: unit, N: n, Ours: value}
 	}

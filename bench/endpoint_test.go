@@ -34,7 +34,13 @@ func TestEndpoint(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
+		beside := map[string]bool{}
 		for _, r := range results {
+			if key := r.Metric + " of " + r.PeerName; beside[key] {
+				t.Errorf("%s twice", key)
+			} else {
+				beside[key] = true
+			}
 			if r.Bench != name || r.N != 20 || r.Metric == "" || r.Unit == "" {
 				t.Errorf("%+v", r)
 			}
@@ -46,6 +52,13 @@ func TestEndpoint(t *testing.T) {
 			case "cpu_us_per_non_notification", "cpu_us_per_con_notification", "cpu_us_per_request":
 				if r.Ours <= 0 || r.Peer == nil || *r.Peer <= 0 || r.Ratio == nil {
 					t.Errorf("%+v", r)
+				}
+			}
+		}
+		if cpu := map[string]string{"fanout": "cpu_us_per_con_notification", "requests": "cpu_us_per_request"}[name]; cpu != "" {
+			for _, k := range rivals[1:] {
+				if !beside[cpu+" of "+k.name] {
+					t.Errorf("%s is not measured beside %s", cpu, k.name)
 				}
 			}
 		}

@@ -1,7 +1,7 @@
 // Package peer has the servers that the benchmarks of the endpoint compare: the
-// gateway's own endpoint under the server core, and a stock go-coap server over
-// pion/dtls, as its manual has it. Both serve the same two resources to the same
-// pre-shared key, each in a process of its own, which is told what to do by lines
+// gateway's own endpoint under the server core; a stock go-coap server over
+// pion/dtls, tuned and as its manual has it; and the floor, which only moves and
+// seals datagrams. All serve the same two resources to the same pre-shared key, each in a process of its own, which is told what to do by lines
 // on its standard input and answers by lines of JSON.
 //
 //	/state   GET, observable; what Publish published
@@ -31,7 +31,9 @@ var Key = []byte("groupgate-bench!")
 // Kinds of servers.
 const (
 	Own   = "own"
-	Stock = "stock"
+	Stock = "stock" // tuned as well as we know
+	Plain = "plain" // the stock server as its defaults have it
+	Floor = "floor" // see floor
 )
 
 // Server is what a kind of server offers to the benchmarks.
@@ -67,7 +69,11 @@ func New(ctx context.Context, kind string, opts Options) (Server, error) {
 	case Own:
 		return newOwn(ctx, opts)
 	case Stock:
-		return newStock()
+		return newStock(true)
+	case Plain:
+		return newStock(false)
+	case Floor:
+		return newFloor()
 	}
 	return nil, fmt.Errorf("peer: no server %q", kind)
 }

@@ -64,7 +64,7 @@ var measured = bench.Command("bench", "serve")
 
 // benchServeCmd is such a server.
 type benchServeCmd struct {
-	Kind string `arg:"" enum:"own,stock,gateway" help:"Which server."`
+	Kind string `arg:"" enum:"own,stock,plain,floor,gateway" help:"Which server."`
 	Dir  string `arg:"" optional:"" help:"Folder for what is kept."`
 }
 
