@@ -292,6 +292,7 @@ func (b *rekeyBench) measure(ctx context.Context) (rows []Result, err error) {
 		if err != nil {
 			return nil, err
 		}
+		b.progress(fmt.Sprintf("all confirmed after %.2f s, %d joined meanwhile", r.took.Seconds(), len(r.joins)))
 		b.newcomers = b.newcomers[r.begun:]
 		took, joins = append(took, r.took), append(joins, r.joins...)
 		after, err := b.sent(ctx)

@@ -79,6 +79,16 @@ func (m *manager) Members(_ context.Context, group string) ([]groupcomm.Member, 
 	return out, nil
 }
 
+func (m *manager) Count(ctx context.Context, group string) (members, lapsed int, err error) {
+	all, err := m.Members(ctx, group)
+	for _, v := range all {
+		if v.Lapsed {
+			lapsed++
+		}
+	}
+	return len(all), lapsed, err
+}
+
 func (m *manager) Memberships(_ context.Context, s coap.Subject) ([]groupcomm.Member, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

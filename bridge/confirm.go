@@ -46,6 +46,8 @@ type confirmer struct {
 	mu      sync.Mutex
 	pending map[member]confirmation
 	waiters []func()
+	last    map[member]confirmation // what is being written or was last
+	gone    map[member]confirmation // of last, by members that left meanwhile
 }
 
 func newConfirmer(s *store.Store, log *slog.Logger, met *metrics, wrote func(group string)) *confirmer {
@@ -54,6 +56,7 @@ func newConfirmer(s *store.Store, log *slog.Logger, met *metrics, wrote func(gro
 		wake:    make(chan struct{}, 1),
 		full:    make(chan struct{}, 1),
 		pending: map[member]confirmation{},
+		gone:    map[member]confirmation{},
 	}
 }
 
@@ -75,11 +78,16 @@ func (c *confirmer) add(m member, version uint64, channel string, done func()) {
 	}
 }
 
-// forget drops what waits for a membership that ended.
+// forget drops what waits for a membership that ended. What may be written after the
+// membership went is taken back.
 func (c *confirmer) forget(m member) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.pending, m)
+	if v, ok := c.last[m]; ok {
+		c.gone[m] = v
+		signal(c.wake)
+	}
 }
 
 func (c *confirmer) run(ctx context.Context) error {
@@ -110,10 +118,11 @@ func (c *confirmer) run(ctx context.Context) error {
 // flush writes what waits and says whether that worked.
 func (c *confirmer) flush(ctx context.Context) bool {
 	c.mu.Lock()
-	batch, waiters := c.pending, c.waiters
-	c.pending, c.waiters = map[member]confirmation{}, nil
+	batch, waiters, gone := c.pending, c.waiters, c.gone
+	c.pending, c.waiters, c.gone = map[member]confirmation{}, nil, map[member]confirmation{}
+	c.last = batch
 	c.mu.Unlock()
-	if len(batch) == 0 && len(waiters) == 0 {
+	if len(batch) == 0 && len(waiters) == 0 && len(gone) == 0 {
 		return true
 	}
 	// One order for all: no two writers wait for each other's rows.
@@ -124,6 +133,11 @@ func (c *confirmer) flush(ctx context.Context) bool {
 		return cmp.Compare(a.node, b.node)
 	})
 	err := c.store.Update(ctx, func(tx *store.Tx) error {
+		for m, v := range gone {
+			if _, err := tx.Exec(`DELETE FROM bridge_confirmed WHERE grp = ? AND node = ? AND version <= ?`, m.group, m.node, int64(v.version)); err != nil {
+				return err
+			}
+		}
 		var values [5 * confirmRows]any
 		for rest := keys; len(rest) > 0; {
 			n := confirmRows
@@ -147,9 +161,15 @@ func (c *confirmer) flush(ctx context.Context) bool {
 		}
 		c.mu.Lock()
 		for m, v := range batch {
+			if _, left := c.gone[m]; left {
+				continue
+			}
 			if now, ok := c.pending[m]; !ok || now.version < v.version {
 				c.pending[m] = v
 			}
+		}
+		for m, v := range gone {
+			c.gone[m] = v
 		}
 		c.waiters = append(waiters, c.waiters...)
 		c.mu.Unlock()

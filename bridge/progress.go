@@ -56,13 +56,26 @@ func (b *Bridge) Progress(ctx context.Context, group string) (Progress, []Ledger
 	return p, entries, nil
 }
 
+// counter is the optional part of a [Source] that counts the members of a group, and
+// those of them that lapsed.
+type counter interface {
+	Count(ctx context.Context, group string) (members, lapsed int, err error)
+}
+
 // Tally is Progress without the members, of which there may be very many.
 func (b *Bridge) Tally(ctx context.Context, group string) (Progress, error) {
+	p, all, err := b.allHave(ctx, group)
+	if err != nil {
+		return Progress{}, fmt.Errorf("bridge: delivery of %q: %w", group, err)
+	}
+	if all {
+		return p, nil
+	}
 	st, err := b.standing(ctx, group, true)
 	if err != nil {
 		return Progress{}, fmt.Errorf("bridge: delivery of %q: %w", group, err)
 	}
-	p := Progress{Group: group, Version: st.version}
+	p = Progress{Group: group, Version: st.version}
 	for _, m := range st.members {
 		c, shown := st.confirmed[m.Node]
 		var t trace
@@ -80,6 +93,37 @@ func (b *Bridge) Tally(ctx context.Context, group string) (Progress, error) {
 	}
 	b.date(&p)
 	return p, nil
+}
+
+// confirmations counts those who confirmed a version of a group, or a newer one.
+func (b *Bridge) confirmations(ctx context.Context, group string, version uint64) (n int, err error) {
+	err = b.store.View(ctx, func(tx *store.Tx) error {
+		return tx.QueryRow(`SELECT COUNT(*) FROM bridge_confirmed WHERE grp = ? AND version >= ?`, group, int64(version)).Scan(&n)
+	})
+	return n, err
+}
+
+// allHave finds out by counting whether all have confirmed the newest version; only
+// members are in the ledger, and where one lapsed counting is not enough.
+func (b *Bridge) allHave(ctx context.Context, group string) (p Progress, all bool, err error) {
+	c, ok := b.source.(counter)
+	if !ok {
+		return p, false, nil
+	}
+	p.Group = group
+	if p.Version, _, err = b.source.RekeyMessage(ctx, group); err != nil {
+		return p, false, err
+	}
+	// In this order: who joins and confirms in between takes nobody's place.
+	if p.Delivered, err = b.confirmations(ctx, group, p.Version); err != nil {
+		return p, false, err
+	}
+	lapsed := 0
+	if p.Members, lapsed, err = c.Count(ctx, group); err != nil || lapsed > 0 || p.Delivered != p.Members {
+		return p, false, err
+	}
+	b.date(&p)
+	return p, true, nil
 }
 
 // tally is one of before.
@@ -239,10 +283,7 @@ func (b *Bridge) finishGroup(ctx context.Context, group string) error {
 	if n := len(known); n > 0 && known[n-1].num == version && !known[n-1].done.IsZero() {
 		return nil // whoever confirms now does so once more
 	}
-	var confirmed int // to count is cheap beside the tally
-	err = b.store.View(ctx, func(tx *store.Tx) error {
-		return tx.QueryRow(`SELECT COUNT(*) FROM bridge_confirmed WHERE grp = ? AND version >= ?`, group, int64(version)).Scan(&confirmed)
-	})
+	confirmed, err := b.confirmations(ctx, group, version) // is cheap beside the tally
 	if err != nil {
 		return fmt.Errorf("bridge: confirmations of %q: %w", group, err)
 	}

@@ -38,8 +38,15 @@ func Publishes(topic string) bool {
 	return ok
 }
 
+// repeater is the optional part of a hub that tells an observer once more.
+type repeater interface {
+	Again(topic string, link coap.LinkID)
+}
+
 // recall finds out whom the observers of before a restart are, and publishes the
-// newest state of their groups: who was shown it already is not told again.
+// newest state of their groups: who was shown it already and confirmed it is not told
+// again. Confirmations are written some at a time: an acknowledgement that came just
+// before a crash may be known to the hub alone.
 func (b *Bridge) recall(ctx context.Context) error {
 	all := b.restored
 	b.restored = nil
@@ -68,6 +75,18 @@ func (b *Bridge) recall(ctx context.Context) error {
 		for _, m := range members {
 			names[m.Subject] = m.Node
 		}
+		version, _, err := b.source.RekeyMessage(ctx, group)
+		var confirmed map[string]confirmation
+		if err == nil {
+			confirmed, _, err = b.readLedger(ctx, group, true)
+		}
+		if err != nil {
+			if !gone(err) {
+				b.log.WarnContext(ctx, "cannot look up what the observers of before the restart confirmed", "group", group, "err", err)
+			}
+			continue
+		}
+		hub, repeats := b.hub.(repeater)
 		elsewhere, err := b.leasedElsewhere(ctx, group)
 		if err != nil {
 			b.log.WarnContext(ctx, "cannot look up which members are with other gateways", "group", group, "err", err)
@@ -96,6 +115,13 @@ func (b *Bridge) recall(ctx context.Context) error {
 			})
 			b.lease(m)
 			b.observers.register(o.Peer.Link, m, o.Peer.Subject)
+			if c, ok := confirmed[node]; repeats && (!ok || c.version < version) {
+				for _, topic := range o.Topics {
+					if g, own, ok := groupOf(topic); ok && g == group && own == "" {
+						hub.Again(topic, o.Peer.Link)
+					}
+				}
+			}
 		}
 		if err := b.publishNewest(ctx, group); err != nil {
 			b.log.WarnContext(ctx, "cannot repeat the newest rekey to the observers of before the restart", "group", group, "err", err)

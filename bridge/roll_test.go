@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
 )
 
 // TestRoll: who is on the roll of a rekey needs no look-up of its own, until it
@@ -88,6 +90,55 @@ func TestDeliveredWithoutTheLast(t *testing.T) {
 		settle(2 * lackingFor)
 		if !done() {
 			t.Error("the last one that was waited for confirmed")
+		}
+	})
+}
+
+// TestAcknowledgedBeforeACrash: the hub knows that a member was shown a version, and
+// the confirmation did not come to the disk any more. It is told once more, who
+// confirmed is not.
+func TestAcknowledgedBeforeACrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		for _, node := range []string{"kept", "lost"} {
+			h.m.join(t, h.b, node, nil)
+		}
+		kept, lost := h.observe(h.link("kept"), "/ace-group/sensors"), h.observe(h.link("lost"), "/ace-group/sensors")
+		version := h.m.rekey(t, h.b)
+		settle(time.Second)
+		err := h.s.Update(t.Context(), func(tx *store.Tx) error {
+			_, err := tx.Exec(`DELETE FROM bridge_confirmed WHERE node = 'lost'`)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := New(Config{}, Deps{Store: h.s, Source: h.m, Hub: h.srv})
+		if err := again.Setup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var before []Observer
+		for _, node := range []string{"kept", "lost"} {
+			p := coap.Peer{Link: coap.LinkID("link-" + node), Via: coap.DTLSPSK, Subject: subject(node)}
+			before = append(before, Observer{Peer: p, Topics: []string{groupTopic(testGroup)}})
+		}
+		again.Restored(before)
+		ctx, cancel := context.WithCancel(t.Context())
+		over := make(chan error, 1)
+		go func() { over <- again.Run(ctx) }()
+		settle(time.Second)
+		if n := len(kept.responses()); n != 2 {
+			t.Errorf("who confirmed got %d responses", n)
+		}
+		if n := len(lost.responses()); n != 3 {
+			t.Errorf("who has to confirm again got %d responses", n)
+		}
+		if p, err := again.Tally(t.Context(), testGroup); err != nil || p.Version != version || p.Delivered != 2 {
+			t.Errorf("%+v, %v", p, err)
+		}
+		cancel()
+		if err := <-over; err != nil {
+			t.Error(err)
 		}
 	})
 }

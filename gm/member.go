@@ -158,6 +158,25 @@ func (m *Manager) Members(ctx context.Context, name string) ([]groupcomm.Member,
 	return out, nil
 }
 
+// Count tells how many members a group has, and how many of them lapsed.
+func (m *Manager) Count(ctx context.Context, name string) (members, lapsed int, err error) {
+	g, err := m.find(ctx, name)
+	if err != nil {
+		return 0, 0, err
+	}
+	err = m.st.View(ctx, func(tx *store.Tx) error {
+		// Apart, so that each has an index.
+		if err := tx.QueryRow(`SELECT COUNT(*) FROM gm_members WHERE group_id = ?`, g.id).Scan(&members); err != nil {
+			return err
+		}
+		return tx.QueryRow(`SELECT COUNT(*) FROM gm_members WHERE lapsed = 1 AND group_id = ?`, g.id).Scan(&lapsed)
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("gm: members of %q: %w", name, err)
+	}
+	return members, lapsed, nil
+}
+
 // eachMember calls fn for every member that the condition selects.
 func eachMember(tx *store.Tx, where string, args []any, fn func(*member) error) error {
 	rows, err := tx.Query(`SELECT `+memberColumns+` FROM gm_members m WHERE `+where, args...)

@@ -382,6 +382,15 @@ func (r *modelRun) compare(group string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	lapsed := 0
+	for _, mb := range members {
+		if mb.Lapsed {
+			lapsed++
+		}
+	}
+	if n, l, err := r.m.Count(ctx, group); err != nil || n != len(members) || l != lapsed {
+		r.t.Fatalf("%s: %d members of %s are counted, %d lapsed, %v; there are %d and %d", r.op, n, group, l, err, len(members), lapsed)
+	}
 	got, want := map[string]string{}, map[string]string{}
 	for _, mb := range members {
 		sid := "-"

@@ -394,6 +394,18 @@ func (s *Server) Publish(name string, n coap.Notification) {
 	}
 }
 
+// Again has the link told of the newest version of the topic by the next Publish,
+// whether it was shown it or not: for who lost, in a crash, that it acknowledged.
+func (s *Server) Again(name string, link coap.LinkID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.topics[name]; t != nil {
+		if sub := t.subs[link]; sub != nil {
+			sub.hasShown = false
+		}
+	}
+}
+
 // Drop ends the observation of the topic by the link, or by all for the zero
 // link, and tells them last, without the Observe option, in a confirmable
 // message.
