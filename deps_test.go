@@ -62,6 +62,8 @@ var arrows = map[string][]string{
 	"bench/peer": {"coap", "coap/serve", "datagram", "endpoint", "journal", "record"},
 
 	"examples/host": {"config", "plugin"},
+
+	"groupcomm/keytree/keytreetest": {"cose", "groupcomm", "groupcomm/keytree"},
 }
 
 // doors says who may import the libraries that would otherwise leak into every

@@ -38,6 +38,7 @@ const (
 	maxPlantTries = 64 // other gateways create a group that often before one gives up
 	maxJoinTries  = 8  // a join meets a rekey that often before it gives up with 5.03
 	freeRekeys    = 3  // attempts of a rekey that let joins overtake it
+	gatedRekeys   = 4  // that let other gateways overtake it, where the store is shared
 	maxRekeyTries = 6
 
 	renewalBurst = 8    // Sender IDs a member may use up at once

@@ -74,7 +74,8 @@ func (g *group) makeDue(tx *store.Tx, t time.Time, why reasons) error {
 // A rekey is decided on a snapshot, its message is rendered outside of any
 // transaction, and it is written only if neither version nor membership changed
 // meanwhile; else it is prepared again. After a few such attempts the group's
-// gate is closed, so that it ends.
+// gate is closed, so that it ends. Where another gateway changes the group too, of
+// which our gate knows nothing, the last attempts keep everybody from writing.
 func (m *Manager) rekey(ctx context.Context, g *group, why reasons, detail string, given uint64) (uint64, error) {
 	select {
 	case g.rekeying <- struct{}{}:
@@ -87,7 +88,11 @@ func (m *Manager) rekey(ctx context.Context, g *group, why reasons, detail strin
 		if try >= freeRekeys {
 			g.gate.Lock()
 		}
-		mat, err := m.rekeyOnce(ctx, g, why, detail, given, beyond{})
+		once := m.rekeyOnce
+		if try >= gatedRekeys && m.st.Shared() {
+			once = m.rekeyAlone
+		}
+		mat, err := once(ctx, g, why, detail, given, beyond{})
 		if try >= freeRekeys {
 			g.gate.Unlock()
 		}
@@ -141,7 +146,39 @@ type snapshot struct {
 	reserved  reservation
 }
 
+// decision is a rekey that is ready to be written.
+type decision struct {
+	mat    *material
+	newer  bool // mat is there already
+	detail string
+	s      *snapshot
+	write  func(*store.Tx) error
+}
+
+// rekeyOnce tries it once.
 func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail string, given uint64, past beyond) (*material, error) {
+	d, err := m.decide(ctx, g, why, detail, given, past)
+	if err == nil && !d.newer {
+		err = m.st.Update(ctx, d.write)
+	}
+	return m.decided(ctx, g, d, err)
+}
+
+// rekeyAlone is rekeyOnce with everything inside of the transaction, which on a
+// shared store is the only one.
+func (m *Manager) rekeyAlone(ctx context.Context, g *group, why reasons, detail string, given uint64, past beyond) (*material, error) {
+	var d *decision
+	err := m.st.Update(ctx, func(tx *store.Tx) (err error) {
+		if d, err = m.decide(ctx, g, why, detail, given, past); err != nil || d.newer {
+			return err
+		}
+		return d.write(tx)
+	})
+	return m.decided(ctx, g, d, err)
+}
+
+// decide makes a rekey out of what is in the store.
+func (m *Manager) decide(ctx context.Context, g *group, why reasons, detail string, given uint64, past beyond) (*decision, error) {
 	var s *snapshot
 	var newer *material
 	err := m.st.View(ctx, func(tx *store.Tx) (err error) {
@@ -168,7 +205,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 	case err != nil:
 		return nil, err
 	case newer != nil:
-		return newer, nil
+		return &decision{mat: newer, newer: true}, nil
 	case s.state == stateStopped:
 		return nil, ErrGidExhausted
 	}
@@ -182,7 +219,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		return nil, fmt.Errorf("prepare delivery: %w", err)
 	}
 	sealed := m.seal(g.id, mat)
-	err = m.st.Update(ctx, func(tx *store.Tx) error {
+	return &decision{mat: mat, detail: detail, s: s, write: func(tx *store.Tx) error {
 		if err := m.writeRekey(tx, g, s, mat, sealed); err != nil {
 			return err
 		}
@@ -198,9 +235,17 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		// in memory; followers of the event too.
 		tx.AfterCommit(func() { g.install(mat) })
 		return emit(tx, groupcomm.EventRekeyed, groupcomm.Event{Group: g.cfg.Name, Version: mat.num, Reason: detail, Gid: mat.gid})
-	})
+	}}, nil
+}
+
+// decided tells of a rekey that was written.
+func (m *Manager) decided(ctx context.Context, g *group, d *decision, err error) (*material, error) {
 	if err != nil {
 		return nil, err
+	}
+	mat, s := d.mat, d.s
+	if d.newer {
+		return mat, nil
 	}
 	m.met.rekeys.WithLabelValues(g.cfg.Name).Inc()
 	if len(s.elders) > 0 {
@@ -208,7 +253,7 @@ func (m *Manager) rekeyOnce(ctx context.Context, g *group, why reasons, detail s
 		m.log.InfoContext(ctx, "elders evicted, because their gid is used again", "group", g.cfg.Name,
 			"gid", mat.gid.String(), "nodes", nodeNames(s.elders))
 	}
-	m.log.InfoContext(ctx, "group rekeyed", "group", g.cfg.Name, "reason", detail, "version", mat.num,
+	m.log.InfoContext(ctx, "group rekeyed", "group", g.cfg.Name, "reason", d.detail, "version", mat.num,
 		"gid", mat.gid.String(), "stale", len(s.stale), "members", s.entitled)
 	m.poke()
 	return mat, nil

@@ -36,7 +36,9 @@ func (c *client) connect(ctx context.Context) {
 // post transfers the token to /authz-info.
 func (c *client) post(ctx context.Context) bool {
 	l := c.life
-	t, err := node.DialUDP(ctx, c.where().coap)
+	to, ctx, arrived := c.toward(ctx)
+	defer arrived(false) // there is no association
+	t, err := node.DialUDP(ctx, to.coap)
 	if err != nil {
 		return false
 	}
@@ -60,7 +62,9 @@ func (c *client) post(ctx context.Context) bool {
 func (c *client) convey(ctx context.Context) {
 	l := c.life
 	l.conveys++
-	t, err := node.DialDTLS(ctx, c.where().coaps, l.access.Token, l.access.Key.Bytes())
+	to, bound, arrived := c.toward(ctx)
+	t, err := node.DialDTLS(bound, to.coaps, l.access.Token, l.access.Key.Bytes())
+	arrived(err == nil)
 	if err != nil {
 		if alert(err) && !c.cut(ctx) {
 			c.w.ledger.breach(c.group, "handshake with a good token: %v", err)
@@ -68,6 +72,7 @@ func (c *client) convey(ctx context.Context) {
 		return
 	}
 	c.w.count.handshakes.Add(1)
+	t = c.w.forest.on(t, l)
 	l.setTransport(t)
 	l.asked, l.unsureNS = false, l.conveys > 1
 	c.newMember(t, nil) // N_S belongs to this association now
@@ -105,11 +110,14 @@ func (c *client) reconnect(ctx context.Context) {
 
 // dial opens an association by the key identifier and keeps it in l.
 func (c *client) dial(ctx context.Context, l *life) (node.Transport, error) {
-	t, err := node.DialDTLS(ctx, c.where().coaps, l.access.Identity(), l.access.Key.Bytes())
+	to, bound, arrived := c.toward(ctx)
+	t, err := node.DialDTLS(bound, to.coaps, l.access.Identity(), l.access.Key.Bytes())
+	arrived(err == nil)
 	if err != nil {
 		return nil, err
 	}
 	c.w.count.handshakes.Add(1)
+	t = c.w.forest.on(t, l)
 	l.setTransport(t)
 	return t, nil
 }
@@ -119,9 +127,9 @@ func (c *client) newMember(t node.Transport, transfer *groupcomm.TokenTransferRe
 	l.member = nil
 	m, err := node.New(node.Config{
 		Group: c.group, Roles: c.roles, Transfer: transfer, WantCreds: c.rng.IntN(2) == 0, MQTT: c.mqtt,
-		PollEvery: c.pollEvery,
-		Redial:    func(ctx context.Context) (node.Transport, error) { return c.dial(ctx, l) },
-		OnEvent:   func(e node.Event) { c.event(l, e) },
+		Multicast: c.cast, MulticastInterface: loopback, PollEvery: c.pollEvery,
+		Redial:  func(ctx context.Context) (node.Transport, error) { return c.dial(ctx, l) },
+		OnEvent: func(e node.Event) { c.event(l, e) },
 	}, t)
 	if err != nil {
 		c.w.ledger.breach(c.group, "unusable answer to a token post: %v", err)

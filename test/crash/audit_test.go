@@ -40,7 +40,7 @@ func until(ctx context.Context, look func() (bool, error)) error {
 // can know of it after a kill.
 func (w *world) audit(t testing.TB) {
 	t.Helper()
-	for _, group := range groupNames {
+	for _, group := range w.load.groups {
 		info, err := w.settledGroup(t.Context(), group)
 		if err != nil {
 			w.ledger.breach(group, "no settled state: %v", err)

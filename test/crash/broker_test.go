@@ -24,6 +24,7 @@ type tappedBroker struct {
 
 	mu       sync.Mutex
 	retained map[string]bool // rekey topics that have a retained message
+	branches map[string]bool // topics of key trees that have one
 }
 
 func startBroker(t testing.TB, l *ledger) *tappedBroker {
@@ -32,7 +33,7 @@ func startBroker(t testing.TB, l *ledger) *tappedBroker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &tappedBroker{addr: listener.Addr().String(), ledger: l, retained: map[string]bool{}}
+	b := &tappedBroker{addr: listener.Addr().String(), ledger: l, retained: map[string]bool{}, branches: map[string]bool{}}
 	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err := s.AddHook(b, nil); err != nil {
 		t.Fatal(err)
@@ -59,7 +60,14 @@ func (*tappedBroker) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
 
 // OnPublish sees a message before anybody gets it.
 func (b *tappedBroker) OnPublish(_ *mqtt.Client, p packets.Packet) (packets.Packet, error) {
-	if !strings.HasPrefix(p.TopicName, topicPrefix+"/") || !strings.HasSuffix(p.TopicName, "/rekey") {
+	if !strings.HasPrefix(p.TopicName, topicPrefix+"/") {
+		return p, nil
+	}
+	topics := b.retained
+	switch {
+	case strings.Contains(p.TopicName, "/tree/"):
+		topics = b.branches
+	case !strings.HasSuffix(p.TopicName, "/rekey"):
 		return p, nil
 	}
 	if len(p.Payload) > 0 { // an empty one deletes what is retained
@@ -68,11 +76,18 @@ func (b *tappedBroker) OnPublish(_ *mqtt.Client, p packets.Packet) (packets.Pack
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(p.Payload) == 0 {
-		delete(b.retained, p.TopicName)
+		delete(topics, p.TopicName)
 	} else if p.FixedHeader.Retain {
-		b.retained[p.TopicName] = true
+		topics[p.TopicName] = true
 	}
 	return p, nil
+}
+
+// retainedBranches counts the nodes of key trees for which a message waits.
+func (b *tappedBroker) retainedBranches() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.branches)
 }
 
 // retainedTopics counts the members for whom a message waits.

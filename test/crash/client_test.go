@@ -46,6 +46,7 @@ type client struct {
 	roles   groupcomm.Roles
 	anchor  bool // never leaves and is never evicted
 	mqtt    bool
+	cast    bool // listens to IP multicast
 	follows bool
 	rng     *mathrand.Rand
 

@@ -22,6 +22,7 @@ import (
 
 var (
 	roundsFlag = flag.Int("crash.rounds", defaultRounds, "how often TestCrash kills the gateway")
+	treeRounds = flag.Int("crash.tree", 0, "how often TestTreeCrash kills the gateway; 0: as often as fits the build")
 	seedFlag   = flag.Uint64("crash.seed", 0, "seed of the moments and choices; 0: a new one")
 )
 
@@ -85,7 +86,7 @@ func TestRestart(t *testing.T) {
 
 	// With nothing due, a start is no event. Members that come back are none.
 	before := map[string]uint64{}
-	for _, group := range groupNames {
+	for _, group := range w.load.groups {
 		before[group] = w.ledger.floor(group)
 	}
 	for n := range 6 {
@@ -100,7 +101,7 @@ func TestRestart(t *testing.T) {
 			return true
 		})
 		w.audit(t)
-		for _, group := range groupNames {
+		for _, group := range w.load.groups {
 			if v := w.ledger.floor(group); v != before[group] {
 				w.ledger.breach(group, "a start brought version %d, it was %d", v, before[group])
 			}
@@ -130,7 +131,7 @@ func (w *world) finish(t testing.TB) {
 			if c.life.stored {
 				c.trespass(ctx)
 			}
-			if !c.anchor && c.id < 2*len(groupNames) || c.anchor {
+			if !c.anchor && c.id < 2*len(w.load.groups) || c.anchor {
 				c.join(ctx) // somebody stays, somebody leaves
 				return c.at == inside
 			}
@@ -144,7 +145,7 @@ func (w *world) finish(t testing.TB) {
 
 	// The second client of each group leaves, and the gateway is killed with the
 	// acknowledgement, before any rekey.
-	leavers := w.clients[len(groupNames) : 2*len(groupNames)]
+	leavers := w.clients[len(w.load.groups) : 2*len(w.load.groups)]
 	for _, c := range leavers {
 		w.leaveAndKill(t, c)
 		w.start(t)

@@ -22,8 +22,9 @@ type ledger struct {
 	groups  map[string]*groupLedger
 	gids    map[string]place             // by Gid in hex
 	secrets map[[sha256.Size]byte]place  // by hash of the Master Secret
-	wire    map[string][sha256.Size]byte // by kid and Partial IV of an MQTT message
+	wire    map[string][sha256.Size]byte // by kid and Partial IV of a message
 	seen    int                          // messages on the wire
+	bodies  [][]byte                     // of them, each once
 	broken  []string
 	journal []entry
 }
@@ -268,7 +269,7 @@ func (l *ledger) owed(group string) uint64 {
 	return l.groups[group].owed
 }
 
-// published records a rekey message that passed the broker: under one key and
+// published records a rekey message that passed the broker, or was multicast: under one key and
 // one nonce there may be one message only, to the byte.
 func (l *ledger) published(payload []byte) {
 	m, err := cose.DecodeEncrypt0(payload)
@@ -285,6 +286,9 @@ func (l *ledger) published(payload []byte) {
 	if old, ok := l.wire[nonce]; ok && old != sum {
 		l.breachLocked("", "two messages under key and nonce %s", nonce)
 	}
+	if _, ok := l.wire[nonce]; !ok {
+		l.bodies = append(l.bodies, payload)
+	}
 	l.wire[nonce] = sum
 }
 
@@ -293,4 +297,19 @@ func (l *ledger) counts() (messages, different int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.seen, len(l.wire)
+}
+
+// everything returns all messages that ever passed.
+func (l *ledger) everything() [][]byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([][]byte(nil), l.bodies...)
+}
+
+// unbounded says that a group is rekeyed by its schedule too, which nobody asks
+// for.
+func (l *ledger) unbounded(group string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.groups[group].causes = 1 << 62
 }

@@ -19,7 +19,7 @@ import (
 var pairRounds = flag.Int("crash.pair", 12, "how often TestPairCrash kills one of two gateways")
 
 // newPair makes two gateways on one PostgreSQL schema, and starts them.
-func newPair(t *testing.T) *world {
+func newPair(t *testing.T, load *load) *world {
 	t.Helper()
 	dir := t.TempDir()
 	dsn, err := pgtest.DSN(dir)
@@ -29,7 +29,7 @@ func newPair(t *testing.T) *world {
 	if dsn == "" {
 		t.Fatalf("%s names no PostgreSQL server to test with", pgtest.Env)
 	}
-	w := newWorldOn(t, binary, seed(t), dir, dsn)
+	w := newWorldOn(t, binary, seed(t), dir, dsn, load)
 	second := &site{config: filepath.Join(dir, "second.yaml"), at: freeDoors(t)}
 	data, data2 := filepath.Join(dir, "data"), filepath.Join(dir, "data2")
 	w.configure(t, second.config, data2, second.at, dsn)
@@ -86,8 +86,8 @@ func (w *world) stopSite(t testing.TB, s *site, gracefully bool) {
 	// over.
 	for _, other := range w.pair {
 		if other != s && !other.down.Load() {
-			w.ledger.attempt(groupNames[0])
-			if _, err := w.admin().Rekey(t.Context(), groupNames[0], "after a kill"); err != nil {
+			w.ledger.attempt(w.load.groups[0])
+			if _, err := w.admin().Rekey(t.Context(), w.load.groups[0], "after a kill"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -101,7 +101,7 @@ func (w *world) stopSite(t testing.TB, s *site, gracefully bool) {
 // TestPairDelivers: two nodes join at one gateway and one at the other; one of
 // the first leaves at the second. Each gateway tells its own node of the rekey.
 func TestPairDelivers(t *testing.T) {
-	w := newPair(t)
+	w := newPair(t, ordinary)
 	ctx, cancel := context.WithTimeout(t.Context(), quietTime)
 	defer cancel()
 	var group []*client
@@ -159,11 +159,50 @@ func TestPairDelivers(t *testing.T) {
 // no version is left out or given twice, no acknowledged member is lost, and
 // what one was to do when it died the other does.
 func TestPairCrash(t *testing.T) {
-	w := newPair(t)
-	for n := 1; n <= *pairRounds; n++ {
+	w := newPair(t, ordinary)
+	w.pairRounds(t, *pairRounds)
+	w.forgotten(t)
+	w.stopPair(t)
+	t.Log(w.summary())
+}
+
+// pairTreeRounds are fewer: what one gateway cannot do wrong, two hardly can.
+const pairTreeRounds = 4
+
+// TestPairTree is TestPairCrash in a group with a key tree: whichever gateway
+// renders a rekey of the tree or brings it out, no key of it ever protects two
+// messages of one nonce; with both up again everybody learns of a rekey by the tree; and
+// nobody reads anything of before or after its own time.
+func TestPairTree(t *testing.T) {
+	cast := castAddr(t)
+	w := newPair(t, treeLoad(cast))
+	w.ledger.unbounded(treeGroup)
+	w.plant(t, treeGroup, cast)
+	w.pairRounds(t, pairTreeRounds)
+	w.byTree(t)
+	w.check(t)
+	w.fell(t)
+	w.forest.secret(t)
+	w.stopPair(t)
+	t.Log(w.summary())
+}
+
+func (w *world) stopPair(t *testing.T) {
+	t.Helper()
+	for _, s := range w.pair {
+		w.stopSite(t, s, false)
+	}
+	w.check(t)
+}
+
+// pairRounds kills one of the two again and again, and has everybody arrive at
+// the newest version.
+func (w *world) pairRounds(t *testing.T, rounds int) {
+	t.Helper()
+	for n := 1; n <= rounds; n++ {
 		w.pairRound(t, n)
 	}
-	w.ledger.startRound(*pairRounds + 1)
+	w.ledger.startRound(rounds + 1)
 	w.everybody(t, func(ctx context.Context, c *client) bool {
 		switch {
 		case c.at == uncertain:
@@ -181,12 +220,6 @@ func TestPairCrash(t *testing.T) {
 		return true
 	})
 	w.audit(t)
-	w.forgotten(t)
-	for _, s := range w.pair {
-		w.stopSite(t, s, false)
-	}
-	w.check(t)
-	t.Log(w.summary())
 }
 
 // pairRound is some time of load in which one gateway is killed and comes back.

@@ -3,7 +3,8 @@
 package crash
 
 const (
-	raceDetector  = false
-	stretch       = 1 // of the gateway's lives
-	defaultRounds = 200
+	raceDetector      = false
+	stretch           = 1 // of the gateway's lives
+	defaultRounds     = 200
+	defaultTreeRounds = 6
 )

@@ -46,18 +46,29 @@ func (w *world) somewhere() *site {
 	return w.pair[(i+1)%len(w.pair)]
 }
 
-// where the client connects next.
-func (c *client) where() doors {
+// toward says where the client connects next. ctx ends with that gateway's life;
+// arrived is called when the attempt is over, well or not: until then, and if it
+// failed, what is asked over the association that is there hangs on the life of
+// another gateway.
+func (c *client) toward(ctx context.Context) (to doors, bound context.Context, arrived func(well bool)) {
 	s := c.pin
 	if s == nil {
 		s = c.w.somewhere()
 	}
 	if s == nil {
-		return c.w.at
+		return c.w.at, ctx, func(bool) {}
 	}
-	c.siteLife.Store(s.life.Load())
+	l := s.life.Load()
+	bound, end := context.WithCancel(ctx)
+	stop := context.AfterFunc(l, end)
 	c.site.Store(s)
-	return s.at
+	return s.at, bound, func(well bool) {
+		stop()
+		end()
+		if well {
+			c.siteLife.Store(l)
+		}
+	}
 }
 
 // during is the context of one step: with two gateways it outlives the load,

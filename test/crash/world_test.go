@@ -32,19 +32,29 @@ const (
 	quietTime  = 20 * time.Second // for what must come true without load
 )
 
-// groupNames and what is special about each.
-var groupNames = []string{"plain", "on-join", "es256"}
+// load is which groups there are, and who their nodes are.
+type load struct {
+	groups []string
+	yaml   string // of the groups, and of what follows them in the configuration
+	client func(w *world, i int, seed uint64) *client
+}
 
-const groupsYAML = `
+// ordinary is a load of groups that are each special in something.
+var ordinary = &load{
+	groups: []string{"plain", "on-join", "es256"},
+	yaml: `
   - {name: plain, rekey: {batch_window: 20ms}}
   - {name: on-join, rekey: {batch_window: 20ms, on_join: true}}
   - {name: es256, sign_alg: ES256, rekey: {batch_window: 20ms}}
-`
+`,
+	client: newClient,
+}
 
 // world is one data folder, the lives of its gateway, and everybody who deals
 // with it.
 type world struct {
 	bin, config string
+	load        *load
 	at          doors
 	pair        []*site // two gateways that share one store; nil: there is one
 	rng         *mathrand.Rand
@@ -52,6 +62,7 @@ type world struct {
 	adminToken  string
 	ledger      *ledger
 	broker      *tappedBroker
+	forest      *forest // what is known of key trees; nil: there is none
 	clients     []*client
 	gw          *gateway
 	began       time.Time
@@ -69,7 +80,7 @@ type counters struct {
 	joins, rejoins, renewals, leaves, evictions, rekeys      atomic.Int64
 	cutOff, lost, unavailable, posts, handshakes, trespasses atomic.Int64
 	otherNS                                                  atomic.Int64 // proofs over another N_S than the gateway's
-	observed, polled, byMQTT                                 atomic.Int64
+	observed, polled, byMQTT, byCast                         atomic.Int64
 }
 
 // learned counts how a member got new material.
@@ -79,6 +90,8 @@ func (c *counters) learned(via string) {
 		c.observed.Add(1)
 	case "mqtt":
 		c.byMQTT.Add(1)
+	case "multicast":
+		c.byCast.Add(1)
 	default:
 		c.polled.Add(1)
 	}
@@ -88,21 +101,21 @@ func (c *counters) learned(via string) {
 // gateway get ready once.
 func newWorld(t testing.TB, bin string, seed uint64) *world {
 	t.Helper()
-	return newWorldOn(t, bin, seed, t.TempDir(), "sqlite:groupgate.db")
+	return newWorldOn(t, bin, seed, t.TempDir(), "sqlite:groupgate.db", ordinary)
 }
 
-// newWorldOn does it for a store.
-func newWorldOn(t testing.TB, bin string, seed uint64, dir, store string) *world {
+// newWorldOn does it for a store and a load.
+func newWorldOn(t testing.TB, bin string, seed uint64, dir, store string, load *load) *world {
 	t.Helper()
 	w := &world{
-		bin: bin, config: filepath.Join(dir, "gateway.yaml"), at: freeDoors(t), ledger: newLedger(groupNames...),
+		bin: bin, config: filepath.Join(dir, "gateway.yaml"), at: freeDoors(t), ledger: newLedger(load.groups...), load: load,
 		rng: mathrand.New(mathrand.NewPCG(seed, 0)), answered: make(chan struct{}, 1), began: time.Now(),
 	}
 	w.broker = startBroker(t, w.ledger)
 	data := filepath.Join(dir, "data")
 	w.configure(t, w.config, data, w.at, store)
 	for i := range clients {
-		w.clients = append(w.clients, newClient(w, i, seed))
+		w.clients = append(w.clients, load.client(w, i, seed))
 	}
 	for range 5 {
 		w.stillborn(t)
@@ -128,7 +141,7 @@ tokens: [{issuer: %s, audience: %s, symmetric_key_file: %s}]
 limits: {per_peer_rps: 100000}
 mqtt: {broker: "mqtt://%s", topic_prefix: %s}
 log: {level: error}
-groups:%s`, data, store, at.coaps, at.coap, at.http, issuer, audience, config.IssuerKeyFile, w.broker.addr, topicPrefix, groupsYAML)
+groups:%s`, data, store, at.coaps, at.coap, at.http, issuer, audience, config.IssuerKeyFile, w.broker.addr, topicPrefix, w.load.yaml)
 	if err := os.WriteFile(path, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -138,9 +151,10 @@ groups:%s`, data, store, at.coaps, at.coap, at.http, issuer, audience, config.Is
 // the clients of a group are such that follow over CoAP, over MQTT too, that
 // only poll, and one monitor.
 func newClient(w *world, i int, seed uint64) *client {
-	kind := i / len(groupNames)
+	groups := w.load.groups
+	kind := i / len(groups)
 	c := &client{
-		w: w, id: i, group: groupNames[i%len(groupNames)], roles: groupcomm.Requester | groupcomm.Responder,
+		w: w, id: i, group: groups[i%len(groups)], roles: groupcomm.Requester | groupcomm.Responder,
 		rng: mathrand.New(mathrand.NewPCG(seed, uint64(i)+1)), anchor: kind == 0,
 		pollEvery: followPoll, mqtt: kind < 2, follows: kind < 2 || kind == 2 && i%2 == 0,
 	}
@@ -238,7 +252,7 @@ func (w *world) check(t testing.TB) {
 		t.Error(b)
 	}
 	t.Logf("%d contradictions in all", len(broken))
-	for _, g := range groupNames {
+	for _, g := range w.load.groups {
 		t.Logf("the last that is known of %s:\n%s", g, w.ledger.tail(g, 80))
 	}
 	t.Fatal(w.summary())
@@ -340,11 +354,11 @@ func (w *world) summary() string {
 	messages, different := w.ledger.counts()
 	return fmt.Sprintf("%d rounds in %v: %d joins, %d re-joins, %d renewals, %d leaves, %d evictions, %d operator rekeys; "+
 		"%d kills with work in flight, %d requests cut off, %d kills before readiness, %d unanswered, %d answered 5.xx; "+
-		"%d handshakes, %d token posts, %d proofs anew, %d refused outsiders; rekeys learned by observe %d, mqtt %d, poll %d; "+
-		"%d MQTT messages, %d of them different; a start takes %v",
+		"%d handshakes, %d token posts, %d proofs anew, %d refused outsiders; rekeys learned by observe %d, mqtt %d, multicast %d, poll %d; "+
+		"%d messages by MQTT and multicast, %d of them different; a start takes %v",
 		c.rounds, time.Since(w.began).Round(time.Millisecond), c.joins.Load(), c.rejoins.Load(), c.renewals.Load(), c.leaves.Load(),
 		c.evictions.Load(), c.rekeys.Load(), c.inFlight, c.cutOff.Load(), c.early, c.lost.Load(), c.unavailable.Load(),
-		c.handshakes.Load(), c.posts.Load(), c.otherNS.Load(), c.trespasses.Load(), c.observed.Load(), c.byMQTT.Load(), c.polled.Load(),
+		c.handshakes.Load(), c.posts.Load(), c.otherNS.Load(), c.trespasses.Load(), c.observed.Load(), c.byMQTT.Load(), c.byCast.Load(), c.polled.Load(),
 		messages, different, (c.starts / time.Duration(max(1, c.rounds+1))).Round(time.Millisecond))
 }
 
@@ -361,7 +375,7 @@ func (o *operator) run(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		if o.rng.IntN(10) < 6 {
-			o.rekey(request, groupNames[o.rng.IntN(len(groupNames))])
+			o.rekey(request, o.w.load.groups[o.rng.IntN(len(o.w.load.groups))])
 		} else {
 			o.evict(request, o.w.clients[o.rng.IntN(clients)])
 		}

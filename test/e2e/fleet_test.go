@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,9 +189,10 @@ type fleet struct {
 	wake  time.Duration // a sleeper sleeps between none and twice that
 }
 
-func newFleet(t *testing.T, n int, wake time.Duration) *fleet {
+func newFleet(t *testing.T, n int, wake time.Duration, scheme string) *fleet {
 	t.Helper()
 	f := &fleet{t: t, s: newSite(t), hook: &tap{}, wake: wake}
+	f.s.scheme = ", scheme: " + scheme
 	addr, _ := operatorBroker(t, anyPort, f.hook)
 	f.s.at["mqtt"] = "" // the broker is the operator's
 	f.s.group = fmt.Sprintf("mqtt: {broker: \"mqtt://%s\"}\nlog: {level: warn}\nlimits: {handshakes: 1024}\n", addr)
@@ -333,9 +335,10 @@ func (f *fleet) everybody(version groupcomm.Version, out map[*fleetNode]bool, li
 // newest keys in the end, nobody was told of older ones after newer, and those
 // evicted can read nothing that is newer.
 //
-// After lossy the network recovers, never for zero.
-func proveDelivery(t *testing.T, n int, wake, lossy, limit time.Duration) {
-	f := newFleet(t, n, wake)
+// After lossy the network recovers, never for zero. scheme is how the group is
+// rekeyed.
+func proveDelivery(t *testing.T, n int, scheme string, wake, lossy, limit time.Duration) {
+	f := newFleet(t, n, wake, scheme)
 	first := f.s.rekey()
 	began := time.Now()
 	phase := func(what string) { t.Logf("%s after %.1f s", what, time.Since(began).Seconds()) }
@@ -398,6 +401,10 @@ func proveDelivery(t *testing.T, n int, wake, lossy, limit time.Duration) {
 	}
 	// What passed the broker opens with a member's keys only, whatever the leaver
 	// was given.
+	if scheme == "key-tree" {
+		f.proveTree(last, out)
+		return
+	}
 	stays := f.nodes[kinds+kindMQTT].m.mgt(0)
 	opened := 0
 	for _, pk := range f.hook.messages(0) {
@@ -414,9 +421,43 @@ func proveDelivery(t *testing.T, n int, wake, lossy, limit time.Duration) {
 	t.Logf("%d nodes, %d datagrams lost", n, f.relay.lost.Load())
 }
 
+// proveTree: one who was evicted opens nothing of the last version, by whatever
+// chain of keys; members on MQTT learned of it by the tree, and what they were
+// given opens it.
+func (f *fleet) proveTree(last groupcomm.Version, out map[*fleetNode]bool) {
+	f.t.Helper()
+	opened, messages := 0, 0
+	for _, n := range f.nodes {
+		if n.kind != kindMQTT {
+			continue
+		}
+		got := spied(f.t, n.m, f.hook)
+		switch reads := slices.Contains(got, last); {
+		case reads && out[n]:
+			f.t.Error("one who was evicted can open a newer rekey")
+		case reads:
+			opened++
+		case !out[n]:
+			f.t.Errorf("a member opens %v", got)
+		}
+	}
+	for _, pk := range f.hook.messages(0) {
+		if strings.Contains(pk.TopicName, "/tree/") && len(pk.Payload) > 0 {
+			messages++
+		}
+	}
+	f.t.Logf("%d nodes, %d datagrams lost; %d members of the tree, %d messages in it", len(f.nodes), f.relay.lost.Load(), opened, messages)
+}
+
 // TestFleet is the proof in small, with a network that recovers: with losses to
 // the end the last of the nodes waits for a minute.
 func TestFleet(t *testing.T) {
 	t.Parallel()
-	proveDelivery(t, 60, 300*time.Millisecond, 2*time.Second, patience)
+	proveDelivery(t, 60, "point-to-point", 300*time.Millisecond, 2*time.Second, patience)
+}
+
+// TestFleetTree is it in a group with a key tree.
+func TestFleetTree(t *testing.T) {
+	t.Parallel()
+	proveDelivery(t, 60, "key-tree", 300*time.Millisecond, 2*time.Second, patience)
 }

@@ -107,6 +107,7 @@ type member struct {
 	d      *door
 	access *node.Access
 	wire   *wire
+	ways   *ways
 }
 
 // wire is a transport whose join answers are kept.
@@ -115,10 +116,15 @@ type wire struct {
 	mu    sync.Mutex
 	joins []*groupcomm.KeyDistribution
 	tries int // join requests, refused ones too
+
+	ways *ways // what is given of a key tree is kept there; nil: nowhere
 }
 
 func (w *wire) Do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 	resp, err := w.Transport.Do(ctx, req)
+	if err == nil {
+		w.ways.hear(resp)
+	}
 	if req.Code != coap.POST || len(req.Path()) != 2 {
 		return resp, err
 	}
@@ -131,6 +137,14 @@ func (w *wire) Do(ctx context.Context, req *coap.Request) (*coap.Response, error
 		}
 	}
 	return resp, err
+}
+
+// Observe hears what is given in notifications.
+func (w *wire) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Response)) (func(context.Context) error, error) {
+	return w.Transport.Observe(ctx, req, func(r *coap.Response) {
+		w.ways.hear(r)
+		fn(r)
+	})
 }
 
 // Done keeps the transport's own notice of its end.
@@ -171,7 +185,17 @@ func (d *door) join(edit ...func(*node.Config)) *member {
 // enter joins over an association.
 func (d *door) enter(a *node.Access, cfg node.Config, tr node.Transport) *member {
 	d.t.Helper()
-	w := &wire{Transport: tr}
+	heard := &ways{}
+	w := &wire{Transport: tr, ways: heard}
+	if dial := cfg.Redial; dial != nil {
+		cfg.Redial = func(ctx context.Context) (node.Transport, error) {
+			tr, err := dial(ctx)
+			if err != nil || !cfg.MQTT {
+				return tr, err
+			}
+			return &wire{Transport: tr, ways: heard}, nil
+		}
+	}
 	m, err := node.New(cfg, w)
 	if err != nil {
 		d.t.Fatal(err)
@@ -180,7 +204,7 @@ func (d *door) enter(a *node.Access, cfg node.Config, tr node.Transport) *member
 	if err := m.Join(soon(d.t)); err != nil {
 		d.t.Fatalf("join: %v", err)
 	}
-	return &member{Member: m, t: d.t, d: d, access: a, wire: w}
+	return &member{Member: m, t: d.t, d: d, access: a, wire: w, ways: heard}
 }
 
 func viaMQTT(c *node.Config) { c.MQTT = true }

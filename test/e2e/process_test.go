@@ -138,6 +138,7 @@ type site struct {
 	client string
 	at     map[string]string
 	group  string // more lines about the group, for the configuration
+	scheme string // more about its rekeys
 	more   string // more sections
 }
 
@@ -180,8 +181,8 @@ authorization_server:
     - {client: clientA, audience: rs, scope: [{group: sensors, roles: [requester, responder]}], lifetime: 24h}
 groups:
   - name: sensors
-    rekey: {batch_window: 50ms}
-%[6]s%[7]s`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"], s.group, s.more))
+    rekey: {batch_window: 50ms%[8]s}
+%[6]s%[7]s`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"], s.group, s.more, s.scheme))
 }
 
 // run starts the gateway and waits until it serves.
