@@ -17,7 +17,7 @@ const module = "github.com/seed4911071e/groupgate"
 // no rooms, rooms do not know each other and meet in plugin.
 var arrows = map[string][]string{
 	"coap":                   {},
-	"coap/serve":             {"coap"},
+	"coap/serve":             {"coap", "table"},
 	"coap/secure":            {"coap", "cose", "oscore"},
 	"coap/coaptest":          {"coap", "coap/serve"},
 	"cose":                   {},

@@ -48,7 +48,7 @@ type Memory interface {
 // Bounds of what peers are reckoned to take, in bytes: what measurements showed,
 // and some more (BenchmarkIdle; docs/endpoint.md).
 const (
-	sessionSize      = 512
+	sessionSize      = 400
 	transmissionSize = 256
 	handshakeSize    = 40 << 10 // by pion
 

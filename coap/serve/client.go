@@ -41,7 +41,7 @@ func (s *Server) Do(ctx context.Context, id coap.LinkID, req *coap.Request) (*co
 			s.mu.Lock()
 			i := slices.Index(p.outbox, job(t))
 			if i >= 0 {
-				p.outbox = slices.Delete(p.outbox, i, i+1)
+				p.outbox = slices.Delete(p.outbox, i, i+1) // its own: it is not empty
 			}
 			s.mu.Unlock()
 			if i < 0 {

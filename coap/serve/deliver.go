@@ -22,7 +22,7 @@ func (s *Server) enqueueLocked(p *peer, j job) bool {
 		return false
 	}
 	if p.busy {
-		p.outbox = append(p.outbox, j)
+		p.queue(j)
 		return false
 	}
 	p.busy = true
@@ -39,12 +39,14 @@ func (s *Server) release(p *peer) {
 func (s *Server) releaseLocked(p *peer) {
 	if len(p.outbox) == 0 {
 		p.busy = false
-		p.outbox = nil
 		s.mu.Unlock()
 		return
 	}
 	j := p.outbox[0]
-	p.outbox = p.outbox[1:]
+	p.outbox[0] = nil
+	if p.outbox = p.outbox[1:]; len(p.outbox) == 0 {
+		p.outbox = nil
+	}
 	s.mu.Unlock()
 	j.run(s)
 }
@@ -81,10 +83,10 @@ func (sub *subscription) run(s *Server) {
 		s.mu.Lock()
 	}
 	d := s.deliveryLocked()
-	d.sub, d.note, d.link, d.obs = sub, n, link, sub.obs
+	d.sub, d.note, d.link, d.next = sub, n, link, sub.obs
 	now := time.Now()
 	// RFC 7641, Section 4.5: a confirmable one at least every 24 hours.
-	d.confirm = n.Confirm || now.Sub(sub.heard) >= confirmEvery
+	d.confirm = n.Confirm || s.since(sub.heard) >= confirmEvery
 	d.stepLocked(s, now)
 }
 
@@ -100,7 +102,7 @@ func (s *Server) holdBack(sub *subscription, n *note) {
 	}
 	sub.queued = sub.pending != nil && !sub.gone && !p.gone
 	if sub.queued {
-		p.outbox = append(p.outbox, sub)
+		p.queue(sub)
 	}
 	s.mu.Unlock()
 	s.metrics.notifications.WithLabelValues("held").Inc()
@@ -117,7 +119,7 @@ func (s *Server) refuse(sub *subscription, n *note, last *coap.Response) {
 	obs := sub.obs
 	gone := sub.gone
 	if !gone {
-		s.loseLocked(sub.peer, len(obs), "refused")
+		s.loseLocked(sub.peer, obs.count(), "refused")
 	}
 	s.removeLocked(sub)
 	s.mu.Unlock()
@@ -125,7 +127,7 @@ func (s *Server) refuse(sub *subscription, n *note, last *coap.Response) {
 		s.release(sub.peer)
 		return
 	}
-	f := &farewell{peer: sub.peer, obs: obs, last: last, confirm: n.Confirm}
+	f := &farewell{peer: sub.peer, next: obs, last: last, confirm: n.Confirm}
 	f.run(s)
 }
 
@@ -136,20 +138,19 @@ type delivery struct {
 	sub     *subscription
 	note    *note
 	link    coap.Link
-	obs     []*observation
+	next    *observation
 	confirm bool
-	next    int
 	sent    bool  // to one token at least
 	ok      bool  // one of them got it
 	relayed bool  // or one was taken on the way to it
 	err     error // the last failure
 
-	to    *observation // of the message under way
-	m     coap.Message
-	opts  coap.Options // memory of those of m
-	token [8]byte
-	seq   [3]byte
-	told  func(error) // is d.done
+	to   *observation // of the message under way
+	view *sharedView  // how that observes
+	m    coap.Message
+	opts coap.Options // memory of those of m
+	seq  [3]byte
+	told func(error) // is d.done
 }
 
 // deliveryLocked finds or makes an empty one; freeLocked takes it back.
@@ -175,13 +176,13 @@ func (s *Server) freeLocked(d *delivery) {
 // stepLocked sends to the next token that still observes, or finishes. It
 // unlocks.
 func (d *delivery) stepLocked(s *Server, now time.Time) {
-	for d.next < len(d.obs) {
-		o := d.obs[d.next]
-		d.next++
-		if o.gone || suppressed(o.noResponse, d.note.Body.Code) {
+	for d.next != nil {
+		o := d.next
+		d.next = o.next
+		if o.gone || suppressed(o.view.noResponse, d.note.Body.Code) {
 			continue
 		}
-		d.sent, d.to = true, o
+		d.sent, d.to, d.view = true, o, o.view
 		seq := o.nextSeq(now)
 		s.mu.Unlock()
 		d.render(s, seq)
@@ -210,18 +211,18 @@ func (d *delivery) done(s *Server, err error) {
 		s.mu.Lock()
 		if !o.gone {
 			s.loseLocked(d.sub.peer, 1, "reset")
-			s.deregisterLocked(d.sub.peer, o.token)
+			s.deregisterLocked(d.sub.peer, string(o.tokenBytes()))
 		}
 		s.mu.Unlock()
 	case errors.Is(err, coap.ErrGone):
 		s.Closed(d.sub.peer.id)
-		d.next = len(d.obs)
+		d.next = nil
 	case err != nil:
-		d.next = len(d.obs) // who does not answer to one token does not to another
+		d.next = nil // who does not answer to one token does not to another
 	}
 	s.mu.Lock()
 	var now time.Time
-	if d.next < len(d.obs) {
+	if d.next != nil {
 		now = time.Now()
 	}
 	d.stepLocked(s, now)
@@ -243,7 +244,7 @@ func (d *delivery) finishLocked(s *Server) {
 		sub.shown, sub.hasShown = max(sub.shown, n.Version), true
 		sub.misses = 0
 		if d.confirm && !d.relayed {
-			sub.heard = time.Now()
+			sub.heard = s.seconds(time.Now())
 		}
 		s.keepShownLocked(sub)
 		if !n.Body.Code.IsSuccess() {
@@ -254,7 +255,7 @@ func (d *delivery) finishLocked(s *Server) {
 			sub.misses++
 		}
 		if sub.misses >= maxMisses {
-			s.loseLocked(p, len(sub.obs), "silent")
+			s.loseLocked(p, sub.obs.count(), "silent")
 			s.removeLocked(sub)
 		} else if sub.pending == nil {
 			sub.missed = n
@@ -263,7 +264,7 @@ func (d *delivery) finishLocked(s *Server) {
 	sub.retried = false
 	sub.queued = sub.pending != nil && !sub.gone && !p.gone
 	if sub.queued {
-		p.outbox = append(p.outbox, sub) // busy is ours until release
+		p.queue(sub) // busy is ours until release
 	}
 	s.freeLocked(d)
 	if n.Done == nil || !sent {
@@ -282,7 +283,7 @@ func (d *delivery) finishLocked(s *Server) {
 // observers.
 func (d *delivery) render(s *Server, seq uint32) {
 	o := d.to
-	r := s.cut(o.sub.peer, o, d.note.Body)
+	r := s.cut(o.sub.peer, d.view, o.tokenBytes(), d.note.Body)
 	opts := d.opts[:0]
 	placed := !r.Code.IsSuccess() // RFC 7641, Section 4.2
 	for _, have := range r.Options {
@@ -298,7 +299,7 @@ func (d *delivery) render(s *Server, seq uint32) {
 		opts = append(opts, d.observe(seq))
 	}
 	d.opts = opts
-	d.m = coap.Message{Type: coap.NonConfirmable, Code: r.Code, Token: d.token[:copy(d.token[:], o.token)], Options: opts, Payload: r.Payload}
+	d.m = coap.Message{Type: coap.NonConfirmable, Code: r.Code, Token: o.tokenBytes(), Options: opts, Payload: r.Payload}
 	if d.confirm {
 		d.m.Type = coap.Confirmable
 	}
@@ -339,12 +340,12 @@ func (o *outlets) release() {
 
 // cut is the first block of a body larger than one (RFC 7959, Section 2.6); the
 // client fetches the others.
-func (s *Server) cut(p *peer, o *observation, body *coap.Response) *coap.Response {
-	b := coap.Block{SZX: o.szx}
-	if o.whole || len(body.Payload) <= b.Size() {
+func (s *Server) cut(p *peer, v *sharedView, token []byte, body *coap.Response) *coap.Response {
+	b := coap.Block{SZX: v.szx}
+	if v.whole || len(body.Payload) <= b.Size() {
 		return body
 	}
-	r, err := s.slice(s.keep(p, o.key, []byte(o.token), body), b)
+	r, err := s.slice(s.keep(p, v.key, token, body), b)
 	if err != nil {
 		panic("serve: internal error: " + err.Error()) // block 0 of a body that is not empty
 	}
@@ -354,29 +355,28 @@ func (s *Server) cut(p *peer, o *observation, body *coap.Response) *coap.Respons
 // farewell is the last response to the observations of a link.
 type farewell struct {
 	peer    *peer
-	obs     []*observation
+	next    *observation
 	last    *coap.Response
 	confirm bool
-	next    int
 }
 
 func (f *farewell) abandon() {}
 
 func (f *farewell) run(s *Server) {
-	for f.next < len(f.obs) {
-		o := f.obs[f.next]
-		f.next++
-		if suppressed(o.noResponse, f.last.Code) {
-			continue
-		}
+	for f.next != nil {
+		o := f.next
+		f.next = o.next
 		s.mu.Lock()
-		link, gone := f.peer.link, f.peer.gone
+		link, gone, v := f.peer.link, f.peer.gone, o.view
 		s.mu.Unlock()
 		if gone {
 			break
 		}
-		r := s.cut(f.peer, o, f.last)
-		m := &coap.Message{Type: coap.NonConfirmable, Code: r.Code, Token: []byte(o.token), Payload: r.Payload}
+		if suppressed(v.noResponse, f.last.Code) {
+			continue
+		}
+		r := s.cut(f.peer, v, o.tokenBytes(), f.last)
+		m := &coap.Message{Type: coap.NonConfirmable, Code: r.Code, Token: o.tokenBytes(), Payload: r.Payload}
 		if f.confirm {
 			m.Type = coap.Confirmable
 		}
@@ -396,7 +396,7 @@ func (f *farewell) run(s *Server) {
 func (s *Server) revive(p *peer) {
 	s.mu.Lock()
 	waiting := false
-	for _, sub := range p.subs {
+	for sub := p.subs; sub != nil; sub = sub.next {
 		waiting = waiting || sub.missed != nil
 	}
 	s.mu.Unlock()
@@ -414,7 +414,7 @@ func (s *Server) Resend(id coap.LinkID) {
 		return
 	}
 	s.mu.Lock()
-	for _, sub := range p.subs {
+	for sub := p.subs; sub != nil; sub = sub.next {
 		sub.retried = sub.missed != nil
 	}
 	s.mu.Unlock()
@@ -437,7 +437,7 @@ func (s *Server) Resume(topic string, id coap.LinkID) {
 func (s *Server) resend(p *peer) {
 	var start []*subscription
 	s.mu.Lock()
-	for _, sub := range p.subs {
+	for sub := p.subs; sub != nil; sub = sub.next {
 		if sub.missed == nil || s.closing {
 			continue
 		}

@@ -58,8 +58,8 @@ func TestNothingLeft(t *testing.T) {
 	s.Drop("b", "", nil)
 	s.Drop("c", "", nil)
 	s.sweep(time.Now().Add(exchangeLifetime))
-	if s.observations != 0 || len(s.topics) != 0 || len(s.unsettled) != 0 || s.retained != 0 || s.registering != 0 || len(s.peers) != 0 || s.plainBytes != 0 {
-		t.Errorf("left: %d observations, %d topics, %d unsettled, %d retained, %d peers", s.observations, len(s.topics), len(s.unsettled), s.retained, len(s.peers))
+	if s.observations != 0 || len(s.topics) != 0 || len(s.unsettled) != 0 || s.retained != 0 || s.registering != 0 || s.peers.Len() != 0 || len(s.views) != 0 || s.plainBytes != 0 {
+		t.Errorf("left: %d observations, %d topics, %d unsettled, %d retained, %d peers", s.observations, len(s.topics), len(s.unsettled), s.retained, s.peers.Len())
 	}
 }
 

@@ -111,8 +111,8 @@ const (
 	dumpAtOnce = 256
 
 	// peerSize and observationSize are what one of each is reckoned to take, in bytes.
-	peerSize        = 192
-	observationSize = 256
+	peerSize        = 144
+	observationSize = 176
 
 	// busyMaxAge is the Max-Age of 4.29 and 5.03, in seconds (RFC 8516, Section
 	// 3: the time to wait).

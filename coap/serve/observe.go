@@ -12,8 +12,8 @@ import (
 // topic is what handlers name in Observation and rooms in Publish.
 type topic struct {
 	name string
-	subs map[coap.LinkID]*subscription
-	last *note // newest known; kept while there are observers or registrations under way
+	subs []*subscription // each knows its place
+	last *note           // newest known; kept while there are observers or registrations under way
 
 	// Drops that happened while registrations were under way, by link; the zero
 	// link stands for all.
@@ -28,17 +28,19 @@ type drop struct {
 // note is a notification with an identity.
 type note struct{ coap.Notification }
 
-// subscription is the mailbox of one link for one topic.
+// subscription is the mailbox of one link for one topic. There are very many.
 type subscription struct {
 	peer  *peer
 	topic *topic
-	obs   []*observation // one for each token; never empty
+	next  *subscription // of the peer
+	obs   *observation  // the first, one for each token; nil only at the beginning
 
 	pending *note // newest not yet sent
 	sending *note // in flight
 	missed  *note // nobody acknowledged it; sent again at the next sign of life
 	shown   uint64
-	heard   time.Time // last acknowledgement or registration
+	heard   seconds // last acknowledgement or registration
+	place   uint32  // in topic.subs
 
 	misses   uint8 // in a row
 	retried  bool  // what is under way follows no sign of life: a miss does not count
@@ -50,14 +52,63 @@ type subscription struct {
 // observation is one entry of the list of observers (RFC 7641, Section 4.1): a
 // link and a token.
 type observation struct {
-	sub        *subscription
-	token      string
-	seq        uint32 // 24 bits
+	sub   *subscription
+	next  *observation // older; stays as it was when this one is over
+	view  *sharedView
+	token [8]byte
+	seq   uint32 // 24 bits
+	size  uint8  // of the token
+	gone  bool
+}
+
+func (o *observation) tokenBytes() []byte { return o.token[:o.size:o.size] }
+
+// count is how many there are from o on.
+func (o *observation) count() (n int) {
+	for ; o != nil; o = o.next {
+		n++
+	}
+	return n
+}
+
+// view is how a resource is observed: what the registration asked for. Those who
+// ask for the same share one.
+type view struct {
 	key        cacheKey
 	szx        uint8
 	whole      bool
 	noResponse uint8
-	gone       bool
+}
+
+type sharedView struct {
+	view
+	users int
+}
+
+// lookLocked gives an observation its view.
+func (s *Server) lookLocked(o *observation, v view) {
+	if o.view != nil && o.view.view == v {
+		return
+	}
+	s.unlookLocked(o)
+	have := s.views[v]
+	if have == nil {
+		have = &sharedView{view: v}
+		s.views[v] = have
+	}
+	have.users++
+	o.view = have
+}
+
+// unlookLocked has a view forgotten that nobody has any more. Who sends meanwhile
+// still reads it.
+func (s *Server) unlookLocked(o *observation) {
+	if o.view == nil {
+		return
+	}
+	if o.view.users--; o.view.users == 0 {
+		delete(s.views, o.view.view)
+	}
 }
 
 // nextSeq gives a number that is newer than all before it, also than those of
@@ -139,19 +190,16 @@ func (s *Server) register(ctx context.Context, x *exchange, r *coap.Response, st
 			s.mu.Unlock()
 			return r
 		}
-		sub := s.subscribeLocked(p, t)
-		o = &observation{sub: sub, token: string(x.token)}
-		sub.obs = append(slices.Clone(sub.obs), o)
-		s.observations++
-		s.metrics.observations.Inc()
+		o = s.observeLocked(s.subscribeLocked(p, t), x.token)
 	}
-	o.key, o.whole, o.szx = key, x.whole, s.szx
+	v := view{key: key, szx: s.szx, whole: x.whole, noResponse: noResponse(x.req.Options)}
 	if x.block2 != nil {
-		o.szx = min(x.block2.SZX, s.szx)
+		v.szx = min(x.block2.SZX, s.szx)
 	}
-	o.noResponse = noResponse(x.req.Options)
+	s.lookLocked(o, v)
 	sub := o.sub
-	sub.heard = time.Now()
+	now := time.Now()
+	sub.heard = s.seconds(now)
 	sub.misses = 0
 	sub.shown, sub.hasShown = r.Observe.Version, true
 	if sub.missed != nil && sub.missed.Version <= sub.shown {
@@ -167,7 +215,7 @@ func (s *Server) register(ctx context.Context, x *exchange, r *coap.Response, st
 			sub.missed = t.last // the reply goes first: revive sends it
 		}
 	}
-	seq := o.nextSeq(sub.heard)
+	seq := o.nextSeq(now)
 	keeper := s.keeper
 	wait := s.keepLocked(o)
 	s.mu.Unlock()
@@ -185,19 +233,35 @@ func (s *Server) register(ctx context.Context, x *exchange, r *coap.Response, st
 
 // subscribeLocked finds or makes the mailbox of a link for a topic.
 func (s *Server) subscribeLocked(p *peer, t *topic) *subscription {
-	sub := t.subs[p.id]
+	sub := p.subscription(t)
 	if sub == nil {
-		sub = &subscription{peer: p, topic: t}
+		sub = &subscription{peer: p, topic: t, next: p.subs, place: uint32(len(t.subs))}
 		if len(t.subs) == 0 {
 			s.retained--
 		}
-		if t.subs == nil {
-			t.subs = make(map[coap.LinkID]*subscription, 1)
-		}
-		t.subs[p.id] = sub
-		p.subs = append(p.subs, sub)
+		t.subs = append(t.subs, sub)
+		p.subs = sub
 	}
 	return sub
+}
+
+// observeLocked adds an observation. It stands before the others: a delivery
+// under way does not come to it.
+func (s *Server) observeLocked(sub *subscription, token []byte) *observation {
+	o := &observation{sub: sub, next: sub.obs, size: uint8(len(token))}
+	copy(o.token[:], token)
+	sub.obs = o
+	s.observations++
+	s.metrics.observations.Inc()
+	return o
+}
+
+// subscriptionLocked finds the mailbox of a link for a topic; nil: there is none.
+func (s *Server) subscriptionLocked(id coap.LinkID, t *topic) *subscription {
+	if p := s.peers.Get(id); p != nil {
+		return p.subscription(t)
+	}
+	return nil
 }
 
 // topicLocked finds or makes a topic. A new one counts as retained until it has
@@ -241,18 +305,22 @@ func (s *Server) deregisterLocked(p *peer, token string) {
 		return
 	}
 	sub := o.sub
-	if len(sub.obs) == 1 {
+	if sub.obs == o && o.next == nil {
 		s.removeLocked(sub)
 		return
 	}
 	s.forgetObservationLocked(o)
-	i := slices.Index(sub.obs, o)
-	sub.obs = slices.Delete(slices.Clone(sub.obs), i, i+1)
+	at := &sub.obs
+	for *at != o {
+		at = &(*at).next
+	}
+	*at = o.next
 }
 
 func (s *Server) forgetObservationLocked(o *observation) {
 	o.gone = true
 	s.keepEndLocked(o)
+	s.unlookLocked(o)
 	s.observations--
 	s.metrics.observations.Dec()
 }
@@ -265,16 +333,21 @@ func (s *Server) removeLocked(sub *subscription) {
 	}
 	sub.gone = true
 	sub.pending, sub.missed = nil, nil
-	for _, o := range sub.obs {
+	for o := sub.obs; o != nil; o = o.next {
 		s.forgetObservationLocked(o)
 	}
-	t := sub.topic
-	p := sub.peer
-	if i := slices.Index(p.subs, sub); i >= 0 {
-		p.subs = slices.Delete(p.subs, i, i+1)
+	at := &sub.peer.subs
+	for *at != sub {
+		at = &(*at).next
 	}
-	delete(t.subs, sub.peer.id)
-	if len(t.subs) == 0 {
+	*at = sub.next
+	t := sub.topic
+	last := len(t.subs) - 1
+	t.subs[sub.place] = t.subs[last]
+	t.subs[sub.place].place = sub.place
+	t.subs[last] = nil
+	if t.subs = t.subs[:last]; last == 0 {
+		t.subs = nil
 		s.retained++
 		s.tidyLocked(t)
 	}
@@ -289,8 +362,8 @@ func (s *Server) Observers(name string) []coap.LinkID {
 		return nil
 	}
 	out := make([]coap.LinkID, 0, len(t.subs))
-	for id := range t.subs {
-		out = append(out, id)
+	for _, sub := range t.subs {
+		out = append(out, sub.peer.id)
 	}
 	slices.Sort(out)
 	return out
@@ -301,12 +374,12 @@ func (s *Server) Observers(name string) []coap.LinkID {
 func (s *Server) Watching(id coap.LinkID) (observations, lost int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.peers[id]
+	p := s.peers.Get(id)
 	if p == nil {
 		return 0, 0
 	}
-	for _, sub := range p.subs {
-		observations += len(sub.obs)
+	for sub := p.subs; sub != nil; sub = sub.next {
+		observations += sub.obs.count()
 	}
 	return observations, int(p.lost)
 }
@@ -323,7 +396,7 @@ func (s *Server) loseLocked(p *peer, n int, why string) {
 func (s *Server) Cancel(id coap.LinkID, token []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p := s.peers[id]; p != nil {
+	if p := s.peers.Get(id); p != nil {
 		if o, _ := p.observation(string(token)); o != nil {
 			s.loseLocked(p, 1, "reset")
 		}
@@ -400,7 +473,7 @@ func (s *Server) Again(name string, link coap.LinkID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t := s.topics[name]; t != nil {
-		if sub := t.subs[link]; sub != nil {
+		if sub := s.subscriptionLocked(link, t); sub != nil {
 			sub.hasShown = false
 		}
 	}
@@ -430,13 +503,11 @@ func (s *Server) Drop(name string, link coap.LinkID, last *coap.Response) {
 	}
 	var subs []*subscription
 	if link != "" {
-		if sub := t.subs[link]; sub != nil {
+		if sub := s.subscriptionLocked(link, t); sub != nil {
 			subs = append(subs, sub)
 		}
 	} else {
-		for _, sub := range t.subs {
-			subs = append(subs, sub)
-		}
+		subs = slices.Clone(t.subs)
 		t.last = nil // versions may begin anew, with a group of the same name
 	}
 	for _, sub := range subs {
@@ -459,7 +530,7 @@ func (s *Server) endLocked(sub *subscription, last *coap.Response, confirm bool)
 	if last == nil {
 		return nil
 	}
-	f := &farewell{peer: sub.peer, obs: obs, last: last, confirm: confirm}
+	f := &farewell{peer: sub.peer, next: obs, last: last, confirm: confirm}
 	if s.enqueueLocked(sub.peer, f) {
 		return f
 	}

@@ -11,24 +11,26 @@ import (
 // Server.mu. There are very many: what few have is behind a pointer.
 type peer struct {
 	id     coap.LinkID
-	link   coap.Link       // the newest: a link that slept may come back as another value
-	budget float64         // requests allowed at the time filled
-	filled time.Time       // when it was heard last
-	outbox []job           // waiting for their turn
-	subs   []*subscription // few: a slice is a quarter of a map of one
+	link   coap.Link     // the newest: a link that slept may come back as another value
+	subs   *subscription // the first of few
+	filled stamp         // when it was heard last
 
 	*transfers // read-only while it is &noTransfers
 
-	working int32  // requests in handlers
-	lost    uint32 // observations that ended because the peer rejected or did not answer
-	plain   bool   // unauthenticated
-	durable bool   // its observations outlive the process
-	gone    bool   // closed or forgotten: nothing may be attached any more
-	busy    bool   // a confirmable message or a request is in flight
+	budget  float32 // requests allowed at the time filled
+	working int32   // requests in handlers
+	lost    uint32  // observations that ended because the peer rejected or did not answer
+	plain   bool    // unauthenticated
+	durable bool    // its observations outlive the process
+	gone    bool    // closed or forgotten: nothing may be attached any more
+	busy    bool    // a confirmable message or a request is in flight
 }
 
-// transfers is what a peer has only while it sends or fetches something large.
+// transfers is what a peer has only while it sends or fetches something large, or
+// several things are to be sent to it.
 type transfers struct {
+	outbox []job // waiting for their turn
+
 	assemblies []*assembly // least recently used first
 	snapshots  []*snapshot // least recently used first
 
@@ -48,16 +50,52 @@ func (p *peer) transfer() *transfers {
 
 // newPeer makes a peer that has done nothing yet.
 func (s *Server) newPeer(id coap.LinkID, now time.Time) *peer {
-	return &peer{id: id, budget: float64(s.cfg.PerPeerBurst), filled: now, transfers: &noTransfers}
+	return &peer{id: id, budget: float32(s.cfg.PerPeerBurst), filled: s.stamp(now), transfers: &noTransfers}
+}
+
+// stamp is a time in nanoseconds since the server was made: a third of a
+// time.Time.
+type stamp int64
+
+func (s *Server) stamp(t time.Time) stamp { return stamp(t.Sub(s.base)) }
+
+// seconds is one in as many.
+type seconds int32
+
+func (s *Server) seconds(t time.Time) seconds { return seconds(t.Sub(s.base) / time.Second) }
+
+// since is how long ago that was.
+func (s *Server) since(t seconds) time.Duration {
+	return time.Since(s.base) - time.Duration(t)*time.Second
+}
+
+// unix is the time in seconds of the clock as it is now, to be written.
+func (s *Server) unix(t seconds) int64 {
+	return max(0, time.Now().Add(-s.since(t)).Unix())
+}
+
+// subscription finds the mailbox of p for a topic; nil: there is none.
+func (p *peer) subscription(t *topic) *subscription {
+	for sub := p.subs; sub != nil; sub = sub.next {
+		if sub.topic == t {
+			return sub
+		}
+	}
+	return nil
+}
+
+// queue has j wait for its turn.
+func (p *peer) queue(j job) {
+	t := p.transfer()
+	t.outbox = append(t.outbox, j)
 }
 
 // observation finds the entry with the token among the observations of p; n is
 // how many there are.
 func (p *peer) observation(token string) (o *observation, n int) {
-	for _, sub := range p.subs {
-		n += len(sub.obs)
-		for _, have := range sub.obs {
-			if have.token == token {
+	for sub := p.subs; sub != nil; sub = sub.next {
+		for have := sub.obs; have != nil; have = have.next {
+			if n++; string(have.tokenBytes()) == token {
 				o = have
 			}
 		}
@@ -67,7 +105,7 @@ func (p *peer) observation(token string) (o *observation, n int) {
 
 // idle says that nothing would be lost with p.
 func (p *peer) idle() bool {
-	return p.working == 0 && !p.busy && len(p.outbox) == 0 && len(p.subs) == 0 &&
+	return p.working == 0 && !p.busy && len(p.outbox) == 0 && p.subs == nil &&
 		len(p.assemblies) == 0 && len(p.snapshots) == 0 && len(p.more) == 0
 }
 
@@ -79,20 +117,21 @@ func (s *Server) admit(link coap.Link) (*peer, *coap.Response) {
 	id := from.Link
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.peers[id]
+	p := s.peers.Get(id)
 	if p == nil {
-		if len(s.peers) >= maxPeers {
+		if s.peers.Len() >= maxPeers {
 			return nil, busy(coap.ServiceUnavailable)
 		}
 		p = s.newPeer(id, now)
-		s.peers[id] = p
+		s.peers.Put(p)
 	}
 	p.link = link
 	p.plain, p.durable = from.Via == coap.Plain, durable(from.Via)
-	if d := now.Sub(p.filled); d > 0 {
-		p.budget = min(p.budget+d.Seconds()*s.cfg.PerPeerRPS, float64(s.cfg.PerPeerBurst))
+	at := s.stamp(now)
+	if d := time.Duration(at - p.filled); d > 0 {
+		p.budget = float32(min(float64(p.budget)+d.Seconds()*s.cfg.PerPeerRPS, float64(s.cfg.PerPeerBurst)))
 	}
-	p.filled = now
+	p.filled = at
 	if p.budget < 1 || int(p.working) >= s.cfg.MaxPeerRequests {
 		return nil, busy(coap.TooManyRequests)
 	}
@@ -104,7 +143,7 @@ func (s *Server) admit(link coap.Link) (*peer, *coap.Response) {
 // lookup finds the peer of a link that has perhaps not been heard yet.
 func (s *Server) lookup(id coap.LinkID) *peer {
 	s.mu.Lock()
-	p := s.peers[id]
+	p := s.peers.Get(id)
 	s.mu.Unlock()
 	if p != nil || s.cfg.Link == nil {
 		return p
@@ -118,12 +157,12 @@ func (s *Server) lookup(id coap.LinkID) *peer {
 	plain := via == coap.Plain
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p := s.peers[id]; p != nil {
+	if p := s.peers.Get(id); p != nil {
 		return p
 	}
 	p = s.newPeer(id, now)
 	p.link, p.plain, p.durable = link, plain, durable(via)
-	s.peers[id] = p
+	s.peers.Put(p)
 	return p
 }
 

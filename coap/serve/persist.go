@@ -217,10 +217,10 @@ func (s *Server) Restore(r *Recovery, link coap.Link) (topics []string) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.peers[from.Link]
+	p := s.peers.Get(from.Link)
 	if p == nil {
 		p = s.newPeer(from.Link, now)
-		s.peers[from.Link] = p
+		s.peers.Put(p)
 	}
 	p.link, p.plain, p.durable = link, from.Via == coap.Plain, durable(from.Via)
 	for _, o := range kept {
@@ -232,17 +232,18 @@ func (s *Server) Restore(r *Recovery, link coap.Link) (topics []string) {
 		}
 		t := s.topicLocked(o.topic)
 		sub := s.subscribeLocked(p, t)
+		heard := time.Unix(o.heard, 0)
+		if heard.After(now) {
+			heard = now // the clock was set back
+		}
+		if at := s.seconds(now) - seconds(now.Sub(heard)/time.Second); !sub.hasShown || at > sub.heard {
+			sub.heard = at
+		}
 		sub.shown, sub.hasShown = max(sub.shown, o.shown), true
-		if heard := time.Unix(o.heard, 0); heard.After(sub.heard) {
-			sub.heard = heard
-		}
-		if sub.heard.After(now) {
-			sub.heard = now // the clock was set back
-		}
+		back := s.observeLocked(sub, []byte(o.token))
+		s.lookLocked(back, view{key: o.key, szx: min(o.szx, s.szx), noResponse: o.noResponse})
 		// Some may have been sent of which nothing was written.
-		sub.obs = append(sub.obs, &observation{sub: sub, token: o.token, key: o.key, szx: min(o.szx, s.szx), noResponse: o.noResponse, seq: (o.seq + seqLeap) & seqMask})
-		s.observations++
-		s.metrics.observations.Inc()
+		back.seq = (o.seq + seqLeap) & seqMask
 		if !slices.Contains(topics, o.topic) {
 			topics = append(topics, o.topic)
 		}
@@ -270,9 +271,9 @@ func durable(v coap.Security) bool {
 // Dump gives a record of each observation to emit; others may be served meanwhile.
 func (s *Server) Dump(emit func(rec []byte)) {
 	s.mu.Lock()
-	all := make([]*peer, 0, len(s.peers))
-	for _, p := range s.peers {
-		if p.durable && len(p.subs) > 0 {
+	all := make([]*peer, 0, s.peers.Len())
+	for p := range s.peers.All() {
+		if p.durable && p.subs != nil {
 			all = append(all, p)
 		}
 	}
@@ -284,12 +285,12 @@ func (s *Server) Dump(emit func(rec []byte)) {
 			if p.gone {
 				continue
 			}
-			for _, sub := range p.subs {
+			for sub := p.subs; sub != nil; sub = sub.next {
 				if s.keeper == nil || !sub.keptLocked(s) {
 					continue
 				}
-				for _, o := range sub.obs {
-					b = o.image().append(b[:0])
+				for o := sub.obs; o != nil; o = o.next {
+					b = o.image(s).append(b[:0])
 					emit(b)
 				}
 			}
@@ -298,11 +299,11 @@ func (s *Server) Dump(emit func(rec []byte)) {
 	}
 }
 
-func (o *observation) image() *registration {
-	sub := o.sub
+func (o *observation) image(s *Server) *registration {
+	sub, v := o.sub, o.view
 	return &registration{
-		link: string(sub.peer.id), token: o.token, topic: sub.topic.name, key: o.key, szx: o.szx, noResponse: o.noResponse,
-		seq: o.seq, shown: sub.shown, heard: max(0, sub.heard.Unix()),
+		link: string(sub.peer.id), token: string(o.tokenBytes()), topic: sub.topic.name, key: v.key, szx: v.szx, noResponse: v.noResponse,
+		seq: o.seq, shown: sub.shown, heard: s.unix(sub.heard),
 	}
 }
 
@@ -314,10 +315,10 @@ func (sub *subscription) keptLocked(s *Server) bool {
 
 // keepLocked writes a registration; true when it is worth waiting for.
 func (s *Server) keepLocked(o *observation) bool {
-	if s.keeper == nil || o.whole || !o.sub.keptLocked(s) {
+	if s.keeper == nil || o.view.whole || !o.sub.keptLocked(s) {
 		return false
 	}
-	r := o.image()
+	r := o.image(s)
 	s.keeper.Append(r.append(nil))
 	return true
 }
@@ -327,8 +328,8 @@ func (s *Server) keepShownLocked(sub *subscription) {
 	if s.keeper == nil || sub.gone || !sub.keptLocked(s) {
 		return
 	}
-	r := shownRecord{link: string(sub.peer.id), topic: sub.topic.name, version: sub.shown, heard: max(0, sub.heard.Unix())}
-	for _, o := range sub.obs {
+	r := shownRecord{link: string(sub.peer.id), topic: sub.topic.name, version: sub.shown, heard: s.unix(sub.heard)}
+	for o := sub.obs; o != nil; o = o.next {
 		if r.seq == 0 || newer(o.seq, r.seq) {
 			r.seq = o.seq
 		}
@@ -341,6 +342,6 @@ func (s *Server) keepEndLocked(o *observation) {
 	if s.keeper == nil || !o.sub.keptLocked(s) {
 		return
 	}
-	r := endRecord{link: string(o.sub.peer.id), token: o.token}
+	r := endRecord{link: string(o.sub.peer.id), token: string(o.tokenBytes())}
 	s.keeper.Append(r.append(nil))
 }

@@ -35,6 +35,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"maps"
 	"math/bits"
@@ -45,6 +46,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/table"
 )
 
 // Config has the knobs of a [Server]. The zero value is usable.
@@ -132,8 +134,9 @@ func (c Config) withDefaults() Config {
 type Server struct {
 	handler coap.Handler
 	cfg     Config
-	szx     uint8    // of cfg.BlockSize
-	etagKey [16]byte // keys the entity tags that the server makes
+	szx     uint8     // of cfg.BlockSize
+	base    time.Time // that stamps count from
+	etagKey [16]byte  // keys the entity tags that the server makes
 	metrics *metrics
 	pacer   *pacer
 
@@ -142,7 +145,7 @@ type Server struct {
 	work    sync.WaitGroup     // productions of further responses
 
 	mu      sync.Mutex
-	peers   map[coap.LinkID]*peer
+	peers   *table.Map[coap.LinkID, peer]
 	keeper  Keeper // guarded by mu; nil: observations end with the process
 	closing bool   // Run is over: no further goroutines
 
@@ -154,6 +157,7 @@ type Server struct {
 	// Observation, guarded by mu.
 	topics       map[string]*topic
 	deliveries   []*delivery // for the next
+	views        map[view]*sharedView
 	observations int
 	registering  int               // requests in work that may register
 	events       uint64            // counts Drop, to order it against registrations
@@ -172,10 +176,13 @@ func New(h coap.Handler, cfg Config) *Server {
 		szx:       szxOf(cfg.BlockSize),
 		metrics:   newMetrics(cfg.Registerer),
 		pacer:     newPacer(cfg.NotifyRate, cfg.SubnetRate),
-		peers:     make(map[coap.LinkID]*peer),
+		base:      time.Now(),
+		views:     make(map[view]*sharedView),
 		topics:    make(map[string]*topic),
 		unsettled: make(map[string]*topic),
 	}
+	seed := maphash.MakeSeed()
+	s.peers = table.New(func(p *peer) coap.LinkID { return p.id }, func(id coap.LinkID) uint64 { return maphash.String(seed, string(id)) })
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	rand.Read(s.etagKey[:])
 	return s
@@ -207,22 +214,22 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) Held() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.peers)*peerSize + s.observations*observationSize + s.assemblyBytes + s.snapshots.bytes
+	return s.peers.Len()*peerSize + s.observations*observationSize + s.assemblyBytes + s.snapshots.bytes
 }
 
 // Closed tells that a link is gone: its observations, transfers and waiting
 // requests are forgotten.
 func (s *Server) Closed(id coap.LinkID) {
 	s.mu.Lock()
-	p := s.peers[id]
+	p := s.peers.Get(id)
 	if p == nil {
 		s.mu.Unlock()
 		return
 	}
-	delete(s.peers, id)
+	s.peers.Delete(id)
 	p.gone = true
-	for _, sub := range slices.Clone(p.subs) {
-		s.removeLocked(sub)
+	for p.subs != nil {
+		s.removeLocked(p.subs)
 	}
 	for _, a := range p.assemblies {
 		s.forgetAssemblyLocked(p, a)
@@ -234,7 +241,9 @@ func (s *Server) Closed(id coap.LinkID) {
 		p.snapshots = nil
 	}
 	jobs := p.outbox
-	p.outbox = nil
+	if len(jobs) > 0 {
+		p.outbox = nil
+	}
 	mores := slices.Collect(maps.Values(p.more))
 	s.mu.Unlock()
 	for _, j := range jobs {
@@ -249,7 +258,7 @@ func (s *Server) Closed(id coap.LinkID) {
 func (s *Server) sweep(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id, p := range s.peers {
+	for p := range s.peers.All() {
 		for _, a := range slices.Clone(p.assemblies) {
 			if now.Sub(a.used) >= exchangeLifetime {
 				s.forgetAssemblyLocked(p, a)
@@ -260,15 +269,15 @@ func (s *Server) sweep(now time.Time) {
 				s.forgetSnapshotLocked(snap)
 			}
 		}
-		if len(p.assemblies)+len(p.snapshots)+len(p.more) == 0 {
+		if len(p.assemblies)+len(p.snapshots)+len(p.more)+len(p.outbox) == 0 {
 			p.transfers = &noTransfers
 		}
 		// Without Config.Link only this entry can find the link, so it stays
 		// until the link is closed; unauthenticated addresses are many and are
 		// never asked anything.
-		if p.idle() && now.Sub(p.filled) >= peerIdle && (s.cfg.Link != nil || p.plain) {
+		if p.idle() && time.Duration(s.stamp(now)-p.filled) >= peerIdle && (s.cfg.Link != nil || p.plain) {
 			p.gone = true
-			delete(s.peers, id)
+			s.peers.Delete(p.id)
 		}
 	}
 }
