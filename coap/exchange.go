@@ -21,17 +21,16 @@ type exchangeKey struct{}
 // WithExchange gives the context of a request its exchange, and time until
 // deadline. Nothing is spent on the latter until somebody waits for it: most
 // handlers answer at once.
-func WithExchange(ctx context.Context, x Exchange, deadline time.Time) (context.Context, context.CancelFunc) {
+func WithExchange(ctx context.Context, x Exchange, deadline time.Time) *RequestContext {
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
-	c := &requestContext{parent: ctx, x: x, deadline: deadline}
-	return c, c.end
+	return &RequestContext{parent: ctx, x: x, deadline: deadline}
 }
 
-// requestContext is a context with a deadline that is watched only when it is
+// RequestContext is a context with a deadline that is watched only when it is
 // waited for.
-type requestContext struct {
+type RequestContext struct {
 	parent   context.Context
 	x        Exchange
 	deadline time.Time
@@ -42,10 +41,11 @@ type requestContext struct {
 	cancel context.CancelFunc
 }
 
-func (c *requestContext) Deadline() (time.Time, bool) { return c.deadline, true }
+// Deadline is that of [WithExchange], or an earlier one of its parent.
+func (c *RequestContext) Deadline() (time.Time, bool) { return c.deadline, true }
 
 // waited is the context that ends in time.
-func (c *requestContext) waited() context.Context {
+func (c *RequestContext) waited() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.inner == nil {
@@ -57,9 +57,11 @@ func (c *requestContext) waited() context.Context {
 	return c.inner
 }
 
-func (c *requestContext) Done() <-chan struct{} { return c.waited().Done() }
+// Done is closed when the request is over in any way.
+func (c *RequestContext) Done() <-chan struct{} { return c.waited().Done() }
 
-func (c *requestContext) Err() error {
+// Err says how the request ended; nil: it did not yet.
+func (c *RequestContext) Err() error {
 	c.mu.Lock()
 	inner, over := c.inner, c.over
 	c.mu.Unlock()
@@ -78,7 +80,7 @@ func (c *requestContext) Err() error {
 
 // Value: package context finds by it what to cancel, which is the context that
 // was made when somebody waits.
-func (c *requestContext) Value(key any) any {
+func (c *RequestContext) Value(key any) any {
 	if key == (exchangeKey{}) {
 		return c.x
 	}
@@ -91,7 +93,8 @@ func (c *requestContext) Value(key any) any {
 	return c.parent.Value(key)
 }
 
-func (c *requestContext) end() {
+// End is the end of the request.
+func (c *RequestContext) End() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.over = true

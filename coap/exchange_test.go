@@ -24,7 +24,8 @@ func TestWithExchange(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				parent, stop := context.WithCancel(t.Context())
 				defer stop()
-				ctx, cancel := WithExchange(parent, Exchange{Token: []byte{1}}, time.Now().Add(time.Minute))
+				ctx := WithExchange(parent, Exchange{Token: []byte{1}}, time.Now().Add(time.Minute))
+				cancel := ctx.End
 				defer cancel()
 				if d, ok := ctx.Deadline(); !ok || time.Until(d) != time.Minute {
 					t.Errorf("%s: deadline in %v", name, time.Until(d))
@@ -58,7 +59,8 @@ func TestWithExchange(t *testing.T) {
 	}
 	early, stop := context.WithTimeout(t.Context(), time.Second)
 	defer stop()
-	ctx, cancel := WithExchange(early, Exchange{}, time.Now().Add(time.Hour))
+	ctx := WithExchange(early, Exchange{}, time.Now().Add(time.Hour))
+	cancel := ctx.End
 	defer cancel()
 	if d, _ := ctx.Deadline(); time.Until(d) > time.Second {
 		t.Error("the deadline of the parent is forgotten")

@@ -53,11 +53,21 @@ type Message struct {
 
 // Clone returns a copy that shares no memory with m.
 func (m *Message) Clone() *Message {
+	c := &Message{}
+	m.CopyTo(c, nil, nil)
+	return c
+}
+
+// CopyTo makes c what [Message.Clone] returns. Its parts are in the room of opts
+// and all, of no length, where that suffices.
+func (m *Message) CopyTo(c *Message, opts Options, all []byte) {
 	n := len(m.Token) + len(m.Payload)
 	for i := range m.Options {
 		n += len(m.Options[i].Value)
 	}
-	all := make([]byte, 0, n) // one for all parts
+	if n > cap(all) {
+		all = make([]byte, 0, n) // one for all parts
+	}
 	part := func(b []byte) []byte {
 		if b == nil {
 			return nil
@@ -66,16 +76,18 @@ func (m *Message) Clone() *Message {
 		all = append(all, b...)
 		return all[at:len(all):len(all)]
 	}
-	c := *m
+	*c = *m
 	c.Token = part(m.Token)
 	if m.Options != nil {
-		c.Options = make(Options, len(m.Options))
-		for i, o := range m.Options {
-			c.Options[i] = Option{o.ID, part(o.Value)}
+		if len(m.Options) > cap(opts) {
+			opts = make(Options, 0, len(m.Options))
 		}
+		for _, o := range m.Options {
+			opts = append(opts, Option{o.ID, part(o.Value)})
+		}
+		c.Options = opts[:len(opts):len(opts)]
 	}
 	c.Payload = part(m.Payload)
-	return &c
 }
 
 // MarshalBinary is [Message.AppendBinary] into a new slice.

@@ -208,6 +208,8 @@ type Endpoint struct {
 	message    []byte       // the message being sent, of those that are not kept
 	incoming   coap.Message // the message being read
 	spareActs  []*activity
+	spareSent  []*transmission
+	spareBytes [][]byte    // of messages that were acknowledged
 	receipts   receiptList // of requests with effects, and all over plain UDP
 	safe       receiptList // of the others
 	room       room

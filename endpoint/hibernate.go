@@ -53,9 +53,7 @@ func (s *session) hibernate() {
 			s.more = nil
 		}
 	}
-	if c := &s.e.ciphers[s.slot]; c.of == s {
-		*c = ciphers{}
-	}
+	s.forgetCiphers()
 	s.e.metrics.hibernated.Inc()
 }
 

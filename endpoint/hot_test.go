@@ -255,3 +255,50 @@ func BenchmarkRequest(b *testing.B) {
 	m.mu.Unlock()
 	<-m.done
 }
+
+// TestWheelRemove: what is taken out of the wheel is not told, and everything else
+// is, whatever took its place.
+func TestWheelRemove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := New(newMirror(), Config{Server: nobody{}, Keys: nobody{}})
+		defer func() { _ = e.Close() }()
+		s := e.newSession(coap.DTLSPSK, mirrorAddr(1))
+		w := e.wheel
+		var all []*transmission
+		for i := range 200 {
+			x := &transmission{s: s, over: true, id: uint16(i)}
+			all = append(all, x)
+			w.add(x, time.Duration(i%7)*time.Second)
+			if i%3 == 0 {
+				w.add(counted{&s.nextID}, time.Duration(i%7)*time.Second)
+			}
+		}
+		before := s.nextID
+		for i, x := range all {
+			if i%2 == 0 {
+				w.remove(x)
+				w.remove(x) // nothing
+			}
+		}
+		if w.n != 100+67 {
+			t.Fatalf("%d are left", w.n)
+		}
+		time.Sleep(3 * time.Second)
+		w.turn(e)
+		for i, x := range all {
+			if waits := i%2 == 1 && i%7 >= 3; waits != (x.tick != 0) {
+				t.Errorf("%d: waits until %d", i, x.tick)
+			}
+		}
+		time.Sleep(time.Minute)
+		w.turn(e)
+		if w.n != 0 || s.nextID-before != 67 {
+			t.Errorf("%d are left, %d were told", w.n, s.nextID-before)
+		}
+	})
+}
+
+// counted counts that it was told.
+type counted struct{ n *uint16 }
+
+func (c counted) due(*Endpoint) { *c.n++ }

@@ -90,6 +90,11 @@ const (
 	// maxSpareActs bounds the activities that are kept for the next.
 	maxSpareActs = 1024
 
+	// maxSpareSent bounds the transmissions that are kept for the next, and their
+	// messages, of maxSpareBytes each at most.
+	maxSpareSent  = 512
+	maxSpareBytes = 512
+
 	// cipherSlots is how many sessions have expanded keys at a time, some 1.3 kB
 	// each; cipherIdle is when they are given up.
 	cipherSlots = 2048

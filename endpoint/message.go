@@ -19,9 +19,16 @@ type exchange struct {
 	observe bool // it may register an observation
 	effects bool // it may change something
 	tells   bool // see room.go: the peer may be somebody else after it
+	stale   bool // the session was
+	pending bool // Admit had not succeeded
 	receipt *receipt
 	over    bool
 	held    []held
+
+	// Memory of m, enough for most.
+	letter coap.Message
+	opts   [5]coap.Option
+	data   [80]byte
 }
 
 // held is a message of ours that must not overtake the answer to the request
@@ -81,17 +88,24 @@ func (s *session) request(m *coap.Message, now time.Time) {
 		e.metrics.dropped.WithLabelValues("busy").Inc()
 		return
 	}
-	m = m.Clone()
+	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, effects: effects(m), tells: tells(m), stale: s.stale, pending: s.pending() != nil}
+	m.CopyTo(&x.letter, x.opts[:0], x.data[:0])
+	m = &x.letter
+	x.m, x.token = m, m.Token
 	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
-	x := &exchange{s: s, m: m, con: m.Type == coap.Confirmable, id: m.ID, token: m.Token, observe: register && present, effects: effects(m), tells: tells(m)}
+	x.observe = register && present
 	x.receipt = s.remember(m.ID, m.Token, s.safe(m, x.effects), now)
 	a := s.activity()
 	a.work = append(a.work, x)
 	e.working++
-	if x.con {
-		e.wheel.add(x, processingDelay)
-	}
 	e.soon(task{x: x})
+}
+
+// watch has a request that may take long acknowledged in time; nil is none.
+func (x *exchange) watch() {
+	if x != nil && x.con && !x.over {
+		x.s.e.wheel.add(x, processingDelay)
+	}
 }
 
 // due sends the acknowledgement ahead of a response that takes long (RFC 7252,
@@ -109,7 +123,7 @@ func (x *exchange) serve() {
 	s, m := x.s, x.m
 	e := s.e
 	var reply *coap.Message
-	if err := s.admitted(); err != nil {
+	if err := x.admitted(); err != nil {
 		r := coap.ErrorResponse(err)
 		reply = &coap.Message{Code: r.Code, Token: m.Token, Options: r.Options, Payload: r.Payload}
 	} else if reply = x.challenge(m); reply == nil {
@@ -133,7 +147,11 @@ func (x *exchange) serve() {
 
 // admitted asks again who the peer is, when that could not be told at the end
 // of the handshake.
-func (s *session) admitted() error {
+func (x *exchange) admitted() error {
+	if !x.pending {
+		return nil
+	}
+	s := x.s
 	e := s.e
 	e.mu.Lock()
 	p := s.pending()

@@ -270,6 +270,9 @@ func tells(m *coap.Message) bool {
 // 9175, Section 2.4). A client that knows no Echo is asked by a ping as well: its
 // next attempt is served.
 func (x *exchange) challenge(m *coap.Message) *coap.Message {
+	if !x.stale {
+		return nil
+	}
 	s := x.s
 	e := s.e
 	e.mu.Lock()

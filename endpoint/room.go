@@ -252,9 +252,7 @@ func (e *Endpoint) turnAway(s *session) {
 		e.hurry()
 	}
 	s.gone = true
-	if c := &e.ciphers[s.slot]; c.of == s {
-		*c = ciphers{}
-	}
+	s.forgetCiphers()
 	r := &e.room
 	r.turned++
 	if now := time.Now(); now.Sub(r.warned) >= warnEvery {

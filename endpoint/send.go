@@ -30,6 +30,9 @@ type transmission struct {
 	ping   bool        // an empty message, to be rejected
 	done   func(error) // nil: nobody asks
 	waiter *waiter     // of a request; nil for other messages
+
+	tick uint64 // in the wheel; 0: it is not there
+	at   int    // in its bucket
 }
 
 // waiter waits for the response to a request of ours.
@@ -91,7 +94,7 @@ func (s *session) send(m *coap.Message, done func(error)) told {
 	c := *m
 	c.ID = s.newID()
 	if m.Type == coap.Confirmable {
-		b, err := c.MarshalBinary()
+		b, err := c.AppendBinary(s.e.spareRoom())
 		if err != nil {
 			return told{done, fmt.Errorf("endpoint: %w", err)}
 		}
@@ -166,19 +169,26 @@ func (s *session) Do(ctx context.Context, m *coap.Message) (*coap.Message, error
 
 // confirmable sends a message until it is acknowledged (RFC 7252, Section 4.2).
 func (s *session) confirmable(id uint16, b []byte) *transmission {
-	t := &transmission{s: s, id: id, b: b}
+	e := s.e
+	var t *transmission
+	if n := len(e.spareSent); n > 0 {
+		t, e.spareSent = e.spareSent[n-1], e.spareSent[:n-1]
+	} else {
+		t = &transmission{}
+	}
+	*t = transmission{s: s, id: id, b: b}
 	t.wait = time.Duration(float64(ackTimeout) * (1 + mrand.Float64()*(ackRandomFactor-1)))
 	a := s.activity()
 	a.sent = append(a.sent, t)
-	s.e.room.sending += transmissionSize + len(b)
-	s.e.wheel.add(t, t.wait)
+	e.room.sending += transmissionSize + len(b)
+	e.wheel.add(t, t.wait)
 	s.emit(b)
 	return t
 }
 
 // due sends it again, or gives up.
 func (t *transmission) due(e *Endpoint) {
-	if t.over {
+	if t.over || t.tick != 0 { // it serves again meanwhile
 		return
 	}
 	if t.tries == maxRetransmit {
@@ -196,11 +206,18 @@ func (t *transmission) due(e *Endpoint) {
 }
 
 // end is the end of a transmission; what it returns tells who asked, and is to
-// be called without the lock.
+// be called without the lock. But for those with a waiter t is of no use any more.
 func (t *transmission) end(err error) told {
+	if t.over {
+		return told{}
+	}
 	s := t.s
-	if !t.over {
-		s.e.room.sending -= transmissionSize + len(t.b)
+	e := s.e
+	e.room.sending -= transmissionSize + len(t.b)
+	e.wheel.remove(t)
+	clear(t.b) // it may have held keys
+	if len(e.spareBytes) < maxSpareSent && cap(t.b) <= maxSpareBytes {
+		e.spareBytes = append(e.spareBytes, t.b[:0])
 	}
 	t.over, t.b = true, nil
 	if a := s.act; a != nil {
@@ -214,7 +231,23 @@ func (t *transmission) end(err error) told {
 	}
 	done := t.done
 	t.done = nil
+	if t.waiter == nil && len(e.spareSent) < maxSpareSent {
+		t.s = nil
+		e.spareSent = append(e.spareSent, t)
+	}
 	return told{done, err}
+}
+
+// spareRoom is an empty buffer for a message that is kept until it is
+// acknowledged.
+func (e *Endpoint) spareRoom() []byte {
+	n := len(e.spareBytes)
+	if n == 0 {
+		return make([]byte, 0, 192)
+	}
+	b := e.spareBytes[n-1]
+	e.spareBytes = e.spareBytes[:n-1]
+	return b
 }
 
 // transmission finds the message of ours with this identifier.

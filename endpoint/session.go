@@ -38,7 +38,6 @@ type session struct {
 	nextID     uint16
 	keptID     uint16 // nextID as it was written
 	suite      record.Suite
-	slot       uint16 // where its expanded keys are, if they are
 	port       uint16
 	via        coap.Security
 	kind       coap.SubjectKind
@@ -152,13 +151,12 @@ func (s *session) idle() bool {
 
 // newSession makes a session; register makes it known.
 func (e *Endpoint) newSession(via coap.Security, addr netip.AddrPort) *session {
-	var b [12]byte
+	var b [10]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	now := e.stamp(time.Now())
 	return &session{
 		e: e, id: coap.LinkID(hex.EncodeToString(b[:8])), via: via, ip: addr.Addr(), port: addr.Port(), heard: now, began: now.seconds(),
 		nextID: uint16(b[8])<<8 | uint16(b[9]),
-		slot:   (uint16(b[10])<<8 | uint16(b[11])) % cipherSlots,
 	}
 }
 
@@ -200,6 +198,8 @@ func (e *Endpoint) enlist(s *session) {
 // strike is the inverse: the last session takes the place of s.
 func (e *Endpoint) strike(s *session) {
 	last := len(e.sessions) - 1
+	s.forgetCiphers()
+	e.sessions[last].forgetCiphers()
 	e.sessions[s.place] = e.sessions[last]
 	e.sessions[s.place].place = s.place
 	e.sessions[last] = nil
@@ -230,9 +230,7 @@ func (s *session) closeLocked(tell bool) []func() {
 	s.forgetKept()
 	e.strike(s)
 	e.leaveAddr(s)
-	if c := &e.ciphers[s.slot]; c.of == s {
-		*c = ciphers{}
-	}
+	s.forgetCiphers()
 	var after []func()
 	a := s.act
 	s.act = nil
@@ -297,38 +295,54 @@ func (s *session) Close() {
 	s.e.end(s, true)
 }
 
-// ciphers are the expanded keys of a session that is not idle.
+// ciphers are the expanded keys of a session that is not idle. Sessions whose
+// places are a multiple of cipherSlots apart take turns.
 type ciphers struct {
 	of          *session
 	used        time.Time
-	read, write *record.Cipher
+	read, write expanded
+}
+
+// expanded are expanded keys, of nobody unless valid says so.
+type expanded struct {
+	c     *record.Cipher
+	valid bool
+}
+
+// of expands keys of a suite that the handshake was held to, unless they are.
+func (x *expanded) of(suite record.Suite, k *record.Keys) *record.Cipher {
+	if x.valid {
+		return x.c
+	}
+	if x.c == nil {
+		x.c = mustCipher(suite, k)
+	} else if err := x.c.Rekey(suite, k); err != nil {
+		panic("endpoint: internal error: " + err.Error())
+	}
+	x.valid = true
+	return x.c
 }
 
 // ciphers expands the keys of s, unless they are still there.
 func (s *session) ciphers() *ciphers {
-	c := &s.e.ciphers[s.slot]
+	c := &s.e.ciphers[s.place%cipherSlots]
 	if c.of != s {
-		*c = ciphers{of: s}
+		c.of, c.read.valid, c.write.valid = s, false, false
 	}
 	c.used = s.e.lately
 	return c
 }
 
-func (s *session) reader() *record.Cipher {
-	c := s.ciphers()
-	if c.read == nil {
-		c.read = mustCipher(s.suite, &s.read)
+// forgetCiphers gives expanded keys up.
+func (s *session) forgetCiphers() {
+	if c := &s.e.ciphers[s.place%cipherSlots]; c.of == s {
+		*c = ciphers{}
 	}
-	return c.read
 }
 
-func (s *session) writer() *record.Cipher {
-	c := s.ciphers()
-	if c.write == nil {
-		c.write = mustCipher(s.suite, &s.write)
-	}
-	return c.write
-}
+func (s *session) reader() *record.Cipher { return s.ciphers().read.of(s.suite, &s.read) }
+
+func (s *session) writer() *record.Cipher { return s.ciphers().write.of(s.suite, &s.write) }
 
 // mustCipher expands keys of a suite that the handshake was held to.
 func mustCipher(suite record.Suite, k *record.Keys) *record.Cipher {

@@ -50,6 +50,7 @@ type shift struct {
 	turn    uint64     // grows when another takes over
 	tasks   []task     // of the batch
 	next    int        // of tasks
+	now     *exchange  // that is being served, of a task
 	working bool
 	batches uint64
 	seen    uint64 // batches at the last look
@@ -87,6 +88,7 @@ func (e *Endpoint) soon(t task) {
 	}
 	switch {
 	case t.x != nil:
+		t.x.watch()
 		e.crew.do(t.x.serve)
 	case t.f != nil:
 		e.crew.do(t.f)
@@ -165,13 +167,14 @@ func (e *Endpoint) work(turn uint64) bool {
 			return false
 		}
 		if h.next == len(h.tasks) {
-			h.working = false
+			h.working, h.now = false, nil
 			h.mu.Unlock()
 			return true
 		}
 		t := h.tasks[h.next]
 		h.tasks[h.next] = task{}
 		h.next++
+		h.now = t.x
 		h.mu.Unlock()
 		t.run()
 	}
@@ -194,6 +197,8 @@ func (e *Endpoint) relieve(start func(turn uint64)) (active bool) {
 	h.turn++
 	turn := h.turn
 	rest := append([]task(nil), h.tasks[h.next:]...)
+	stuck := h.now
+	h.now = nil
 	clear(h.tasks)
 	h.tasks, h.next, h.working = h.tasks[:0], 0, false
 	h.mu.Unlock()
@@ -206,6 +211,10 @@ func (e *Endpoint) relieve(start func(turn uint64)) (active bool) {
 		h.apart = min(2*h.apart, apartMost)
 	}
 	e.apart = now + stamp(h.apart)
+	stuck.watch()
+	for i := range rest {
+		rest[i].x.watch()
+	}
 	e.mu.Unlock()
 	for i := range rest {
 		e.crew.do(rest[i].run)

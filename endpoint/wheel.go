@@ -21,7 +21,8 @@ type wheelEntry struct {
 }
 
 // wheel holds what is due, in buckets of one tick; guarded by Endpoint.mu.
-// Nothing is removed before its time: what is over by then does nothing.
+// Nothing but transmissions, of which there are many, is removed before its time:
+// what is over by then does nothing.
 type wheel struct {
 	buckets [wheelBuckets][]wheelEntry
 	start   time.Time
@@ -41,14 +42,39 @@ func (w *wheel) add(what timed, d time.Duration) {
 		w.now = now
 	}
 	t := max(now+uint64((d+wheelTick-1)/wheelTick), w.now) + 1
-	b := &w.buckets[t%wheelBuckets]
-	*b = append(*b, wheelEntry{t, what})
+	w.put(wheelEntry{t, what})
 	if w.n++; w.n == 1 {
 		select {
 		case w.wake <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// put adds an entry to its bucket. A transmission knows where it is.
+func (w *wheel) put(en wheelEntry) {
+	b := &w.buckets[en.tick%wheelBuckets]
+	if t, ok := en.what.(*transmission); ok {
+		t.tick, t.at = en.tick, len(*b)
+	}
+	*b = append(*b, en)
+}
+
+// remove takes a transmission out; the last of its bucket takes its place.
+func (w *wheel) remove(t *transmission) {
+	if t.tick == 0 {
+		return
+	}
+	b := w.buckets[t.tick%wheelBuckets]
+	last := len(b) - 1
+	b[t.at] = b[last]
+	if o, ok := b[t.at].what.(*transmission); ok {
+		o.at = t.at
+	}
+	b[last] = wheelEntry{}
+	w.buckets[t.tick%wheelBuckets] = b[:last]
+	w.n--
+	t.tick = 0
 }
 
 // turn tells everything that is due.
@@ -60,12 +86,19 @@ func (w *wheel) turn(e *Endpoint) {
 		*b = nil
 		for i, en := range all {
 			if en.tick > w.now {
-				*b = append(*b, en)
+				w.put(en)
+				all[i].what = nil
 				continue
 			}
 			w.n--
-			all[i].what = nil
-			en.what.due(e)
+			if t, ok := en.what.(*transmission); ok {
+				t.tick = 0
+			}
+		}
+		for _, en := range all {
+			if en.what != nil {
+				en.what.due(e)
+			}
 		}
 	}
 }

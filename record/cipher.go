@@ -26,21 +26,31 @@ type Cipher struct {
 
 // NewCipher expands the keys.
 func NewCipher(s Suite, k *Keys) (*Cipher, error) {
-	c := &Cipher{tag: s.tagSize()}
-	if c.tag == 0 {
-		return nil, fmt.Errorf("%w: %#04x", ErrSuite, uint16(s))
+	c := &Cipher{}
+	if err := c.Rekey(s, k); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Rekey makes c what [NewCipher] returns, and uses its memory again. After an error
+// c is of no use.
+func (c *Cipher) Rekey(s Suite, k *Keys) error {
+	c.block, c.gcm = nil, nil
+	if c.tag = s.tagSize(); c.tag == 0 {
+		return fmt.Errorf("%w: %#04x", ErrSuite, uint16(s))
 	}
 	var err error
 	if c.block, err = aes.NewCipher(k.Key[:]); err != nil {
-		return nil, fmt.Errorf("record: %w", err)
+		return fmt.Errorf("record: %w", err)
 	}
 	if s.gcm() {
 		if c.gcm, err = cipher.NewGCM(c.block); err != nil {
-			return nil, fmt.Errorf("record: %w", err)
+			return fmt.Errorf("record: %w", err)
 		}
 	}
 	copy(c.nonce[:], k.IV[:])
-	return c, nil
+	return nil
 }
 
 // Overhead is how much longer a record is than its plaintext, in bytes, with a

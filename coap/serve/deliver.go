@@ -391,10 +391,11 @@ func (f *farewell) run(s *Server) {
 	s.release(f.peer)
 }
 
-// revive sends again, after a request of the peer was answered, what nobody
-// acknowledged, and what became known while it registered.
-func (s *Server) revive(p *peer) {
+// finish is the end of a request. What nobody acknowledged is sent again now that
+// it was answered, and so is what became known while the peer registered.
+func (s *Server) finish(p *peer) {
 	s.mu.Lock()
+	p.working--
 	waiting := false
 	for sub := p.subs; sub != nil; sub = sub.next {
 		waiting = waiting || sub.missed != nil

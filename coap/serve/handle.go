@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,8 +12,13 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 )
 
-// exchange is one request on its way through the server.
+// exchange is one request on its way through the server, and what is needed for
+// most of them.
 type exchange struct {
+	request  coap.Request
+	response coap.Message
+	room     [8]byte // of token
+
 	peer  *peer
 	link  coap.Link
 	token []byte
@@ -38,21 +42,19 @@ func (s *Server) Handle(ctx context.Context, link coap.Link, m *coap.Message) *c
 	if !m.Code.IsRequest() {
 		return nil
 	}
-	x := &exchange{link: link, token: bytes.Clone(m.Token)}
-	p, refusal := s.admit(link)
+	now := time.Now()
+	x := &exchange{link: link}
+	x.request.Peer = link.Peer()
+	x.token = append(x.room[:0], m.Token...)
+	p, refusal := s.admit(x, now)
 	if refusal != nil {
 		return s.reply(m, x, refusal)
 	}
 	x.peer = p
-	defer func() {
-		s.mu.Lock()
-		p.working--
-		s.mu.Unlock()
-		s.revive(p)
-	}()
-	ctx, cancel := coap.WithExchange(ctx, coap.Exchange{Link: link, Type: m.Type, Token: x.token}, time.Now().Add(maxTransmitWait))
-	defer cancel()
-	r := s.answer(ctx, x, m)
+	defer s.finish(p)
+	of := coap.WithExchange(ctx, coap.Exchange{Link: link, Type: m.Type, Token: x.token}, now.Add(maxTransmitWait))
+	defer of.End()
+	r := s.answer(of, x, m)
 	if r == nil {
 		return nil
 	}
@@ -88,7 +90,8 @@ func (s *Server) failure(ctx context.Context, x *exchange, err error) *coap.Resp
 }
 
 func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*coap.Response, error) {
-	req := &coap.Request{Code: m.Code, Options: m.Options, Payload: m.Payload, Peer: x.link.Peer()}
+	req := &x.request
+	req.Code, req.Options, req.Payload = m.Code, m.Options, m.Payload
 	x.req = req
 	if err := s.checkOptions(req); err != nil {
 		if m.Type == coap.NonConfirmable {
@@ -196,7 +199,7 @@ func (s *Server) reply(m *coap.Message, x *exchange, r *coap.Response) *coap.Mes
 		s.metrics.request(m.Code, r.Code)
 	}
 	if s.cfg.Failed != nil && !r.Code.IsSuccess() && r.Code != coap.Continue {
-		s.cfg.Failed(&coap.Request{Code: m.Code, Options: m.Options, Peer: x.link.Peer()}, r)
+		s.cfg.Failed(&coap.Request{Code: m.Code, Options: m.Options, Peer: x.request.Peer}, r)
 	}
 	if suppressed(noResponse(m.Options), r.Code) {
 		return nil
@@ -206,7 +209,8 @@ func (s *Server) reply(m *coap.Message, x *exchange, r *coap.Response) *coap.Mes
 		opts = append(coap.Options(nil), opts...)
 		opts.SetBlock(coap.Block1, *x.block1)
 	}
-	return &coap.Message{Code: r.Code, Token: x.token, Options: opts, Payload: r.Payload}
+	x.response = coap.Message{Code: r.Code, Token: x.token, Options: opts, Payload: r.Payload}
+	return &x.response
 }
 
 // noResponse reads the No-Response option: 0 when there is none. That of a

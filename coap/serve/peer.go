@@ -111,10 +111,8 @@ func (p *peer) idle() bool {
 
 // admit finds the peer and books one request on its budgets. When it refuses,
 // the response says so.
-func (s *Server) admit(link coap.Link) (*peer, *coap.Response) {
-	now := time.Now()
-	from := link.Peer() // not under mu: links have locks of their own
-	id := from.Link
+func (s *Server) admit(x *exchange, now time.Time) (*peer, *coap.Response) {
+	from, id := &x.request.Peer, x.request.Peer.Link
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.peers.Get(id)
@@ -125,7 +123,7 @@ func (s *Server) admit(link coap.Link) (*peer, *coap.Response) {
 		p = s.newPeer(id, now)
 		s.peers.Put(p)
 	}
-	p.link = link
+	p.link = x.link
 	p.plain, p.durable = from.Via == coap.Plain, durable(from.Via)
 	at := s.stamp(now)
 	if d := time.Duration(at - p.filled); d > 0 {
