@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/journal/rec"
 	"github.com/seed4911071e/groupgate/record"
 )
 
@@ -76,11 +77,11 @@ func (m *mark) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, m.nextID)
 	b = binary.BigEndian.AppendUint64(b, uint64(m.heard))
 	b = binary.BigEndian.AppendUint32(b, m.moves)
-	b = appendString(b, string(m.addr.Addr().AsSlice()))
-	b = appendString(b, m.addr.Addr().Zone())
+	b = rec.AppendString(b, string(m.addr.Addr().AsSlice()))
+	b = rec.AppendString(b, m.addr.Addr().Zone())
 	b = binary.BigEndian.AppendUint16(b, m.addr.Port())
 	if m.local.IsValid() {
-		b = appendString(b, string(m.local.AsSlice()))
+		b = rec.AppendString(b, string(m.local.AsSlice()))
 	}
 	return b
 }
@@ -95,9 +96,9 @@ func (m *image) append(b []byte) []byte {
 		b = append(b, k.IV[:]...)
 	}
 	b = binary.BigEndian.AppendUint64(b, m.cid)
-	b = appendString(b, m.peerCID)
+	b = rec.AppendString(b, m.peerCID)
 	b = append(b, byte(m.subject.Kind))
-	b = appendString(b, m.subject.ID)
+	b = rec.AppendString(b, m.subject.ID)
 	b = binary.BigEndian.AppendUint64(b, uint64(m.began))
 	return m.mark.append(b)
 }
@@ -107,8 +108,8 @@ func (r *replyImage) append(b []byte) []byte {
 	b = append(b, r.id[:]...)
 	b = binary.BigEndian.AppendUint16(b, r.mid)
 	b = binary.BigEndian.AppendUint64(b, uint64(r.at))
-	b = appendString(b, r.token)
-	return appendString(b, r.reply)
+	b = rec.AppendString(b, r.token)
+	return rec.AppendString(b, r.reply)
 }
 
 func appendMark(b []byte, id [linkSize]byte, m *mark) []byte {
@@ -119,86 +120,54 @@ func appendMark(b []byte, id [linkSize]byte, m *mark) []byte {
 
 func appendEnd(b []byte, id [linkSize]byte) []byte { return append(append(b, keptEnd), id[:]...) }
 
-func appendString(b []byte, s string) []byte {
-	b = binary.BigEndian.AppendUint16(b, uint16(len(s)))
-	return append(b, s...)
-}
-
-// reader takes a record apart; bad is set by what does not fit.
-type reader struct {
-	b   []byte
-	bad bool
-}
-
-func (r *reader) take(n int) []byte {
-	if r.bad || len(r.b) < n {
-		r.bad = true
-		return make([]byte, n)
-	}
-	out := r.b[:n]
-	r.b = r.b[n:]
-	return out
-}
-
-func (r *reader) u8() uint8   { return r.take(1)[0] }
-func (r *reader) u16() uint16 { return binary.BigEndian.Uint16(r.take(2)) }
-func (r *reader) u32() uint32 { return binary.BigEndian.Uint32(r.take(4)) }
-func (r *reader) u64() uint64 { return binary.BigEndian.Uint64(r.take(8)) }
-
-func (r *reader) string(most int) string {
-	n := int(r.u16())
-	if n > most {
-		r.bad = true
-		return ""
-	}
-	return string(r.take(n))
-}
+// reader takes a record apart.
+type reader struct{ *rec.Reader }
 
 // seconds reads a time that a clock can show: it is never negative.
-func (r *reader) seconds() int64 {
-	v := r.u64()
-	r.bad = r.bad || v > 1<<40
+func (r reader) seconds() int64 {
+	v := r.U64()
+	r.Fail(v > 1<<40)
 	return int64(v)
 }
 
-func (r *reader) mark(pinned bool) (m mark) {
-	m.edge, m.nextID, m.heard, m.moves = r.u64(), r.u16(), r.seconds(), r.u32()
-	ip, zone := r.string(16), r.string(64)
+func (r reader) mark(pinned bool) (m mark) {
+	m.edge, m.nextID, m.heard, m.moves = r.U64(), r.U16(), r.seconds(), r.U32()
+	ip, zone := r.String(16), r.String(64)
 	addr, ok := netip.AddrFromSlice([]byte(ip))
 	if addr = addr.WithZone(zone); addr.Zone() != zone {
 		ok = false
 	}
-	m.addr = netip.AddrPortFrom(addr, r.u16())
+	m.addr = netip.AddrPortFrom(addr, r.U16())
 	if pinned {
 		var own bool
-		m.local, own = netip.AddrFromSlice([]byte(r.string(16)))
-		r.bad = r.bad || !own
+		m.local, own = netip.AddrFromSlice([]byte(r.String(16)))
+		r.Fail(!own)
 	}
-	r.bad = r.bad || !ok || m.edge > record.MaxSeq+1
+	r.Fail(!ok || m.edge > record.MaxSeq+1)
 	return m
 }
 
-func (r *reader) id() (id [linkSize]byte) {
-	copy(id[:], r.take(linkSize))
+func (r reader) id() (id [linkSize]byte) {
+	copy(id[:], r.Bytes(linkSize))
 	return id
 }
 
-func (r *reader) keys() (k record.Keys) {
-	copy(k.Key[:], r.take(len(k.Key)))
-	copy(k.IV[:], r.take(len(k.IV)))
+func (r reader) keys() (k record.Keys) {
+	copy(k.Key[:], r.Bytes(len(k.Key)))
+	copy(k.IV[:], r.Bytes(len(k.IV)))
 	return k
 }
 
 // decodeKept reads one record: an *image, a marked, a *replyImage or an ended.
 func decodeKept(b []byte) (any, error) {
-	r := &reader{b: b}
+	r := reader{rec.NewReader(b)}
 	var out any
-	switch kind := r.u8(); kind {
+	switch kind := r.U8(); kind {
 	case keptSession, keptSession | keptPinned:
-		m := &image{id: r.id(), via: coap.Security(r.u8()), suite: record.Suite(r.u16())}
+		m := &image{id: r.id(), via: coap.Security(r.U8()), suite: record.Suite(r.U16())}
 		m.read, m.write = r.keys(), r.keys()
-		m.cid, m.peerCID = r.u64(), r.string(255)
-		m.subject = coap.Subject{Kind: coap.SubjectKind(r.u8()), ID: r.string(maxSubject)}
+		m.cid, m.peerCID = r.U64(), r.String(255)
+		m.subject = coap.Subject{Kind: coap.SubjectKind(r.U8()), ID: r.String(maxSubject)}
 		m.began, m.mark = r.seconds(), r.mark(kind&keptPinned != 0)
 		if m.via != coap.DTLSPSK && m.via != coap.DTLSCert && m.via != coap.DTLSRPK || !m.suite.Supported() || m.subject.Kind > coap.SubjectOSCORE {
 			return nil, errKept
@@ -207,13 +176,13 @@ func decodeKept(b []byte) (any, error) {
 	case keptMark, keptMark | keptPinned:
 		out = marked{r.id(), r.mark(kind&keptPinned != 0)}
 	case keptReply:
-		out = &replyImage{id: r.id(), mid: r.u16(), at: r.seconds(), token: r.string(8), reply: r.string(maxReply)}
+		out = &replyImage{id: r.id(), mid: r.U16(), at: r.seconds(), token: r.String(8), reply: r.String(maxReply)}
 	case keptEnd:
 		out = ended(r.id())
 	default:
 		return nil, errKept
 	}
-	if r.bad || len(r.b) > 0 {
+	if !r.Done() {
 		return nil, errKept
 	}
 	return out, nil

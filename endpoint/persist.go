@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -63,6 +64,23 @@ func (e *Endpoint) Restore(j Journal, start uint32, r *Recovery) []Peer {
 	r.sessions = nil
 	e.press()
 	return peers
+}
+
+// Reach brings back a peer on plain UDP that others reach by its address after a
+// restart; its association is theirs to protect. nil: there is no room.
+func (e *Endpoint) Reach(addr netip.AddrPort) Peer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if s := e.byAddr.Get(addr); s != nil {
+		return s
+	}
+	s := e.newSession(coap.Plain, addr)
+	s.restored = true
+	if !e.register(s) {
+		return nil
+	}
+	s.stay(true)
+	return s
 }
 
 // restore makes a session of what was kept of it.

@@ -41,12 +41,15 @@ func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
 	return e
 }
 
-// CoAP makes one for plain UDP.
+// CoAP makes one for plain UDP. What is observed over the first one with OSCORE outlives
+// the gateway likewise.
 func (g *Gateway) CoAP(sock endpoint.Socket) *endpoint.Endpoint {
 	e := endpoint.New(sock, endpoint.Config{
-		Server: front{g}, Keep: g.carries, Log: g.log.With("part", "coap"), Registerer: g.registerer("coap"),
+		Server: front{g}, Keep: g.carries, Ending: g.freeze, Log: g.log.With("part", "coap"), Registerer: g.registerer("coap"),
 	})
-	g.plain = e
+	if g.plain == nil {
+		g.plain = e
+	}
 	return e
 }
 

@@ -57,7 +57,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		return err
 	}
 	g.audit.Store(b.audit)
-	kept, observing := g.keep()
+	kept, observing := g.keep(ctx, b.secure)
 	b.bridge.Restored(observing)
 	eg, ctx := errgroup.WithContext(ctx)
 	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.secure.Run, b.admin, b.delegates, b.relays}

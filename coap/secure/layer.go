@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,7 @@ type Config struct {
 type Layer struct {
 	cfg     Config
 	metrics *metrics
+	keeper  atomic.Pointer[Keeper] // see persist.go
 
 	mu     sync.Mutex
 	live   map[string]*link       // by kid; guarded by mu
@@ -273,6 +275,7 @@ func (l *Layer) victimLocked() *link {
 // forget takes a context out of memory and ends its observations.
 func (l *Layer) forget(c *link) {
 	if l.remove(c) {
+		c.ended()
 		l.cfg.Server.Closed(c.stored.Link)
 	}
 }
@@ -315,6 +318,9 @@ func (l *Layer) Drop(ids []coap.LinkID) {
 		}
 		l.metrics.contexts.Set(float64(len(l.live)))
 		l.mu.Unlock()
+		if c != nil {
+			c.ended()
+		}
 	}
 }
 

@@ -53,7 +53,16 @@ func (c *link) Reserve(ctx context.Context, upTo uint64) error {
 func (c *link) over(outer coap.Link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.outer == outer {
+		return
+	}
 	c.outer = outer
+	if len(c.bound) == 0 {
+		return
+	}
+	if over, ok := carrierOf(outer); ok {
+		c.layer.write(&carriedRecord{string(c.stored.Link), over})
+	}
 }
 
 func (c *link) reached() bool {
@@ -72,11 +81,14 @@ func (c *link) carrier() coap.Link {
 func (c *link) bind(token []byte, ex oscore.Exchange) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.releaseLocked(string(token))
+	c.dropLocked(string(token))
 	if len(c.bound) >= maxExchanges {
 		c.bound = slices.Delete(c.bound, 0, 1)
 	}
 	c.bound = append(c.bound, bound{string(token), ex})
+	if m := c.imageLocked(&c.bound[len(c.bound)-1]); m != nil {
+		c.layer.write(m)
+	}
 }
 
 func (c *link) release(token []byte) {
@@ -86,7 +98,25 @@ func (c *link) release(token []byte) {
 }
 
 func (c *link) releaseLocked(token string) {
+	if c.dropLocked(token) {
+		c.layer.write(&releasedRecord{string(c.stored.Link), token})
+	}
+}
+
+// dropLocked takes a bound request out of memory; false: there was none.
+func (c *link) dropLocked(token string) bool {
+	n := len(c.bound)
 	c.bound = slices.DeleteFunc(c.bound, func(b bound) bool { return b.token == token })
+	return len(c.bound) < n
+}
+
+// ended notes that the context is out of use.
+func (c *link) ended() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.bound) > 0 {
+		c.layer.write(goneRecord(c.stored.Link))
+	}
 }
 
 func (c *link) exchange(token []byte) (oscore.Exchange, bool) {

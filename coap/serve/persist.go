@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/journal/rec"
 )
 
 // Keeper keeps observations over restarts. Its Append waits for nothing and is
@@ -52,16 +53,11 @@ type registration struct {
 	heard              int64 // seconds of the Unix clock
 }
 
-func appendString(b []byte, s string) []byte {
-	b = binary.BigEndian.AppendUint16(b, uint16(len(s)))
-	return append(b, s...)
-}
-
 func (r *registration) append(b []byte) []byte {
 	b = append(b, keptObservation)
-	b = appendString(b, r.link)
-	b = appendString(b, r.token)
-	b = appendString(b, r.topic)
+	b = rec.AppendString(b, r.link)
+	b = rec.AppendString(b, r.token)
+	b = rec.AppendString(b, r.topic)
 	b = append(b, r.key.base[:]...)
 	b = append(b, r.key.full[:]...)
 	b = append(b, r.szx, r.noResponse)
@@ -80,8 +76,8 @@ type shownRecord struct {
 
 func (r *shownRecord) append(b []byte) []byte {
 	b = append(b, keptShown)
-	b = appendString(b, r.link)
-	b = appendString(b, r.topic)
+	b = rec.AppendString(b, r.link)
+	b = rec.AppendString(b, r.topic)
 	b = binary.BigEndian.AppendUint64(b, r.version)
 	b = binary.BigEndian.AppendUint32(b, r.seq)
 	return binary.BigEndian.AppendUint64(b, uint64(r.heard))
@@ -92,71 +88,47 @@ type endRecord struct{ link, token string }
 
 func (r *endRecord) append(b []byte) []byte {
 	b = append(b, keptEnd)
-	b = appendString(b, r.link)
-	return appendString(b, r.token)
+	b = rec.AppendString(b, r.link)
+	return rec.AppendString(b, r.token)
 }
 
-// keptReader takes a record apart; bad is set by what does not fit.
-type keptReader struct {
-	b   []byte
-	bad bool
-}
-
-func (r *keptReader) take(n int) []byte {
-	if r.bad || len(r.b) < n {
-		r.bad = true
-		return make([]byte, n)
-	}
-	out := r.b[:n]
-	r.b = r.b[n:]
-	return out
-}
-
-func (r *keptReader) string(most int) string {
-	n := int(binary.BigEndian.Uint16(r.take(2)))
-	if n > most {
-		r.bad = true
-		return ""
-	}
-	return string(r.take(n))
-}
-
-func (r *keptReader) u64() uint64 { return binary.BigEndian.Uint64(r.take(8)) }
+// keptReader takes a record apart.
+type keptReader struct{ *rec.Reader }
 
 // seq reads the number of a notification.
-func (r *keptReader) seq() uint32 {
-	v := binary.BigEndian.Uint32(r.take(4))
-	r.bad = r.bad || v > seqMask
+func (r keptReader) seq() uint32 {
+	v := r.U32()
+	r.Fail(v > seqMask)
 	return v
 }
 
 // decodeKept reads one record.
 func decodeKept(b []byte) (any, error) {
-	r := &keptReader{b: b}
+	r := keptReader{rec.NewReader(b)}
 	var out any
 	var heard uint64
-	switch r.take(1)[0] {
+	switch r.U8() {
 	case keptObservation:
-		o := &registration{link: r.string(maxKeptLink), token: r.string(8), topic: r.string(maxKeptTopic)}
-		copy(o.key.base[:], r.take(16))
-		copy(o.key.full[:], r.take(16))
-		o.szx, o.noResponse = r.take(1)[0], r.take(1)[0]
+		o := &registration{link: r.String(maxKeptLink), token: r.String(8), topic: r.String(maxKeptTopic)}
+		copy(o.key.base[:], r.Bytes(16))
+		copy(o.key.full[:], r.Bytes(16))
+		o.szx, o.noResponse = r.U8(), r.U8()
 		o.seq = r.seq()
-		o.shown, heard = r.u64(), r.u64()
+		o.shown, heard = r.U64(), r.U64()
 		o.heard = int64(heard)
-		r.bad = r.bad || o.szx > 6
+		r.Fail(o.szx > 6)
 		out = o
 	case keptShown:
-		o := &shownRecord{link: r.string(maxKeptLink), topic: r.string(maxKeptTopic), version: r.u64(), seq: r.seq()}
-		heard = r.u64()
+		o := &shownRecord{link: r.String(maxKeptLink), topic: r.String(maxKeptTopic), version: r.U64(), seq: r.seq()}
+		heard = r.U64()
 		o.heard = int64(heard)
 		out = o
 	case keptEnd:
-		out = &endRecord{link: r.string(maxKeptLink), token: r.string(8)}
+		out = &endRecord{link: r.String(maxKeptLink), token: r.String(8)}
 	default:
 		return nil, errKept
 	}
-	if r.bad || len(r.b) > 0 || heard > 1<<40 {
+	if r.Fail(heard > 1<<40); !r.Done() {
 		return nil, errKept
 	}
 	return out, nil
@@ -265,7 +237,7 @@ func (s *Server) Freeze() { s.Keep(nil) }
 
 // durable says that the associations of a kind outlive a restart.
 func durable(v coap.Security) bool {
-	return v == coap.DTLSPSK || v == coap.DTLSCert || v == coap.DTLSRPK
+	return v == coap.DTLSPSK || v == coap.DTLSCert || v == coap.DTLSRPK || v == coap.OSCORE
 }
 
 // Dump gives a record of each observation to emit; others may be served meanwhile.

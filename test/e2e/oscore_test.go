@@ -344,11 +344,41 @@ func TestOSCOREMethods(t *testing.T) {
 	}
 }
 
-// TestOSCORERestart: the gateway is killed; the node goes on with the same context,
-// by Echo, and is told of rekeys again.
+// TestOSCOREOutlives: observations under OSCORE, over plain UDP, go on after a stop and
+// after a kill -9 of the gateway, though the node never asks: it would do so after an
+// hour only.
+func TestOSCOREOutlives(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	gw := s.run()
+	p := s.join("n1", "--oscore", "--poll", "1h")
+	version := uint64(0)
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL, syscall.SIGKILL} {
+		version = s.rekey()
+		p.holds(version)
+		gw.signal(sig)
+		gw = s.run()
+	}
+	version = s.rekey()
+	p.holds(version)
+	eventually(t, "the gateway knows who has the version", func() bool {
+		i := s.show()
+		return len(i.Members) == 1 && i.Members[0].Version == version
+	})
+	for _, e := range p.steps() {
+		if e.Event == "reconnected" {
+			t.Error("the node made another context")
+		}
+	}
+}
+
+// TestOSCORERestart: the gateway is killed, and keeps no observations; the node goes on
+// with the same context, by Echo, and is told of rekeys again.
 func TestOSCORERestart(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
+	s.more = "endpoint: {persist_sessions: false}\n"
+	s.configure()
 	gw := s.run()
 	p := s.join("n1", "--oscore", "--poll", "1s")
 	run(t, 0, "group", "rekey", "sensors", "--config", s.config)
