@@ -102,7 +102,7 @@ func (b *Bridge) fill(ctx context.Context, group string, h *hold, urgent uint64)
 	if err != nil {
 		return fmt.Errorf("bridge: order of the rekey of %q: %w", group, err)
 	}
-	confirmed, _, err := b.readLedger(ctx, group, true)
+	confirmed, routes, err := b.readLedger(ctx, group, true)
 	if err != nil {
 		return fmt.Errorf("bridge: order of the rekey of %q: %w", group, err)
 	}
@@ -120,12 +120,16 @@ func (b *Bridge) fill(ctx context.Context, group string, h *hold, urgent uint64)
 		if shown {
 			has = max(has, c.version)
 		}
-		if m.Lapsed || has >= h.num {
+		phased := m.Phased && !routes[m.Node].tree // what a tree tells goes to all at once
+		if m.Lapsed || m.JoinedAt >= h.num || has >= h.num && !phased {
 			continue
 		}
 		s, _ := j.of(m, c, shown, t)
 		w := waveOthers
-		if h.ordered && m.Roles&groupcomm.Responder != 0 {
+		switch {
+		case phased: // it begins later, though it has it
+			w = wavePhased
+		case h.ordered && m.Roles&groupcomm.Responder != 0:
 			w = waveResponders
 		}
 		if s == StatePending {
@@ -171,6 +175,9 @@ func (b *Bridge) runHolds(ctx context.Context) error {
 		for group, how := range d.ended {
 			b.met.activations.WithLabelValues(how).Inc()
 			b.log.InfoContext(ctx, "rekey is for everybody now", "group", group, "because", how)
+		}
+		for _, group := range d.activated {
+			b.activatePhased(ctx, group)
 		}
 		for group, nodes := range d.released {
 			b.release(group, nodes)
@@ -228,7 +235,7 @@ func (b *Bridge) release(group string, nodes []string) {
 	hub, resumes := b.hub.(resumer)
 	for _, node := range nodes {
 		m := member{group, node}
-		if b.activity.holds(m, version) {
+		if b.activity.holds(m, version) && !b.holds.begins(m, version) {
 			continue
 		}
 		if c, ok := b.controls.get(m); ok {
@@ -243,5 +250,64 @@ func (b *Bridge) release(group string, nodes []string) {
 	}
 	if b.publisher != nil {
 		b.publisher.wakeGroup(group)
+	}
+}
+
+// Two phases: members that asked for them, in -65537 of the Join Request, are told of
+// a scheduled rekey before all others. They keep the new keys beside those in use,
+// read messages under both, and begin to protect with the new ones when the last
+// wave opens: then they are sent the rekey message that everybody gets.
+
+// Dormant is in how many seconds, at the latest, a member begins to use a version that
+// it has; 0: at once.
+func (b *Bridge) Dormant(group, node string, num uint64) uint64 {
+	now := time.Now()
+	if !b.holds.dormant(member{group, node}, num, now) {
+		return 0
+	}
+	_, left, _ := b.holds.phased(group, num, now)
+	return left
+}
+
+// phaseBody is the rekey message for m: body, or that of the first phase.
+func (b *Bridge) phaseBody(m member, version uint64, body []byte) ([]byte, error) {
+	now := time.Now()
+	if !b.holds.dormant(m, version, now) {
+		return body, nil
+	}
+	whole, _, _ := b.holds.phased(m.group, version, now)
+	return groupcomm.Dormant(body, whole)
+}
+
+// tellPhased hands the state of a rekey to those who observe in two phases.
+func (b *Bridge) tellPhased(ctx context.Context, l *roll, group string, version uint64, body []byte) error {
+	topic := groupcomm.PhasedTopic(group)
+	whole, _, dormant := b.holds.phased(group, version, time.Now())
+	if dormant {
+		var err error
+		if body, err = groupcomm.Dormant(body, whole); err != nil {
+			return fmt.Errorf("bridge: first phase of the rekey of %q: %w", group, err)
+		}
+	}
+	n := b.notification(ctx, l, topic, group, version, coap.ACEGroupcomm, body)
+	n.Version = groupcomm.PhasedVersion(version, !dormant)
+	b.hub.Publish(topic, n)
+	return nil
+}
+
+// activatePhased has the members of the first wave begin.
+func (b *Bridge) activatePhased(ctx context.Context, group string) {
+	version, body, err := b.source.RekeyMessage(ctx, group)
+	if err == nil && body != nil {
+		err = b.tellPhased(ctx, nil, group, version, body)
+		n := b.notification(ctx, nil, groupTopic(group), group, version, coap.ACEGroupcomm, body)
+		for _, node := range b.observers.observing(group) {
+			if b.holds.begins(member{group, node}, version) {
+				b.hub.Publish(nodeTopic(group, node), n)
+			}
+		}
+	}
+	if err != nil && !gone(err) && ctx.Err() == nil {
+		b.log.WarnContext(ctx, "members with two phases begin by themselves: they cannot be told", "group", group, "err", err)
 	}
 }

@@ -218,7 +218,8 @@ func (b *Bridge) callRekeys(group string) {
 
 // callOne hands it to one of them, unless it waits for its turn.
 func (b *Bridge) callOne(m member, c control) {
-	if _, held := b.held(m); held || b.watched(groupTopic(m.group), c.peer.Link) && b.activity.wants(m, channelObserve) {
+	observes := b.watched(groupTopic(m.group), c.peer.Link) || b.watched(groupcomm.PhasedTopic(m.group), c.peer.Link)
+	if _, held := b.held(m); held || observes && b.activity.wants(m, channelObserve) {
 		return
 	}
 	b.calls.add(func(ctx context.Context) {
@@ -250,8 +251,16 @@ func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
 		return // no member any more, or without a token: it gets no newer key
 	}
 	version, body, err := b.source.RekeyMessage(ctx, m.group)
-	if err != nil || body == nil || b.activity.holds(m, version) {
-		return // the group is gone, or was never rekeyed; or another channel was quicker
+	if err != nil || body == nil {
+		return // the group is gone, or was never rekeyed
+	}
+	begins := b.holds.begins(m, version) && !b.holds.dormant(m, version, time.Now())
+	if b.activity.holds(m, version) && !begins {
+		return // another channel was quicker
+	}
+	if body, err = b.phaseBody(m, version, body); err != nil {
+		b.log.ErrorContext(ctx, "cannot tell a member in two phases", "group", m.group, "node", m.node, "err", err)
+		return
 	}
 	req, err := controlRequest(coap.POST, m.group, c.uri)
 	if err == nil {

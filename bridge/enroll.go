@@ -26,6 +26,7 @@ type registration struct {
 	key    []byte // K_m
 	baseIV []byte
 	route  string // channel that the member asked for
+	phased bool   // it asked for two phases
 }
 
 func rekeyTopic(prefix, rid string) string { return prefix + "/" + rid + "/rekey" }
@@ -102,8 +103,12 @@ func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm
 		if err := b.forget(tx, m, keep); err != nil {
 			return err
 		}
-		_, err := tx.Exec(`INSERT INTO bridge_registration (rid, grp, node, kid, alg, sealed_key, base_iv, secret_hash, sealed_secret, route)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, r.rid, group, node, r.kid, r.alg, sealed, r.baseIV, hash, sealedSecret, r.route)
+		phased := int64(0)
+		if want.Phased && !inTree { // what a tree tells goes to all at once
+			phased = 1
+		}
+		_, err := tx.Exec(`INSERT INTO bridge_registration (rid, grp, node, kid, alg, sealed_key, base_iv, secret_hash, sealed_secret, route, phased)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, r.rid, group, node, r.kid, r.alg, sealed, r.baseIV, hash, sealedSecret, r.route, phased)
 		if err != nil || !inTree {
 			return err
 		}
@@ -235,6 +240,7 @@ func (b *Bridge) forget(tx *store.Tx, m member, leaf *int64) error {
 		arg any
 	}{
 		{`DELETE FROM bridge_message WHERE kid = ?`, kid},
+		{`DELETE FROM bridge_dormant WHERE kid = ?`, kid},
 		{`DELETE FROM bridge_registration WHERE rid = ?`, rid},
 		// The broker may be away: what it retains is remembered until it
 		// confirmed the deletion.

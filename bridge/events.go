@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -191,7 +192,14 @@ func (b *Bridge) tell(ctx context.Context, group string, version uint64, body []
 	l := b.rolls.begin(group, len(observing))
 	n := b.notification(ctx, l, topic, group, version, coap.ACEGroupcomm, body)
 	b.hub.Publish(topic, n)
+	if err := b.tellPhased(ctx, l, group, version, body); err != nil {
+		b.log.ErrorContext(ctx, "cannot tell members in two phases", "group", group, "err", err)
+	}
+	now := time.Now()
 	for _, node := range observing {
+		if b.holds.dormant(member{group, node}, version, now) {
+			continue // activatePhased does it
+		}
 		// draft-ietf-ace-key-groupcomm-oscore-21, Section 9.1.2: who observes its
 		// node resource without No-Response is told there too.
 		b.hub.Publish(nodeTopic(group, node), n)

@@ -107,18 +107,19 @@ func (h *hold) open(w wave, now time.Time) bool {
 // over says that its time is up, or that the clock was set back before it began.
 func (h *hold) over(now time.Time) bool { return !now.Before(h.until) || now.Before(h.at) }
 
-// turn says until when a member waits at most. Of the first wave that is when it may
-// begin to use the new keys.
+// dormant says whether a member is of the first wave and may not begin yet.
+func (h *hold) dormant(node string, now time.Time) bool {
+	p, ok := h.places[node]
+	return ok && p.wave == wavePhased && !h.open(waveOthers, now)
+}
+
+// turn says until when a member waits at most.
 func (h *hold) turn(node string, now time.Time) (at time.Time, waits bool) {
 	p, ok := h.places[node]
-	w := p.wave
-	if w == wavePhased {
-		w = waveOthers
-	}
 	switch {
 	case !ok || h.over(now):
 		return time.Time{}, false
-	case !h.open(w, now):
+	case !h.open(p.wave, now):
 		return h.until, true
 	case now.Before(p.slot):
 		return p.slot, true
@@ -129,8 +130,12 @@ func (h *hold) turn(node string, now time.Time) (at time.Time, waits bool) {
 // take removes from the queues who may be told now, and says when to look again; zero:
 // when somebody confirms. activated is true once: the first wave may begin.
 func (h *hold) take(now time.Time) (released []string, next time.Time, activated bool) {
-	for w := waveResponders; w < waves; w++ {
-		if !h.open(w, now) {
+	for w := range waves {
+		at := w
+		if w == wavePhased {
+			at = waveOthers // they were told, and may begin now
+		}
+		if !h.open(at, now) {
 			continue
 		}
 		q, n := h.queues[w], 0
@@ -196,6 +201,42 @@ func (s *holds) turn(m member, now time.Time) (time.Time, bool) {
 	}
 	return h.turn(m.node, now)
 }
+
+// dormant says whether a member may not begin yet with a version that it is told of.
+func (s *holds) dormant(m member, num uint64, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.groups[m.group]
+	return h != nil && h.num == num && h.dormant(m.node, now)
+}
+
+// begins says whether a member is of the first wave, and was told of the version only
+// to keep it.
+func (s *holds) begins(m member, num uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.groups[m.group]
+	if h == nil || h.num != num {
+		return false
+	}
+	p, ok := h.places[m.node]
+	return ok && p.wave == wavePhased
+}
+
+// phased says whether the first wave of a group may not begin yet, and in how many
+// seconds it does at the latest: from the beginning of the hold, and from now.
+func (s *holds) phased(group string, num uint64, now time.Time) (whole, left uint64, dormant bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.groups[group]
+	if h == nil || h.num != num || h.open(waveOthers, now) {
+		return 0, 0, false
+	}
+	return wholeSeconds(h.until.Sub(h.at)), wholeSeconds(h.until.Sub(now)), true
+}
+
+// wholeSeconds rounds up.
+func wholeSeconds(d time.Duration) uint64 { return uint64((d + time.Second - 1) / time.Second) }
 
 // known says whether what is held of a version is known here.
 func (s *holds) known(group string, num uint64) bool {

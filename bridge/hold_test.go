@@ -105,10 +105,17 @@ func TestHoldModel(t *testing.T) {
 					w = waveOthers
 				}
 				may := open(w, now) && (m.wave != waveOthers || !now.Before(h.places[node].slot) || !now.Before(h.until))
-				if m.wave != wavePhased && may != m.released {
+				if may != m.released {
 					t.Fatalf("seed %d at %v: %s released %t, want %t", seed, now.Sub(began), node, m.released, may)
 				}
 				until, waits := h.turn(node, now)
+				if m.wave == wavePhased {
+					// Told at once, but not to begin yet.
+					if waits || h.dormant(node, now) == may {
+						t.Fatalf("seed %d at %v: %s waits %t, dormant %t", seed, now.Sub(began), node, waits, !may)
+					}
+					continue
+				}
 				if waits == may || waits && (until.After(h.until) || !until.After(now)) {
 					t.Fatalf("seed %d at %v: %s waits %t until %v", seed, now.Sub(began), node, waits, until)
 				}

@@ -18,7 +18,7 @@ func activeTopic(group string) string { return groupTopic(group) + "/active" }
 
 // groupTopics are what the members of a group observe in common.
 func groupTopics(group string) []string {
-	return []string{groupTopic(group), numTopic(group), activeTopic(group)}
+	return []string{groupTopic(group), groupcomm.PhasedTopic(group), numTopic(group), activeTopic(group)}
 }
 
 func nodeTopic(group, node string) string { return "gm/" + group + "/nodes/" + node }
@@ -87,7 +87,7 @@ func (b *Bridge) notification(ctx context.Context, l *roll, topic, group string,
 		Confirm: true,
 		Allow:   b.allowed(ctx, l, group, topic),
 		Wait:    b.waits(topic),
-		Done: func(link coap.LinkID, version uint64, err error) {
+		Done: func(link coap.LinkID, _ uint64, err error) {
 			b.met.sent(channelObserve, len(body))
 			m, ok := b.observers.member(topic, link)
 			if !ok {

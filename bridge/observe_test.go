@@ -58,6 +58,9 @@ func newHouse(t *testing.T) *house {
 			return nil, err
 		}
 		version, _, _ := h.m.RekeyMessage(t.Context(), testGroup)
+		if m, err := h.m.MemberOf(t.Context(), testGroup, req.Peer.Subject); err == nil && m.Phased && topic == groupTopic(testGroup) {
+			topic, version = groupcomm.PhasedTopic(testGroup), groupcomm.PhasedVersion(version, h.b.Dormant(testGroup, m.Node, version) == 0)
+		}
 		return &coap.Response{Code: coap.Content, Payload: []byte("full map"),
 			Observe: &coap.Observation{Topic: topic, Version: version}}, nil
 	}), serve.Config{})

@@ -17,8 +17,9 @@ import (
 
 // rendered is one protected message on its way into the store.
 type rendered struct {
-	kid  []byte
-	body []byte
+	kid     []byte
+	body    []byte
+	dormant []byte // what goes before body, for a member with two phases; nil: nothing
 }
 
 // Prepare renders the rekey for every entitled member that is enrolled, before
@@ -59,6 +60,12 @@ func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit 
 		return none, nil
 	}
 
+	var dormant []byte // for members with two phases
+	if spread := plan.Activation.Spread; spread > 0 {
+		if dormant, err = groupcomm.Dormant(plan.Message, wholeSeconds(spread)); err != nil {
+			return nil, fmt.Errorf("bridge: prepare %q: %w", plan.Group, err)
+		}
+	}
 	out := make([]rendered, len(regs))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -68,8 +75,8 @@ func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit 
 				return err
 			}
 			// RFC 9594, Section 6.2.1: COUNT starts at 0 in every rekey
-			// instance. It stays 0: nothing is rendered a second time.
-			body, err := cose.SealRekey(cose.RekeySeal{
+			// instance. Nothing is rendered a second time.
+			how := cose.RekeySeal{
 				Alg:     r.alg,
 				Key:     r.key,
 				BaseIV:  r.baseIV,
@@ -78,11 +85,18 @@ func (b *Bridge) Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit 
 				Count:   0,
 				SignAlg: plan.SignAlg,
 				Sign:    plan.Sign,
-			}, plan.Message)
-			if err != nil {
+			}
+			out[i] = rendered{kid: r.kid}
+			var err error
+			if r.phased && dormant != nil {
+				if out[i].dormant, err = cose.SealRekey(how, dormant); err != nil {
+					return fmt.Errorf("bridge: render rekey of %q: %w", plan.Group, err)
+				}
+				how.Count++
+			}
+			if out[i].body, err = cose.SealRekey(how, plan.Message); err != nil {
 				return fmt.Errorf("bridge: render rekey of %q: %w", plan.Group, err)
 			}
-			out[i] = rendered{kid: r.kid, body: body}
 			return nil
 		})
 	}
@@ -119,6 +133,17 @@ func storeMessages(tx *store.Tx, group string, num uint64, out []rendered) error
 	}
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return fmt.Errorf("bridge: store messages: %w", err)
+	}
+	for _, m := range out {
+		if m.dormant == nil || !alive[string(m.kid)] {
+			continue
+		}
+		// Not when a message of the version is there: that was rendered with this one.
+		if _, err := tx.Exec(`INSERT INTO bridge_dormant (kid, num, body) VALUES (?, ?, ?)
+			ON CONFLICT (kid) DO UPDATE SET num = excluded.num, body = excluded.body
+			WHERE excluded.num > bridge_dormant.num`, m.kid, int64(num), m.dormant); err != nil {
+			return fmt.Errorf("bridge: store messages: %w", err)
+		}
 	}
 	var values []any
 	put := func() error {
@@ -159,7 +184,7 @@ func (b *Bridge) entitled(ctx context.Context, plan groupcomm.RekeyPlan) ([]regi
 	var sealed [][]byte
 	err := b.store.View(ctx, func(tx *store.Tx) error {
 		regs, sealed = nil, nil
-		rows, err := tx.Query(`SELECT r.rid, r.node, r.kid, r.alg, r.sealed_key, r.base_iv
+		rows, err := tx.Query(`SELECT r.rid, r.node, r.kid, r.alg, r.sealed_key, r.base_iv, r.phased
 			FROM bridge_registration r LEFT JOIN bridge_message m ON m.kid = r.kid
 			WHERE r.grp = ? AND r.leaf < 0 AND (m.num IS NULL OR m.num < ?)`, plan.Group, int64(plan.Num))
 		if err != nil {
@@ -169,9 +194,11 @@ func (b *Bridge) entitled(ctx context.Context, plan groupcomm.RekeyPlan) ([]regi
 		for rows.Next() {
 			r := registration{member: member{group: plan.Group}}
 			var s []byte
-			if err := rows.Scan(&r.rid, &r.member.node, &r.kid, &r.alg, &s, &r.baseIV); err != nil {
+			var phased int64
+			if err := rows.Scan(&r.rid, &r.member.node, &r.kid, &r.alg, &s, &r.baseIV, &phased); err != nil {
 				return err
 			}
+			r.phased = phased != 0
 			if !excluded[r.member.node] {
 				regs, sealed = append(regs, r), append(sealed, s)
 			}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -133,7 +134,7 @@ func (p *publisher) session(ctx context.Context) error {
 	p.all, p.revoked = true, true
 	p.mu.Unlock()
 	signal(p.wake)
-	relayed := map[string]uint64{} // by rid: what this broker took in this session
+	relayed := map[string]uint64{} // by rid: what this broker took in this session, see stage
 	trees := map[string]uint32{}   // by tree: the change up to which it took everything
 	for {
 		select {
@@ -178,6 +179,8 @@ type message struct {
 	num    uint64
 	held   time.Time // until when members may wait for that version
 	body   []byte
+
+	dormant []byte // what goes before body in two phases; nil: nothing
 }
 
 // publishGroup hands over what members of a group have not confirmed.
@@ -191,7 +194,7 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 		}
 		for _, m := range msgs {
 			after = m.member.node
-			if relayed[m.rid] >= m.num || !p.b.activity.wants(m.member, channelMQTT) {
+			if !p.b.activity.wants(m.member, channelMQTT) {
 				continue
 			}
 			if m.held.After(time.Now()) && !p.b.holds.known(group, m.num) {
@@ -200,15 +203,22 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 			if _, held := p.b.held(m.member); held {
 				continue
 			}
-			p.b.met.sent(channelMQTT, len(m.body))
-			err := w.add(ctx, c, c.publish(rekeyTopic(p.b.cfg.Prefix, m.rid), m.body), func(err error) {
+			stage, body := groupcomm.PhasedVersion(m.num, true), m.body
+			if m.dormant != nil && p.b.holds.dormant(m.member, m.num, time.Now()) {
+				stage, body = groupcomm.PhasedVersion(m.num, false), m.dormant
+			}
+			if relayed[m.rid] >= stage {
+				continue
+			}
+			p.b.met.sent(channelMQTT, len(body))
+			err := w.add(ctx, c, c.publish(rekeyTopic(p.b.cfg.Prefix, m.rid), body), func(err error) {
 				if err != nil {
 					p.b.met.published.WithLabelValues("failed").Inc()
 					p.b.activity.attempted(m.member, channelMQTT, err)
 					return
 				}
 				// A PUBACK is the broker's, not the member's.
-				relayed[m.rid] = m.num
+				relayed[m.rid] = stage
 				p.b.met.published.WithLabelValues("relayed").Inc()
 				p.b.activity.relayedAt(m.member, channelMQTT, time.Now())
 			})
@@ -227,12 +237,13 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 func (p *publisher) pending(ctx context.Context, group, after string) (out []message, err error) {
 	err = p.b.store.View(ctx, func(tx *store.Tx) error {
 		out = nil
-		rows, err := tx.Query(`SELECT r.rid, r.node, m.num, m.body, COALESCE(k.held_until, 0)
+		rows, err := tx.Query(`SELECT r.rid, r.node, m.num, m.body, COALESCE(k.held_until, 0), d.body
 			FROM bridge_registration r
 			JOIN bridge_message m ON m.kid = r.kid
 			LEFT JOIN bridge_rekey k ON k.grp = r.grp AND k.num = m.num
+			LEFT JOIN bridge_dormant d ON d.kid = m.kid AND d.num = m.num
 			LEFT JOIN bridge_confirmed c ON c.grp = r.grp AND c.node = r.node
-			WHERE r.grp = ? AND r.node > ? AND (c.version IS NULL OR c.version < m.num)
+			WHERE r.grp = ? AND r.node > ? AND (c.version IS NULL OR c.version < m.num OR d.kid IS NOT NULL)
 			ORDER BY r.node LIMIT ?`, group, after, page)
 		if err != nil {
 			return err
@@ -241,7 +252,7 @@ func (p *publisher) pending(ctx context.Context, group, after string) (out []mes
 		for rows.Next() {
 			m := message{member: member{group: group}}
 			var num, held int64
-			if err := rows.Scan(&m.rid, &m.member.node, &num, &m.body, &held); err != nil {
+			if err := rows.Scan(&m.rid, &m.member.node, &num, &m.body, &held, &m.dormant); err != nil {
 				return err
 			}
 			m.num, m.held = uint64(num), fromMillis(held)

@@ -281,7 +281,7 @@ func (m *membership) enter(ctx context.Context, hear func(node.Event)) (*node.Me
 		return nil, err
 	}
 	cfg := node.Config{
-		Group: m.group.Name, Roles: m.Roles, WantCreds: true, KDCCred: pin, Log: m.node.log, OnEvent: hear,
+		Group: m.group.Name, Roles: m.Roles, WantCreds: true, Phased: true, KDCCred: pin, Log: m.node.log, OnEvent: hear,
 		Redial: func(ctx context.Context) (node.Transport, error) {
 			t, _, err := m.dial(ctx)
 			return t, err

@@ -59,6 +59,13 @@ type Delivery interface {
 	Remove(tx *store.Tx, group, node string) error
 }
 
+// phaser is the optional part of a Delivery that tells scheduled rekeys in two phases.
+type phaser interface {
+	// Dormant is in how many seconds, at the latest, a member that asked for two phases
+	// begins to use a version that it has; 0: at once.
+	Dormant(group, node string, num uint64) uint64
+}
+
 // holder is the optional part of a Delivery: it hears what requests show.
 type holder interface {
 	// Held: the member showed that it holds this version.

@@ -418,10 +418,10 @@ func (m *Manager) writeMember(tx *store.Tx, j *joinCall, p sidPlace) error {
 	mb := j.row.member
 	if mb == nil {
 		n, err := tx.Exec(`INSERT INTO gm_members (group_id, node, subject_kind, subject_id, sid, roles, cred, scope,
-			cnonce, control_uri, birth_gid, joined_num, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+			cnonce, control_uri, birth_gid, joined_num, expires, phased) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (subject_id, subject_kind, group_id) DO NOTHING`,
 			j.g.id, j.node, s.kind, s.id, sid, int64(j.entry.Roles), nullable(j.cred), j.msg.Scope,
-			j.msg.CNonce, j.msg.ControlURI, []byte(j.mat.gid), j.row.num, millis(j.grant.Expires))
+			j.msg.CNonce, j.msg.ControlURI, []byte(j.mat.gid), j.row.num, millis(j.grant.Expires), j.phased())
 		if err == nil && n == 0 {
 			// The same node joined on another request: it is a member now.
 			err = errMoved
@@ -441,14 +441,22 @@ func (m *Manager) writeMember(tx *store.Tx, j *joinCall, p sidPlace) error {
 		return err
 	}
 	if _, err := tx.Exec(`UPDATE gm_members SET sid = ?, roles = ?, cred = ?, scope = ?, cnonce = ?, control_uri = ?,
-		birth_gid = ?, joined_num = ?, expires = ?, lapsed = 0, awaited = 0 WHERE group_id = ? AND node = ?`,
+		birth_gid = ?, joined_num = ?, expires = ?, phased = ?, lapsed = 0, awaited = 0 WHERE group_id = ? AND node = ?`,
 		sid, int64(j.entry.Roles), nullable(j.cred), j.msg.Scope, j.msg.CNonce, j.msg.ControlURI,
-		[]byte(j.mat.gid), j.row.num, millis(j.grant.Expires), j.g.id, mb.node); err != nil {
+		[]byte(j.mat.gid), j.row.num, millis(j.grant.Expires), j.phased(), j.g.id, mb.node); err != nil {
 		return err
 	}
 	// draft-ietf-ace-key-groupcomm-oscore-21, Section 6.3: the old Sender ID
 	// goes to the stale set of the current version.
 	return j.g.release(tx, j.row.num, old)
+}
+
+// phased says, as a column has it, whether the member asked for two phases.
+func (j *joinCall) phased() int64 {
+	if d := j.msg.Delivery; d != nil && d.Phased {
+		return 1
+	}
+	return 0
 }
 
 // enroll asks the delivery for what the member's channel needs.

@@ -34,12 +34,13 @@ type member struct {
 	joinedNum  uint64
 	expires    time.Time
 	lapsed     bool
+	phased     bool // asked for two phases
 
 	by string // address of the peer that asked for the change at hand
 }
 
 const memberColumns = `m.node, m.subject_kind, m.subject_id, m.sid, m.roles, m.cred, m.scope, m.cnonce,
-	m.control_uri, m.joined_num, m.expires, m.lapsed`
+	m.control_uri, m.joined_num, m.expires, m.lapsed, m.phased`
 
 // nullMember scans memberColumns, also the NULLs of an outer join without
 // match.
@@ -47,13 +48,13 @@ type nullMember struct {
 	node, controlURI         *string
 	subjectID                []byte
 	kind, sid, roles, joined *int64
-	expires, lapsed          *int64
+	expires, lapsed, phased  *int64
 	cred, scope, cnonce      []byte
 }
 
 func (n *nullMember) dst() []any {
 	return []any{&n.node, &n.kind, &n.subjectID, &n.sid, &n.roles, &n.cred, &n.scope, &n.cnonce,
-		&n.controlURI, &n.joined, &n.expires, &n.lapsed}
+		&n.controlURI, &n.joined, &n.expires, &n.lapsed, &n.phased}
 }
 
 // member returns what was scanned; nil when there was no row.
@@ -73,6 +74,7 @@ func (n *nullMember) member() *member {
 		joinedNum:  uint64(*n.joined),
 		expires:    fromMillis(*n.expires),
 		lapsed:     *n.lapsed != 0,
+		phased:     *n.phased != 0,
 	}
 	if n.sid != nil {
 		mb.sid = sidPlace(*n.sid)
@@ -93,6 +95,7 @@ func (mb *member) public(group string) groupcomm.Member {
 		JoinedAt: mb.joinedNum,
 
 		ControlURI: mb.controlURI,
+		Phased:     mb.phased,
 	}
 }
 

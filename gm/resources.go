@@ -59,7 +59,11 @@ func (m *Manager) getGroup(ctx context.Context, c *call) (*coap.Response, error)
 	if err != nil {
 		return nil, err
 	}
-	return c.versioned(keyed(coap.Content, d.Encode()), c.g.topic()), nil
+	r := c.versioned(keyed(coap.Content, d.Encode()), c.g.topic())
+	if c.row.member.phased {
+		r.Observe.Topic, r.Observe.Version = groupcomm.PhasedTopic(c.g.cfg.Name), groupcomm.PhasedVersion(c.mat.num, d.ActivateIn == 0)
+	}
+	return r, nil
 }
 
 // distribution is the current keying material with what the member was told of
@@ -68,6 +72,9 @@ func (m *Manager) distribution(ctx context.Context, c *call) (*groupcomm.KeyDist
 	d := keyDistribution(c.g, c.mat)
 	if m.deliver == nil {
 		return d, nil
+	}
+	if p, ok := m.deliver.(phaser); ok && c.row.member.phased {
+		d.ActivateIn = p.Dormant(c.g.cfg.Name, c.row.member.node, c.mat.num)
 	}
 	mgt, err := m.deliver.Enrolled(ctx, c.g.cfg.Name, c.row.member.node)
 	if err == nil {

@@ -9,7 +9,7 @@ import "github.com/seed4911071e/groupgate/store"
 // Times: exp is in seconds since 1970 as on the wire; due_at and expires are
 // in milliseconds, 0 meaning never.
 func Migrations() store.Migrations {
-	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5, schema6, schemaWaiting}}
+	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5, schema6, schemaWaiting, schemaPhased}}
 }
 
 const schema1 = `
@@ -123,6 +123,11 @@ ALTER TABLE gm_groups ADD COLUMN moved_from INTEGER NOT NULL DEFAULT 1;
 // expired.
 const schema6 = `
 CREATE INDEX gm_members_expires ON gm_members (group_id, expires);
+`
+
+// schemaPhased: members that asked for two phases at their latest join.
+const schemaPhased = `
+ALTER TABLE gm_members ADD COLUMN phased INTEGER NOT NULL DEFAULT 0;
 `
 
 // schemaWaiting: Join Requests that wait for a rekey, see newcomers.go. num and

@@ -128,6 +128,7 @@ func codecs() []codec {
 		{"RekeyMessage", []any{
 			&RekeyMessage{MasterSecret: []byte{1}, ContextID: Gid{2}, Num: 3},
 			&RekeyMessage{MasterSecret: []byte{1}, ContextID: Gid{2}, Salt: []byte{}, Num: 3, Exp: 4, Exi: 5, Stale: []SenderID{{}, {6}}},
+			&RekeyMessage{MasterSecret: []byte{1}, ContextID: Gid{2}, Num: 3, Stale: []SenderID{}, ActivateIn: 30},
 			&RekeyMessage{MasterSecret: []byte{1}, ContextID: Gid{2}, Num: 3, Stale: []SenderID{},
 				Creds: [][]byte{{1}, {2}}, PeerRoles: []Roles{2, 4}, PeerIdentifiers: []SenderID{{}, {1}}},
 		}, recode(DecodeRekeyMessage)},

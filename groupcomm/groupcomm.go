@@ -105,6 +105,19 @@ type Activation struct {
 	Spread time.Duration `json:",omitempty"`
 }
 
+// PhasedTopic is what members that asked for two phases observe in place of the
+// group, and PhasedVersion a version of it: each of the group's has two, the first of
+// which is not active.
+func PhasedTopic(group string) string { return "gm/" + group + "/phased" }
+
+// PhasedVersion is the version of a [PhasedTopic].
+func PhasedVersion(num Version, active bool) uint64 {
+	if active {
+		return 2*num + 1
+	}
+	return 2 * num
+}
+
 // Orders of an [Activation], as they are written.
 const (
 	OrderRespondersFirst = "responders-first"
@@ -199,6 +212,7 @@ type KeyDistribution struct {
 	RekeyingScheme  *int64     // 20
 	MgtKeyMaterial  []byte     // 27
 	ControlGroupURI string     // 28: where one-to-many rekeys are sent by IP multicast
+	ActivateIn      uint64     // -65537: as in a RekeyMessage
 }
 
 // Policies is 'group_policies' (label 16).
@@ -223,6 +237,11 @@ type RekeyMessage struct {
 	Creds           [][]byte
 	PeerRoles       []Roles
 	PeerIdentifiers []SenderID
+
+	// ActivateIn is -65537: {1: seconds}, for members that asked for two phases: the
+	// material is to be used when the same message comes without it, and by itself
+	// after so many seconds. 0: at once, the label is left out.
+	ActivateIn uint64
 }
 
 // CredsResponse is the answer to GET and FETCH on creds.
@@ -315,6 +334,7 @@ type Member struct {
 	JoinedAt Version // version given at the latest join
 
 	ControlURI string // where it takes requests of the Group Manager; "": nowhere
+	Phased     bool   // it takes part in a switch of two phases
 }
 
 // GroupStatus is one group as operators see it.

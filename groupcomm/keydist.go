@@ -3,6 +3,7 @@ package groupcomm
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/seed4911071e/groupgate/cose"
 )
@@ -128,6 +129,7 @@ func (k *KeyDistribution) Encode() []byte {
 	if k.ControlGroupURI != "" {
 		m[labelControlGroupURI] = k.ControlGroupURI
 	}
+	putActivation(m, k.ActivateIn)
 	return cose.MustMarshal(m)
 }
 
@@ -175,6 +177,7 @@ func DecodeKeyDistribution(b []byte) (*KeyDistribution, error) {
 		ControlGroupURI: f.text(labelControlGroupURI),
 	}
 	k.Creds, k.PeerRoles, k.PeerIdentifiers = f.creds()
+	k.ActivateIn = f.activation()
 	if f.m.Has(labelRekeyingScheme) {
 		scheme := f.int(labelRekeyingScheme)
 		k.RekeyingScheme = &scheme
@@ -208,7 +211,42 @@ func (r *RekeyMessage) Encode() []byte {
 	if len(r.Creds) > 0 {
 		putCreds(m, r.Creds, r.PeerRoles, r.PeerIdentifiers)
 	}
+	putActivation(m, r.ActivateIn)
 	return cose.MustMarshal(m)
+}
+
+// putActivation says that keying material is not to be used yet.
+func putActivation(m map[int64]any, seconds uint64) {
+	if seconds > 0 {
+		m[labelDelivery] = map[int64]any{deliveryPhases: seconds}
+	}
+}
+
+// activation reads what putActivation wrote. Longer than [MaxSpread] nobody waits.
+func (f *fields) activation() uint64 {
+	raw, ok := f.m[labelDelivery]
+	if !ok || f.err != nil {
+		return 0
+	}
+	in, err := cose.DecodeMap(raw)
+	if err != nil {
+		f.failf("label %d: %w", labelDelivery, err)
+		return 0
+	}
+	seconds, _, err := in.Uint(deliveryPhases)
+	f.fail(err)
+	return min(seconds, uint64(MaxSpread/time.Second))
+}
+
+// Dormant gives the encoded rekey message b for a member that asked for two phases:
+// the same with ActivateIn. It is the same bytes for the same seconds.
+func Dormant(b []byte, seconds uint64) ([]byte, error) {
+	r, err := DecodeRekeyMessage(b)
+	if err != nil {
+		return nil, err
+	}
+	r.ActivateIn = seconds
+	return r.Encode(), nil
 }
 
 // EncodeDeletionNotice gives the message that tells a member at its control_uri
@@ -244,6 +282,7 @@ func DecodeRekeyMessage(b []byte) (*RekeyMessage, error) {
 		Stale: array(f, labelStaleNodeIDs, asSenderID),
 	}
 	r.Creds, r.PeerRoles, r.PeerIdentifiers = f.creds()
+	r.ActivateIn = f.activation()
 	if f.err == nil {
 		key, err := DecodeKeyMap(f.m[labelKey])
 		if err != nil {

@@ -45,6 +45,7 @@ type fakeGM struct {
 	scope      []byte // of the latest Join Request
 	clientCred []byte // of the latest update
 	renew      []byte // N_S to ask a proof over at the next update
+	activateIn uint64 // of the keying material, for a member with two phases
 }
 
 func newFakeGM(t testing.TB) *fakeGM {
@@ -86,7 +87,7 @@ func gidOf(v groupcomm.Version) groupcomm.Gid { return groupcomm.Gid{0xb1, 0, by
 func (g *fakeGM) full(v groupcomm.Version) *groupcomm.KeyDistribution {
 	k := g.cfg.KeyParams()
 	k.MasterSecret, k.ContextID, k.Salt = secretOf(v), gidOf(v), []byte("salt")
-	kd := &groupcomm.KeyDistribution{Key: k, Num: v, Profile: 1, Exi: 3600}
+	kd := &groupcomm.KeyDistribution{Key: k, Num: v, Profile: 1, Exi: 3600, ActivateIn: g.activateIn}
 	if g.mgt != nil {
 		scheme := groupcomm.SchemeMQTT
 		kd.RekeyingScheme, kd.MgtKeyMaterial = &scheme, g.mgt.Encode()

@@ -189,6 +189,11 @@ func (m *Member) joinRequest(nc []byte, again bool) (*groupcomm.JoinRequest, err
 		r.Delivery = &groupcomm.Delivery{Channel: ViaMQTT, Tree: true}
 	case m.cfg.Multicast:
 		r.Delivery = &groupcomm.Delivery{Channel: ViaMulticast, Tree: true}
+	case m.cfg.Phased:
+		r.Delivery = &groupcomm.Delivery{}
+	}
+	if r.Delivery != nil {
+		r.Delivery.Phased = m.cfg.Phased
 	}
 	switch {
 	case m.cfg.Roles == groupcomm.Monitor:
@@ -259,6 +264,7 @@ func (m *Member) accept(r *coap.Response, nc []byte, wantCreds bool) error {
 	if !wantCreds && m.state != nil {
 		s.Peers = m.state.Peers
 	}
+	m.stopPhaseLocked()
 	m.state, m.kdc, m.pinned, m.mgt = s, kdc, s.KDCCred, mgt
 	m.tree, m.groupURI = tree, kd.ControlGroupURI
 	m.missed, m.ended, m.acked = nil, nil, ackState{}

@@ -32,6 +32,8 @@ type offer struct {
 	// newcomers are those that the rekey message tells of.
 	newcomers *groupcomm.RekeyMessage
 	channel   []byte // mgt_key_material; nil: the message has none
+
+	activateIn uint64 // seconds, for a member with two phases; 0: used at once
 }
 
 // verdict is what became of an offer.
@@ -53,7 +55,7 @@ func offerRekey(body []byte, via string) (*offer, error) {
 	}
 	o := &offer{
 		secret: r.MasterSecret, salt: r.Salt, gid: r.ContextID, num: r.Num, exi: r.Exi,
-		at: time.Now(), via: via, stale: r.Stale, whole: true, newcomers: r,
+		at: time.Now(), via: via, stale: r.Stale, whole: true, newcomers: r, activateIn: r.ActivateIn,
 	}
 	return o, o.check("rekey")
 }
@@ -71,7 +73,7 @@ func offerFull(body []byte, via string) (*offer, error) {
 	}
 	o := &offer{
 		secret: kd.Key.MasterSecret, salt: kd.Key.Salt, gid: kd.Key.ContextID, num: kd.Num, exi: kd.Exi,
-		at: time.Now(), via: via, channel: kd.MgtKeyMaterial,
+		at: time.Now(), via: via, channel: kd.MgtKeyMaterial, activateIn: kd.ActivateIn,
 	}
 	return o, o.check("get the keying material")
 }
@@ -114,6 +116,12 @@ func (m *Member) take(o *offer) verdict {
 	m.mu.Lock()
 	s := m.state
 	switch {
+	case s != nil && o.num == s.Version && s.Before != nil && o.activateIn == 0:
+		m.mu.Unlock()
+		if !m.activate(o.num, o.via) {
+			return ignored
+		}
+		return installed
 	case s == nil || o.num <= s.Version:
 		m.mu.Unlock()
 		return ignored
@@ -127,6 +135,7 @@ func (m *Member) take(o *offer) verdict {
 	}
 	next := s.with(o, o.stale)
 	next.welcome(o.newcomers, m.cfg.Roots)
+	prepared := m.holdLocked(s, next, o)
 	m.state = next
 	if m.missed != nil && m.missed.num <= next.Version {
 		// The same version was announced before, on another way, by a map that
@@ -135,8 +144,16 @@ func (m *Member) take(o *offer) verdict {
 	}
 	m.mu.Unlock()
 	m.signal() // the Group Manager may want to see it
-	m.emit(Event{Kind: Rekeyed, Version: next.Version, Gid: next.Gid, Via: o.via})
+	m.emit(Event{Kind: came(prepared), Version: next.Version, Gid: next.Gid, Via: o.via})
 	return installed
+}
+
+// came is the kind of event when keying material came.
+func came(prepared bool) string {
+	if prepared {
+		return Prepared
+	}
+	return Rekeyed
 }
 
 // with is the state after an offer was installed: the credentials of stale
@@ -189,15 +206,19 @@ func (m *Member) catchUp(ctx context.Context) error {
 			return nil
 		}
 		target, held := m.missed, *m.state
-		if held.Installed {
+		// One that is to be held for later, and the next: what is in use stays so.
+		holds := m.cfg.Phased && target.activateIn > 0 && held.Installed && target.num == held.Version+1
+		if held.Installed && !holds {
 			gone := held
+			gone.Before = nil
+			m.stopPhaseLocked()
 			gone.Installed, gone.MasterSalt = false, nil
 			gone.MasterSecret = cose.Secret{}
 			m.state = &gone
 		}
 		t := m.t
 		m.mu.Unlock()
-		if held.Installed {
+		if held.Installed && !holds {
 			m.emit(Event{Kind: Missed, Version: held.Version, Gid: held.Gid, Via: target.via})
 		}
 
@@ -206,19 +227,20 @@ func (m *Member) catchUp(ctx context.Context) error {
 			return m.concern(err)
 		}
 		m.mu.Lock()
-		if m.state == nil || m.state.Version != held.Version || m.state.Installed {
+		if m.state == nil || m.state.Version != held.Version || m.state.Installed != holds {
 			m.mu.Unlock()
-			continue // a join came between
+			continue // a join came between, or the message itself
 		}
 		next := m.state.with(target, stale)
 		if all {
 			next.Peers = nil
 		}
+		prepared := m.holdLocked(m.state, next, target)
 		m.state = next
 		newer := m.missed
 		m.missed = nil
 		m.mu.Unlock()
-		m.emit(Event{Kind: Rekeyed, Version: next.Version, Gid: next.Gid, Via: target.via})
+		m.emit(Event{Kind: came(prepared), Version: next.Version, Gid: next.Gid, Via: target.via})
 		m.signalAck()
 		if newer != nil {
 			m.take(newer) // ignored unless it came meanwhile

@@ -86,6 +86,10 @@ type Config struct {
 	// loopback interface.
 	Multicast          bool
 	MulticastInterface string
+	// Phased asks to be told of scheduled rekeys in two phases (private label -65537):
+	// the member holds two Security Contexts meanwhile, see [State.Before]. Group
+	// Managers that do not know it ignore it.
+	Phased bool
 	// BrokerTLS is used with mqtts brokers; nil: the system's roots.
 	BrokerTLS *tls.Config
 	// KDCCred pins the Group Manager's credential. nil: the one whose proof of
@@ -114,7 +118,8 @@ type Config struct {
 // Kinds of [Event].
 const (
 	Joined      = "joined"      // a Join Response was verified and installed
-	Rekeyed     = "rekeyed"     // new keying material was installed
+	Prepared    = "prepared"    // new keying material is held, and not in use yet
+	Rekeyed     = "rekeyed"     // new keying material was installed, or what was prepared is in use
 	Missed      = "missed"      // versions were missed; the old material is deleted
 	Reconnected = "reconnected" // a new association replaced a lost one
 	Left        = "left"
@@ -132,6 +137,7 @@ const (
 	ViaControl = "control"
 
 	ViaMulticast = "multicast"
+	ViaTimer     = "timer" // what was prepared is used because its time came
 )
 
 // Event is one thing that happened to a membership.
@@ -171,6 +177,20 @@ type State struct {
 	Policies     groupcomm.Policies
 	Peers        []Peer
 	KDCCred      []byte // credential of the Group Manager, verified
+
+	// Before is the keying material in use while that of the State is held for later;
+	// nil: that of the State is in use.
+	Before *Former
+}
+
+// Former is keying material that is in use while newer is held.
+type Former struct {
+	Gid          groupcomm.Gid
+	Version      groupcomm.Version
+	MasterSecret cose.Secret
+	MasterSalt   []byte
+	Peers        []Peer    // as they were
+	Until        time.Time // when the newer is used at the latest
 }
 
 // Member is one node's membership in one group. Its methods may be called from
@@ -206,6 +226,7 @@ type Member struct {
 
 	ackWake chan struct{} // for the MQTT channel
 	control []string      // path of the control_uri; nil: none
+	phase   *time.Timer   // begins with what is held for later; nil: nothing is
 }
 
 // New makes a member that speaks over t, which it closes in [Member.Close].
@@ -310,7 +331,12 @@ func (m *Member) useKey(key *cose.Key, cred []byte) {
 }
 
 // Close closes the association. The membership stays: [Member.Leave] ends it.
-func (m *Member) Close() error { return m.transport().Close() }
+func (m *Member) Close() error {
+	m.mu.Lock()
+	m.stopPhaseLocked()
+	m.mu.Unlock()
+	return m.transport().Close()
+}
 
 func (m *Member) transport() Transport {
 	m.mu.Lock()
@@ -379,6 +405,7 @@ func (m *Member) end(reason error) {
 	m.ended = reason
 	was := m.state
 	m.state, m.missed, m.mgt, m.tree = nil, nil, nil, nil
+	m.stopPhaseLocked()
 	m.mu.Unlock()
 	m.signal()
 	e := Event{Kind: Left}

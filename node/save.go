@@ -24,6 +24,9 @@ const (
 	savedKDCCred   = 11
 	savedKey       = 12 // COSE_Key, private
 	savedCred      = 13
+	savedBefore    = 14 // key map of what is in use while newer keys are held, with the next two
+	savedBeforeNum = 15
+	savedUntil     = 16 // when the newer are used at the latest: Unix milliseconds
 )
 
 // Save gives the membership as [Config.Saved] takes it; nil when there is none. It
@@ -49,6 +52,10 @@ func (m *Member) Save() []byte {
 		creds[i], roles[i], ids[i] = p.Cred, uint64(p.Roles), p.SenderID
 	}
 	out[savedCreds], out[savedPeerRoles], out[savedPeerIDs] = creds, roles, ids
+	if b := s.Before; b != nil {
+		k := groupcomm.KeyMap{MasterSecret: b.MasterSecret.Bytes(), Salt: b.MasterSalt, ContextID: b.Gid}
+		out[savedBefore], out[savedBeforeNum], out[savedUntil] = k.Encode(), uint64(b.Version), b.Until.UnixMilli()
+	}
 	if m.key != nil && m.cred != nil {
 		out[savedKey], out[savedCred] = m.key.Encode(), m.cred
 	}
@@ -107,6 +114,22 @@ func (m *Member) resume(saved []byte) error {
 		s.Peers, err = readPeers(creds, roles, ids, &s.Params, m.cfg.Roots)
 		note(err)
 	}
+	if before := octets(savedBefore); before != nil && faults == nil {
+		until, _, err := in.Int(savedUntil)
+		note(err)
+		b, err := groupcomm.DecodeKeyMap(before)
+		if err != nil || b.MasterSecret == nil || len(b.ContextID) == 0 || !s.Installed {
+			return errors.New("node: the saved membership is damaged")
+		}
+		s.Before = &Former{
+			Gid: b.ContextID, Version: groupcomm.Version(number(savedBeforeNum)), MasterSecret: cose.NewSecret(b.MasterSecret), MasterSalt: b.Salt,
+			Peers: s.Peers, Until: time.UnixMilli(until),
+		}
+		// A clock that was set back does not make it wait longer.
+		if most := time.Now().Add(groupcomm.MaxSpread); s.Before.Until.After(most) {
+			s.Before.Until = most
+		}
+	}
 	if key := octets(savedKey); key != nil && faults == nil {
 		own, err := cose.DecodeKey(key)
 		if err != nil || !own.IsPrivate() {
@@ -123,5 +146,6 @@ func (m *Member) resume(saved []byte) error {
 		return fmt.Errorf("%w: the saved membership is with another Group Manager", ErrProof)
 	}
 	m.state, m.pinned = s, s.KDCCred
+	m.armLocked(s)
 	return nil
 }

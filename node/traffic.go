@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -38,6 +39,10 @@ type Traffic struct {
 	sid     groupcomm.SenderID
 	cred    []byte
 	held    bool // something is installed
+	next    groupcomm.Version
+	coming  bool // next is prepared
+
+	misses atomic.Uint64
 
 	creds, material, changed question
 }
@@ -86,17 +91,31 @@ func (t *Traffic) Group() *oscore.Group { return t.g }
 // the member knows. It makes Traffic an [oscore.CredentialSource].
 func (t *Traffic) Credential(gid, kid []byte) ([]byte, bool) {
 	s, ok := t.m.State()
-	// Under an older Gid a Sender ID may be that of somebody else.
-	if !ok || !bytes.Equal(s.Gid, gid) {
+	of := func(peers []Peer) ([]byte, bool) {
+		for _, p := range peers {
+			if bytes.Equal(p.SenderID, kid) {
+				return p.Cred, true
+			}
+		}
 		return nil, false
 	}
-	for _, p := range s.Peers {
-		if bytes.Equal(p.SenderID, kid) {
-			return p.Cred, true
+	switch {
+	case !ok:
+	case bytes.Equal(s.Gid, gid):
+		return of(s.Peers)
+	case s.Before != nil && bytes.Equal(s.Before.Gid, gid):
+		if cred, ok := of(s.Before.Peers); ok {
+			return cred, true
 		}
+		return of(s.Peers) // who was asked for since
 	}
+	// Under an older Gid a Sender ID may be that of somebody else.
 	return nil, false
 }
+
+// Misses counts messages that could not be read when they came, for want of their
+// keying material.
+func (t *Traffic) Misses() uint64 { return t.misses.Load() }
 
 // Sync installs the keying material that the member holds now, if it is other than
 // what is installed: a new version, a new Sender ID, or a new credential. Without a
@@ -112,10 +131,19 @@ func (t *Traffic) Sync() error {
 		} else if t.held {
 			t.g.Suspend()
 		}
-		t.held = false
+		t.held, t.coming = false, false
 		return nil
 	}
 	cred := t.m.Cred()
+	if s.Before != nil {
+		return t.prepare(s, cred)
+	}
+	if t.coming && t.held && t.next == s.Version && bytes.Equal(t.g.Prepared(), s.Gid) {
+		if err := t.g.Activate(); err != nil {
+			return fmt.Errorf("node: begin with version %d: %w", s.Version, err)
+		}
+		t.version, t.gid, t.coming = s.Version, s.Gid, false
+	}
 	if t.held && s.Version == t.version && bytes.Equal(s.Gid, t.gid) {
 		if s.SenderID == nil || bytes.Equal(s.SenderID, t.sid) && bytes.Equal(cred, t.cred) {
 			return nil
@@ -130,7 +158,35 @@ func (t *Traffic) Sync() error {
 	if err := t.g.Install(Material(s), t.sender(s, cred), nil, true); err != nil {
 		return fmt.Errorf("node: install version %d: %w", s.Version, err)
 	}
-	t.version, t.gid, t.sid, t.cred, t.held = s.Version, s.Gid, s.SenderID, cred, true
+	t.version, t.gid, t.sid, t.cred, t.held, t.coming = s.Version, s.Gid, s.SenderID, cred, true, false
+	return nil
+}
+
+// prepare has the newest material read beside that in use.
+func (t *Traffic) prepare(s State, cred []byte) error {
+	b := s.Before
+	if t.coming && t.next == b.Version && bytes.Equal(t.g.Prepared(), b.Gid) {
+		// Two switches, one right after the other: the first is over.
+		if err := t.g.Activate(); err != nil {
+			return fmt.Errorf("node: begin with version %d: %w", b.Version, err)
+		}
+		t.version, t.gid, t.coming = b.Version, b.Gid, false
+	}
+	if !t.held || t.version != b.Version || !bytes.Equal(t.gid, b.Gid) {
+		old := s // after a restart
+		old.Gid, old.MasterSecret, old.MasterSalt = b.Gid, b.MasterSecret, b.MasterSalt
+		if err := t.g.Install(Material(old), t.sender(s, cred), nil, true); err != nil {
+			return fmt.Errorf("node: install version %d: %w", b.Version, err)
+		}
+		t.version, t.gid, t.sid, t.cred, t.held, t.coming = b.Version, b.Gid, s.SenderID, cred, true, false
+	}
+	if t.coming && t.next == s.Version && bytes.Equal(t.g.Prepared(), s.Gid) {
+		return nil
+	}
+	if err := t.g.Prepare(Material(s), t.sender(s, cred)); err != nil {
+		return fmt.Errorf("node: prepare version %d: %w", s.Version, err)
+	}
+	t.next, t.coming = s.Version, true
 	return nil
 }
 
@@ -213,6 +269,7 @@ func (t *Traffic) learn(ctx context.Context, err error) bool {
 	case errors.Is(err, oscore.ErrDecrypt):
 		q = &t.changed
 	case errors.Is(err, oscore.ErrContext), errors.Is(err, oscore.ErrNoMaterial):
+		t.misses.Add(1)
 		q, ask = &t.material, func() error {
 			if err := t.m.Poll(ctx); err != nil {
 				return err

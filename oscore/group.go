@@ -127,6 +127,7 @@ type Group struct {
 
 	mu     sync.Mutex
 	now    *groupContext // newest material; nil: none
+	next   *groupContext // to come, see Prepare; nil: none
 	old    *groupContext // the one before, to read only
 	until  time.Time     // when old is over
 	epochs uint64        // counts what was installed
@@ -244,28 +245,9 @@ func (g *Group) HasGroupMode() bool {
 //
 // draft-ietf-core-oscore-groupcomm-28, Section 2.6.3.2.
 func (g *Group) Install(m GroupMaterial, sender *GroupSender, stale [][]byte, all bool) error {
-	next, err := newGroupContext(m)
+	next, err := g.derive(m, sender)
 	if err != nil {
 		return err
-	}
-	if g.cfg.Resume {
-		// Requests may have been read under it before a restart, by another Sender
-		// ID perhaps.
-		before, _, err := g.cfg.Sequences.Open(next.stored)
-		if err != nil {
-			return fmt.Errorf("oscore: sequence numbers: %w", err)
-		}
-		next.purged = before != 0
-	}
-	if sender != nil {
-		s, err := next.newSender(sender)
-		if err != nil {
-			return err
-		}
-		if s.seq, err = g.openSequence(next, s.id); err != nil {
-			return err
-		}
-		next.sender = s
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -280,8 +262,36 @@ func (g *Group) Install(m GroupMaterial, sender *GroupSender, stale [][]byte, al
 	}
 	g.epochs++
 	next.epoch, next.life = g.epochs, g.life
-	g.now = next
+	g.now, g.next = next, nil
 	return nil
+}
+
+// derive makes a context that was never used.
+func (g *Group) derive(m GroupMaterial, sender *GroupSender) (*groupContext, error) {
+	c, err := newGroupContext(m)
+	if err != nil {
+		return nil, err
+	}
+	if g.cfg.Resume {
+		// Requests may have been read under it before a restart, by another Sender
+		// ID perhaps.
+		before, _, err := g.cfg.Sequences.Open(c.stored)
+		if err != nil {
+			return nil, fmt.Errorf("oscore: sequence numbers: %w", err)
+		}
+		c.purged = before != 0
+	}
+	if sender != nil {
+		s, err := c.newSender(sender)
+		if err != nil {
+			return nil, err
+		}
+		if s.seq, err = g.openSequence(c, s.id); err != nil {
+			return nil, err
+		}
+		c.sender = s
+	}
+	return c, nil
 }
 
 // SetSender begins with a new Sender ID under the same keying material, or with a
@@ -329,7 +339,7 @@ func (g *Group) SetSender(sender *GroupSender) error {
 func (g *Group) Suspend() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.now, g.old = nil, nil
+	g.now, g.next, g.old = nil, nil, nil
 }
 
 // Leave deletes the keying material and ends the exchanges that this member
@@ -339,7 +349,7 @@ func (g *Group) Suspend() {
 func (g *Group) Leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.now, g.old = nil, nil
+	g.now, g.next, g.old = nil, nil, nil
 	g.life++
 }
 
@@ -351,10 +361,10 @@ func (g *Group) oldLocked() *groupContext {
 	return g.old
 }
 
-// contextsLocked are the contexts that may read a message with a Gid, the newest
+// contextsLocked are the contexts that may read a message with a Gid, that in use
 // first; nil stands for those that may not. A nil gid means all.
-func (g *Group) contextsLocked(gid []byte) [2]*groupContext {
-	out := [2]*groupContext{g.now, g.oldLocked()}
+func (g *Group) contextsLocked(gid []byte) [3]*groupContext {
+	out := [3]*groupContext{g.now, g.next, g.oldLocked()}
 	for i, c := range out {
 		if c != nil && gid != nil && !bytes.Equal(c.gid, gid) {
 			out[i] = nil
@@ -374,6 +384,18 @@ func (g *Group) senderContext() (*groupContext, *groupSender, error) {
 		return nil, nil, ErrSilent
 	}
 	return g.now, g.now.sender, nil
+}
+
+// responseContext is that for the response to a request that came under c: the newest
+// material in use, or that to come, where the client has it already.
+func (g *Group) responseContext(c *groupContext) (*groupContext, *groupSender, error) {
+	g.mu.Lock()
+	if c == g.next && c.sender != nil {
+		defer g.mu.Unlock()
+		return c, c.sender, nil
+	}
+	g.mu.Unlock()
+	return g.senderContext()
 }
 
 // newGroupContext derives what belongs to no member.

@@ -103,7 +103,7 @@ func (x *GroupExchange) Unprotect(buf *Buffer, resp *coap.Message) (*coap.Messag
 	g.mu.Lock()
 	contexts := g.contextsLocked(opt.KIDContext)
 	if x.life != g.life {
-		contexts = [2]*groupContext{}
+		contexts = [3]*groupContext{}
 	}
 	g.mu.Unlock()
 	last, in := ErrContext, inputBuffer(buf)
@@ -169,7 +169,7 @@ func (x *GroupExchange) unprotect(in *Buffer, resp *coap.Message, c *groupContex
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if c == g.now || c == g.old {
+	if c == g.now || c == g.next || c == g.old {
 		g.keepLocked(c, r)
 	}
 	return inner, who, nil

@@ -14,7 +14,7 @@ func (g *Group) state() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	out := ""
-	for _, c := range []*groupContext{g.now, g.old} {
+	for _, c := range []*groupContext{g.now, g.next, g.old} {
 		if c == nil {
 			continue
 		}

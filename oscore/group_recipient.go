@@ -206,7 +206,7 @@ func (g *Group) Window(kid []byte) *Window {
 func (g *Group) Forget(kid []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, c := range []*groupContext{g.now, g.old} {
+	for _, c := range []*groupContext{g.now, g.next, g.old} {
 		if c == nil {
 			continue
 		}

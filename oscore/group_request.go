@@ -275,7 +275,7 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 func (g *Group) accept(x *GroupRequest, seq uint64, echoed bool, echo []byte) (WindowState, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if x.context != g.now && x.context != g.oldLocked() {
+	if x.context != g.now && x.context != g.next && x.context != g.oldLocked() {
 		return WindowState{}, ErrContext // left or rekeyed meanwhile
 	}
 	x.state = g.keepLocked(x.context, x.recipient)

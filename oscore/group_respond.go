@@ -75,7 +75,7 @@ func (x *GroupRequest) protect(ctx context.Context, buf *Buffer, mode Mode, resp
 	if err != nil {
 		return nil, err
 	}
-	c, s, err := x.g.senderContext()
+	c, s, err := x.g.responseContext(x.context)
 	if err != nil {
 		return nil, err
 	}

@@ -65,6 +65,7 @@ type nodeJoinCmd struct {
 	ProxyName   string        `name:"proxy-name" placeholder:"NAME" help:"Name by which --proxy knows the Group Manager: proxy.hosts[].name there."`
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
 	Multicast   string        `name:"rekey-multicast" placeholder:"INTERFACE" help:"Receive rekeys by IP multicast on this interface, in a group with a key tree and a control_group_uri."`
+	Phased      bool          `default:"true" negatable:"" help:"Ask for scheduled rekeys in two phases: hold the new keys beside those in use, and begin with them when all have theirs."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
 	Sleep       time.Duration `placeholder:"DURATION" help:"Sleep this long between short times awake, instead of listening all the time."`
 	State       string        `type:"path" placeholder:"FILE" help:"File that keeps the membership, sequence numbers and Replay Windows, so that a node that was stopped or killed goes on. Created when absent."`
@@ -176,7 +177,7 @@ func (c *nodeJoinCmd) enter(
 func (c *nodeJoinCmd) memberConfig(roles groupcomm.Roles, dial func(context.Context) (node.Transport, error), hear func(node.Event), log *slog.Logger) (node.Config, error) {
 	cfg := node.Config{
 		Group: c.Group, Roles: roles, Subject: c.Name,
-		WantCreds: c.Creds, MQTT: c.MQTT, PollEvery: c.Poll,
+		WantCreds: c.Creds, MQTT: c.MQTT, Phased: c.Phased, PollEvery: c.Poll,
 		Multicast: c.Multicast != "", MulticastInterface: c.Multicast, Redial: dial, OnEvent: hear, Log: log,
 	}
 	return cfg, c.certificate(&cfg)

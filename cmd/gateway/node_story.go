@@ -201,6 +201,8 @@ func (s *nodeStory) event(e node.Event) {
 	step := nodeStep{Event: e.Kind, Group: e.Group, Gid: e.Gid.String(), Version: &version, Via: e.Via}
 	switch e.Kind {
 	case node.Joined: // told with the whole state
+	case node.Prepared:
+		s.tell(step, "%s  Prepared: version %d, Gid %s is held beside the one in use (via %s).", clock(), e.Version, e.Gid, e.Via)
 	case node.Rekeyed:
 		s.tell(step, "%s  Rekeyed: version %d, Gid %s, new Master Secret [redacted] (via %s).", clock(), e.Version, e.Gid, e.Via)
 	case node.Missed:

@@ -108,7 +108,7 @@ func TestNodeStory(t *testing.T) {
 		s.joined(node.State{Group: "sensors", Node: "n7", Gid: groupcomm.Gid{0xb1}, SenderID: groupcomm.SenderID{}, Version: 3,
 			MasterSecret: cose.NewSecret(secret), Peers: []node.Peer{{SenderID: groupcomm.SenderID{0x52}}}})
 		s.waiting(time.Second, true)
-		for _, kind := range []string{node.Rekeyed, node.Missed, node.Reconnected, node.Left, node.Evicted, node.Deleted, node.Refused} {
+		for _, kind := range []string{node.Prepared, node.Rekeyed, node.Missed, node.Reconnected, node.Left, node.Evicted, node.Deleted, node.Refused} {
 			s.event(node.Event{Kind: kind, Group: "sensors", Version: 4, Gid: groupcomm.Gid{0xb2}, Via: node.ViaMQTT, Err: context.Canceled})
 		}
 		s.stays()
