@@ -41,6 +41,10 @@ type GroupAsk struct {
 	KeyTree         uint32 `json:"key_tree,omitempty"`          // its degree; 0: members are told one by one
 	ControlGroupURI string `json:"control_group_uri,omitempty"` // of a group with a key tree
 
+	RetryFor         string `json:"retry_for,omitempty"` // Go durations, as in delivery of the configuration; 0s: not at all
+	UnreachableAfter string `json:"unreachable_after,omitempty"`
+	EvictAfter       string `json:"evict_after,omitempty"` // 0s: never
+
 	ActivationOrder  string `json:"activation_order,omitempty"`  // responders-first or none
 	ActivationSpread string `json:"activation_spread,omitempty"` // Go duration; 0s: members are told at once
 }
@@ -62,6 +66,9 @@ func AskFor(c groupcomm.GroupConfig) GroupAsk {
 		ExpiryBatch: c.ExpiryBatch.String(), KeyCheck: &c.KeyCheck, ExpirationDelta: &c.ExpirationDelta, AppGroups: c.AppGroups,
 		KeyTree: c.KeyTree, ControlGroupURI: c.ControlGroupURI,
 		ActivationOrder: c.Activation.Order(), ActivationSpread: c.Activation.Spread.String(),
+	}
+	if d := c.Delivery; d != (groupcomm.DeliveryPolicy{}) {
+		ask.RetryFor, ask.UnreachableAfter, ask.EvictAfter = max(d.RetryFor, 0).String(), d.UnreachableAfter.String(), d.EvictAfter.String()
 	}
 	if c.RekeyOnRenewal {
 		ask.OnRenewal = renewRekey
@@ -112,6 +119,12 @@ func (a GroupAsk) config() (groupcomm.GroupConfig, error) {
 	duration("batch_window", a.BatchWindow, &c.BatchWindow)
 	duration("expiry_grace", a.ExpiryGrace, &c.ExpiryGrace)
 	duration("expiry_batch", a.ExpiryBatch, &c.ExpiryBatch)
+	duration("retry_for", a.RetryFor, &c.Delivery.RetryFor)
+	duration("unreachable_after", a.UnreachableAfter, &c.Delivery.UnreachableAfter)
+	duration("evict_after", a.EvictAfter, &c.Delivery.EvictAfter)
+	if a.RetryFor != "" && c.Delivery.RetryFor == 0 {
+		c.Delivery.RetryFor = -1
+	}
 	duration("activation_spread", a.ActivationSpread, &c.Activation.Spread)
 	switch a.ActivationOrder {
 	case "":

@@ -21,6 +21,8 @@ func TestGroupLife(t *testing.T) {
 	want.GidReuse, want.Interface, want.RekeyOnRenewal, want.CredFmt = true, groupcomm.Both, true, 13
 	want.ExpiryGrace, want.ExpiryBatch, want.KeyCheck, want.ExpirationDelta = time.Minute, time.Second, 0, 7
 	want.AppGroups = []string{"lights", "fans"}
+	want.Activation = groupcomm.Activation{Spread: time.Minute}
+	want.Delivery = groupcomm.DeliveryPolicy{RetryFor: -1, UnreachableAfter: time.Hour, EvictAfter: 2 * time.Hour}
 	g, err := c.CreateGroup(ctx, AskFor(want))
 	if err != nil || g.Name != "pumps" || !g.Active {
 		t.Fatalf("%+v %v", g, err)
@@ -47,6 +49,7 @@ func TestGroupLife(t *testing.T) {
 		"an unknown algorithm": {Name: "x", SignAlg: "RSA"},
 		"an unknown curve":     {Name: "x", ECDHCurve: "X449"},
 		"no duration":          {Name: "x", KeyLifetime: "long"},
+		"an unknown order":     {Name: "x", ActivationOrder: "requesters-first"},
 		"no hex":               {Name: "x", GidPrefix: "xyz"},
 	} {
 		_, err := c.CreateGroup(ctx, ask)

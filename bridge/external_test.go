@@ -235,7 +235,10 @@ func TestTLSToBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := loopbackListener(t, "127.0.0.1:0")
-	operatorBroker(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}))
+	operatorBroker(t, tls.NewListener(l, &tls.Config{
+		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12,
+		ClientAuth: tls.RequireAnyClientCert, // whose it is, mosquitto asks in test/broker
+	}))
 	m := newManager(t)
 	b, _ := running(t, open(t), m, nil, func(c *Config) {
 		external(c, "mqtts://"+l.Addr().String())

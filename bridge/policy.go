@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // Policy says how long a group's members are run after. Zero values mean the
@@ -42,10 +44,21 @@ func (p Policy) validate() error {
 	return nil
 }
 
-// policy is that of a group; groups that are not configured have the default.
+// policer is the optional part of a [Source] that knows the policies of groups that
+// the configuration does not name.
+type policer interface {
+	DeliveryPolicy(group string) (groupcomm.DeliveryPolicy, bool)
+}
+
+// policy is that of a group: as configured, as it was created with, or the default.
 func (b *Bridge) policy(group string) Policy {
 	if p, ok := b.cfg.Policies[group]; ok {
 		return p.withDefaults()
+	}
+	if s, ok := b.source.(policer); ok {
+		if p, ok := s.DeliveryPolicy(group); ok && p != (groupcomm.DeliveryPolicy{}) {
+			return Policy(p).withDefaults()
+		}
 	}
 	return b.cfg.Policy
 }

@@ -47,6 +47,14 @@ func (g Group) GroupConfig() (groupcomm.GroupConfig, error) {
 	return g.groupConfig()
 }
 
+// policy is how long members are run after, as the bridge has it.
+func (d Delivery) policy() groupcomm.DeliveryPolicy {
+	if d.RetryFor == 0 {
+		d.RetryFor = -1 // only at a sign of life
+	}
+	return groupcomm.DeliveryPolicy(d)
+}
+
 func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 	g = g.resolved()
 	// Validate has looked the names up.
@@ -74,6 +82,7 @@ func (g Group) groupConfig() (groupcomm.GroupConfig, error) {
 		List:            g.List,
 		AppGroups:       g.AppGroups,
 		RekeyOnRenewal:  g.OnRenewal == "rekey",
+		Delivery:        g.Delivery.policy(),
 		Activation: groupcomm.Activation{
 			RespondersFirst: g.Activation.Order == groupcomm.OrderRespondersFirst, Spread: g.Activation.Spread,
 		},

@@ -66,6 +66,16 @@ func (m *Manager) rekeyNow(ctx context.Context, name string, why reasons, reason
 	return m.rekey(ctx, g, why, reason, mat.num)
 }
 
+// DeliveryPolicy tells how long the members of a group are run after; false: there is no
+// such group.
+func (m *Manager) DeliveryPolicy(name string) (groupcomm.DeliveryPolicy, bool) {
+	g, ok := m.group(name)
+	if !ok {
+		return groupcomm.DeliveryPolicy{}, false
+	}
+	return g.cfg.Delivery, true
+}
+
 // UnknownMembersError names those of an Evict that are no members.
 type UnknownMembersError struct {
 	Group string

@@ -216,6 +216,9 @@ func (c GroupConfig) Validate() error {
 	if a := c.Activation; a.Spread < 0 || a.Spread > MaxSpread {
 		fault("activation.spread: must be 0 to %v", MaxSpread)
 	}
+	if d := c.Delivery; d.UnreachableAfter < 0 || d.EvictAfter < 0 || d.EvictAfter != 0 && d.EvictAfter < d.UnreachableAfter {
+		fault("delivery: evict_after must not be shorter than unreachable_after, and neither negative")
+	}
 	// draft-ietf-ace-key-groupcomm-oscore-21, Section 7.1: N is greater than 1.
 	if c.MaxStaleSets != 0 && c.MaxStaleSets < 2 {
 		fault("max_stale_sets: must be 2 or more")

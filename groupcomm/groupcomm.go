@@ -94,6 +94,16 @@ type GroupConfig struct {
 	RekeyOnRenewal bool `json:",omitempty"`
 	// Activation says in which order members are told of scheduled rekeys.
 	Activation Activation `json:",omitzero"`
+	// Delivery says how long members are run after that are behind.
+	Delivery DeliveryPolicy `json:",omitzero"`
+}
+
+// DeliveryPolicy says how long a group's members are run after. Zero values mean the
+// defaults, but for EvictAfter.
+type DeliveryPolicy struct {
+	RetryFor         time.Duration `json:",omitempty"` // without a sign of life; negative: not at all
+	UnreachableAfter time.Duration `json:",omitempty"` // of silence
+	EvictAfter       time.Duration `json:",omitempty"` // of silence; 0: never
 }
 
 // Activation is how a scheduled rekey reaches the members of a group: one that

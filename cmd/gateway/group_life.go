@@ -34,6 +34,9 @@ type groupCreateCmd struct {
 	Scheme      string        `default:"point-to-point" help:"How rekeys are told: point-to-point, or key-tree for large groups."`
 	TreeDegree  int           `default:"4" help:"Children of a node of the key tree."`
 	GroupURI    string        `name:"control-group-uri" placeholder:"URI" help:"Where rekeys of the key tree are sent by IP multicast too, such as coap://239.0.0.5:5683/rekey."`
+	RetryFor    time.Duration `default:"24h" help:"How long a member that does not answer is tried again by itself; 0s: not at all."`
+	Unreachable time.Duration `name:"unreachable-after" default:"168h" help:"Silence after which a member that is behind counts as unreachable."`
+	EvictAfter  time.Duration `default:"0s" help:"Silence after which such a member is evicted; 0s: never."`
 	Order       string        `name:"activation-order" default:"responders-first" help:"Who is told of a scheduled rekey first: responders-first, or none."`
 	Spread      time.Duration `name:"activation-spread" default:"30s" help:"How long a member may wait for a scheduled rekey; 0s: all are told at once."`
 	Unlisted    bool          `help:"Leave the group out of /.well-known/core."`
@@ -49,6 +52,7 @@ func (c *groupCreateCmd) group() config.Group {
 	g.Rekey.OnExpiry = config.OnExpiry{Grace: c.Grace, Batch: c.Batch}
 	g.Gid, g.List = config.Gid{Prefix: c.GidPrefix, EpochBytes: c.GidEpoch, Reuse: c.GidReuse}, !c.Unlisted
 	g.CredFmt, g.Interface, g.OnRenewal, g.MaxStaleSets, g.AppGroups = c.CredFmt, c.Interface, c.OnRenewal, c.StaleSets, c.AppGroup
+	g.Delivery = config.Delivery{RetryFor: c.RetryFor, UnreachableAfter: c.Unreachable, EvictAfter: c.EvictAfter}
 	g.Activation = config.Activation{Order: c.Order, Spread: c.Spread}
 	g.GroupPolicies = config.GroupPolicies{KeyCheck: c.KeyCheck, ExpirationDelta: c.Delta}
 	return g
