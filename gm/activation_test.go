@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store/storetest"
 )
@@ -74,3 +75,55 @@ func TestActivationOfRekeys(t *testing.T) {
 		last("key lifetime", order)
 	})
 }
+
+// A member that asked for two phases has them until its next join: the delivery sees
+// that wherever it looks, and what such a member observes has two states a version.
+func TestPhasedMember(t *testing.T) {
+	f := newFixtureWith(t, storetest.Open(t, Migrations()), &dormancy{left: 7}, groupConfig("g1"))
+	j := f.joiner("n", "g1", both)
+	join := func(d *groupcomm.Delivery) {
+		t.Helper()
+		msg, err := j.JoinMessage("g1", both)
+		if err != nil {
+			t.Fatal(err)
+		}
+		msg.Delivery = d
+		if _, err := j.Accept(j.Send(t.Context(), f.m, "g1", msg)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(phased bool) {
+		t.Helper()
+		all, err := f.m.Members(t.Context(), "g1")
+		if err != nil || len(all) != 1 || all[0].Phased != phased {
+			t.Errorf("members: %+v, %v", all, err)
+		}
+		if one, err := f.m.MemberOf(t.Context(), "g1", all[0].Subject); err != nil || one.Phased != phased {
+			t.Errorf("member: %+v, %v", one, err)
+		}
+		r := f.do(j, coap.GET, nil, "ace-group", "g1")
+		k, err := groupcomm.DecodeKeyDistribution(r.Payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, in := coap.Observation{Topic: "gm/g1"}, uint64(0)
+		if phased {
+			want, in = coap.Observation{Topic: "gm/g1/phased"}, 7
+		}
+		if r.Observe == nil || *r.Observe != want || k.ActivateIn != in {
+			t.Errorf("observes %+v, begins in %d s", r.Observe, k.ActivateIn)
+		}
+	}
+	join(&groupcomm.Delivery{Phased: true})
+	check(true)
+	join(nil)
+	check(false)
+}
+
+// dormancy is a delivery in the first phase of a switch.
+type dormancy struct {
+	held
+	left uint64
+}
+
+func (d *dormancy) Dormant(string, string, uint64) uint64 { return d.left }

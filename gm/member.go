@@ -131,7 +131,7 @@ func (m *Manager) Members(ctx context.Context, name string) ([]groupcomm.Member,
 	err = m.st.View(ctx, func(tx *store.Tx) error {
 		// Without credentials, which are most of a row: there may be a hundred
 		// thousand, at each look at a delivery.
-		rows, err := tx.Query(`SELECT node, subject_kind, subject_id, sid, roles, control_uri, joined_num, expires, lapsed
+		rows, err := tx.Query(`SELECT node, subject_kind, subject_id, sid, roles, control_uri, joined_num, expires, lapsed, phased
 			FROM gm_members WHERE group_id = ? ORDER BY node`, g.id)
 		if err != nil {
 			return err
@@ -141,13 +141,14 @@ func (m *Manager) Members(ctx context.Context, name string) ([]groupcomm.Member,
 		for rows.Next() {
 			var id []byte
 			var sid *int64
-			var kind, roles, joined, expires, lapsed int64
+			var kind, roles, joined, expires, lapsed, phased int64
 			mb := member{sid: noSID}
-			if err := rows.Scan(&mb.node, &kind, &id, &sid, &roles, &mb.controlURI, &joined, &expires, &lapsed); err != nil {
+			if err := rows.Scan(&mb.node, &kind, &id, &sid, &roles, &mb.controlURI, &joined, &expires, &lapsed, &phased); err != nil {
 				return err
 			}
 			mb.subject = coap.Subject{Kind: coap.SubjectKind(kind), ID: string(id)}
 			mb.roles, mb.joinedNum, mb.expires, mb.lapsed = groupcomm.Roles(roles), uint64(joined), fromMillis(expires), lapsed != 0
+			mb.phased = phased != 0
 			if sid != nil {
 				mb.sid = sidPlace(*sid)
 			}
