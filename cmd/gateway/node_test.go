@@ -124,7 +124,7 @@ func TestNodeStory(t *testing.T) {
 			}
 			continue
 		}
-		if len(lines) != 14 {
+		if len(lines) != 15 {
 			t.Errorf("%d lines", len(lines))
 		}
 		for _, line := range lines {

@@ -367,7 +367,7 @@ func TestDelegateNonces(t *testing.T) {
 	if answered < 4 || answered+len(served) > len(asked) {
 		t.Errorf("of %d requests %d were answered, and %d when they came again", len(asked), answered, len(served))
 	}
-	if sent < 8 || len(nonces) < sent {
+	if sent < 7 || len(nonces) < sent { // the last round waited for seven
 		t.Errorf("%d requests of the delegate were heard, %d nonces", sent, len(nonces))
 	}
 }
