@@ -80,6 +80,9 @@ func (b *rekeyBench) renew(ctx context.Context, out string) (uint64, error) {
 // and says how long after start that was.
 func (b *rekeyBench) confirmed(ctx context.Context, start time.Time, version uint64) (time.Duration, error) {
 	for {
+		if err := b.watch.err(); err != nil {
+			return 0, err
+		}
 		// Looking at a ledger of a hundred thousand takes the gateway's time: not
 		// before the nodes know that they have it all.
 		if b.kind.mqtt || b.watch.reached(version) >= b.kind.n {
@@ -97,7 +100,7 @@ func (b *rekeyBench) confirmed(ctx context.Context, start time.Time, version uin
 				}
 				return time.Since(start), nil
 			}
-			wait(ctx, 2*time.Since(began))
+			wait(ctx, 10*time.Since(began)) // it tells later when that was
 		}
 		if !wait(ctx, rekeyLook) {
 			d, err := b.g.api.Delivery(context.WithoutCancel(ctx), b.kind.group, false)
@@ -156,7 +159,8 @@ type watch struct {
 	num      atomic.Uint64
 	versions []atomic.Uint64 // by node: what it has, plus one
 	have     atomic.Int64    // nodes that have num
-	bad      atomic.Int64    // messages that were no rekey message, or another of the same version
+	bad      atomic.Int64    // messages that were no rekey message, or an older one
+	worst    string          // the first of them
 }
 
 func newWatch(n int) *watch { return &watch{versions: make([]atomic.Uint64, n)} }
@@ -173,7 +177,11 @@ func (w *watch) took(i int, m *coap.Message) {
 	if !bytes.Equal(m.Payload, w.payload) {
 		msg, err := groupcomm.DecodeRekeyMessage(m.Payload)
 		if err != nil || w.payload != nil && uint64(msg.Num) <= num {
-			w.bad.Add(1)
+			if w.bad.Add(1) == 1 && err != nil {
+				w.worst = fmt.Sprintf("%v, %d bytes: %v", m.Code, len(m.Payload), err)
+			} else if w.worst == "" {
+				w.worst = fmt.Sprintf("version %d after %d", msg.Num, num)
+			}
 			return
 		}
 		w.payload = bytes.Clone(m.Payload)
@@ -184,6 +192,16 @@ func (w *watch) took(i int, m *coap.Message) {
 	if w.versions[i].Swap(num+1) != num+1 {
 		w.have.Add(1)
 	}
+}
+
+// err says whether somebody was told something else than the newest rekey.
+func (w *watch) err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.worst == "" {
+		return nil
+	}
+	return fmt.Errorf("bench: %d messages were not the newest rekey, the first: %s", w.bad.Load(), w.worst)
 }
 
 // reached counts the nodes that have a version or a newer one.

@@ -79,6 +79,7 @@ type Bridge struct {
 	controls  controls
 	leases    leases
 	rolls     rolls
+	doubts    doubts
 	tallies   tallies
 	calls     *calls
 	lookups   *lookups

@@ -40,7 +40,12 @@ func TestConfirmedAndLeft(t *testing.T) {
 		}
 		// It comes again, under the same name.
 		c.add(left, 8, channelPoll, nil)
-		if !c.flush(t.Context()) || !c.flush(t.Context()) || rows() != members {
+		for range 2 {
+			if !c.flush(t.Context()) {
+				t.Error("nothing is written")
+			}
+		}
+		if rows() != members {
 			t.Errorf("%d rows after it came again", rows())
 		}
 	})

@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -131,18 +129,29 @@ func (b *Bridge) small(ctx context.Context, l *roll, group, topic string, versio
 	resp.Options.SetContentFormat(coap.CBOR)
 	resp.Options.SetUint(coap.MaxAge, 0)
 	b.observers.begin(topic)
-	n := coap.Notification{Version: version, Body: resp, Confirm: true, Allow: b.allowed(ctx, l, group, topic)}
+	held := func(coap.Peer) bool { return false }
 	if topic == numTopic(group) {
-		n.Wait = b.heldBack(topic) // who sees the number asks for the keys
+		held = b.heldBack(topic) // who sees the number asks for the keys
 	}
-	return n
+	return coap.Notification{
+		Version: version, Body: resp, Confirm: true, Allow: b.allowed(ctx, l, group, topic),
+		Wait: func(p coap.Peer) bool { return b.doubted(topic, p) || held(p) },
+	}
 }
 
 // allowed is [coap.Notification.Allow] for observers of a resource of a group.
 func (b *Bridge) allowed(ctx context.Context, l *roll, group, topic string) func(coap.Peer) (*coap.Response, bool) {
 	return func(p coap.Peer) (*coap.Response, bool) {
-		last, node, ok := b.allow(ctx, l, group, p)
-		if !ok {
+		last, node, err := b.allow(ctx, l, group, p)
+		doubted := err != nil && !errors.Is(err, errNotTold)
+		b.doubts.set(observation{topic, p.Link}, doubted)
+		if doubted {
+			// Our own trouble is no reason to end an observation: nobody would
+			// tell the member any more. Wait holds this one back.
+			b.log.DebugContext(ctx, "cannot find out whether a peer may be told", "group", group, "peer", p.Addr, "err", err)
+			return nil, true
+		}
+		if err != nil {
 			b.observers.remove(topic, p.Link)
 			b.met.notifications.WithLabelValues("refused").Inc()
 			return last, false
@@ -156,6 +165,9 @@ func (b *Bridge) allowed(ctx context.Context, l *roll, group, topic string) func
 // channel, is not disturbed; what is newest then reaches it when it wakes.
 func (b *Bridge) waits(topic string) func(coap.Peer) bool {
 	return func(p coap.Peer) bool {
+		if b.doubted(topic, p) {
+			return true
+		}
 		m, ok := b.observers.member(topic, p.Link)
 		if !ok {
 			return false
@@ -175,29 +187,40 @@ func (b *Bridge) waits(topic string) func(coap.Peer) bool {
 	}
 }
 
+// errNotTold says that a peer must not be told.
+var errNotTold = errors.New("bridge: the peer is no member, or its token is not good any more")
+
 // allow repeats, before each notification, what a plain GET would be asked
-// (RFC 9594, Section 4.3.2: a current member, with a valid token).
-func (b *Bridge) allow(ctx context.Context, l *roll, group string, p coap.Peer) (last *coap.Response, node string, ok bool) {
+// (RFC 9594, Section 4.3.2: a current member, with a valid token). Where it returns
+// errNotTold, last is what the peer is told at the end; another error says that the
+// answer is not known.
+func (b *Bridge) allow(ctx context.Context, l *roll, group string, p coap.Peer) (last *coap.Response, node string, err error) {
+	node, listed := b.on(ctx, l, group, p.Subject) // as long as that takes
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	if err := b.access(ctx, p); err != nil {
-		return coap.ErrorResponse(err), "", false
+		if !coap.Deliberate(err) {
+			return nil, "", err
+		}
+		return coap.ErrorResponse(err), "", errNotTold
 	}
-	if node, ok := b.on(ctx, l, group, p.Subject); ok {
-		return nil, node, true
+	if listed {
+		return nil, node, nil
 	}
 	m, err := b.source.MemberOf(ctx, group, p.Subject)
 	switch {
 	case errors.Is(err, groupcomm.ErrNotMember):
 		// It left or was evicted. The notice of eviction goes to the node
 		// resource, this observation ends without a word.
-		return nil, "", false
+		return nil, "", errNotTold
+	case gone(err):
+		return coap.ErrorResponse(err), "", errNotTold
 	case err != nil:
-		return coap.ErrorResponse(err), "", false
+		return nil, "", err
 	case m.Lapsed:
-		return unauthorized(), "", false
+		return unauthorized(), "", errNotTold
 	}
-	return nil, m.Node, true
+	return nil, m.Node, nil
 }
 
 func unauthorized() *coap.Response { return &coap.Response{Code: coap.Unauthorized} }
@@ -238,7 +261,7 @@ func (b *Bridge) deleted(ctx context.Context, group string) {
 	for _, topic := range topics {
 		b.hub.Drop(topic, "", last)
 	}
-	for _, node := range b.observers.removeGroup(group, topics) {
+	for _, node := range b.observers.removeGroup(group) {
 		b.hub.Drop(nodeTopic(group, node), "", last)
 	}
 	b.controls.takeGroup(group)
@@ -261,196 +284,4 @@ func (b *Bridge) expired(s coap.Subject) {
 	for _, m := range members {
 		b.hub.Drop(nodeTopic(m.group, m.node), "", unauthorized())
 	}
-}
-
-// observers remembers which member is behind a link, as learned when it
-// registered and when the hub asked whether it may be notified. The zero value
-// is ready.
-//
-// A link may vanish without a word to this room. What was not seen in the last
-// two rekeys of a topic is forgotten: the one before the newest may still be
-// under way. Between rekeys a member that comes over one link after the other
-// is remembered by its newest registration only, so there is never more than
-// that and what was notified.
-type observers struct {
-	mu         sync.Mutex
-	known      map[observation]observer
-	round      map[string]uint64 // by topic: counts rekeys
-	registered map[member]registered
-	subjects   map[coap.Subject][]member // of registered
-}
-
-// registered is the newest registration of a member, whether of its node
-// resource or of the group.
-type registered struct {
-	link    coap.LinkID
-	subject coap.Subject
-}
-
-type observation struct {
-	topic string
-	link  coap.LinkID
-}
-
-type observer struct {
-	observation
-	member  member
-	subject coap.Subject
-	round   uint64
-}
-
-// begin starts the next round of a topic.
-func (o *observers) begin(topic string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.known == nil {
-		o.known, o.round = map[observation]observer{}, map[string]uint64{}
-	}
-	o.round[topic]++
-	for k, v := range o.known {
-		if k.topic == topic && v.round+1 < o.round[topic] {
-			delete(o.known, k)
-		}
-	}
-}
-
-// add is called from Allow, so a round has begun.
-func (o *observers) add(topic string, link coap.LinkID, m member, s coap.Subject) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	k := observation{topic, link}
-	o.known[k] = observer{k, m, s, o.round[topic]}
-}
-
-// register notes that a member asked to observe.
-func (o *observers) register(link coap.LinkID, m member, s coap.Subject) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.registered == nil {
-		o.registered, o.subjects = map[member]registered{}, map[coap.Subject][]member{}
-	}
-	old, ok := o.registered[m]
-	if ok && old.subject != s {
-		o.unregisterLocked(m)
-	}
-	if !ok || old.subject != s {
-		o.subjects[s] = append(o.subjects[s], m)
-	}
-	o.registered[m] = registered{link, s}
-}
-
-func (o *observers) unregisterLocked(m member) {
-	r, ok := o.registered[m]
-	if !ok {
-		return
-	}
-	delete(o.registered, m)
-	rest := slices.DeleteFunc(o.subjects[r.subject], func(have member) bool { return have == m })
-	if len(rest) == 0 {
-		delete(o.subjects, r.subject)
-	} else {
-		o.subjects[r.subject] = rest
-	}
-}
-
-func (o *observers) remove(topic string, link coap.LinkID) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	delete(o.known, observation{topic, link})
-}
-
-func (o *observers) member(topic string, link coap.LinkID) (member, bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	v, ok := o.known[observation{topic, link}]
-	return v.member, ok
-}
-
-// links lists over which associations a member observes.
-func (o *observers) links(m member) (links []coap.LinkID) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if r, ok := o.registered[m]; ok {
-		links = append(links, r.link)
-	}
-	return links
-}
-
-func (o *observers) removeMember(m member) (links []coap.LinkID) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if r, ok := o.registered[m]; ok {
-		links = append(links, r.link)
-		o.unregisterLocked(m)
-	}
-	for k, v := range o.known {
-		if v.member == m {
-			if !slices.Contains(links, k.link) {
-				links = append(links, k.link)
-			}
-			delete(o.known, k)
-		}
-	}
-	return links
-}
-
-// removeGroup forgets the observers of a group, and returns which of its members
-// were known to observe.
-func (o *observers) removeGroup(group string, topics []string) (nodes []string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for m := range o.registered {
-		if m.group == group {
-			nodes = append(nodes, m.node)
-			o.unregisterLocked(m)
-		}
-	}
-	for k, v := range o.known {
-		if v.member.group == group {
-			delete(o.known, k)
-		}
-	}
-	for _, topic := range topics {
-		delete(o.round, topic)
-	}
-	return nodes
-}
-
-// observing lists the members of a group that registered as observers.
-func (o *observers) observing(group string) (nodes []string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for m := range o.registered {
-		if m.group == group {
-			nodes = append(nodes, m.node)
-		}
-	}
-	return nodes
-}
-
-// removeSubject returns where a subject may observe: links by topic, of which
-// topics tells those of a group, and the members that it is.
-func (o *observers) removeSubject(s coap.Subject, topics func(group string) []string) (links []observation, members []member) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, m := range slices.Clone(o.subjects[s]) {
-		for _, topic := range topics(m.group) {
-			links = append(links, observation{topic, o.registered[m].link})
-		}
-		members = append(members, m)
-		o.unregisterLocked(m)
-	}
-	for k, v := range o.known {
-		if v.subject != s {
-			continue
-		}
-		delete(o.known, k)
-		if !slices.Contains(links, k) {
-			links = append(links, k)
-		}
-		if !slices.Contains(members, v.member) {
-			members = append(members, v.member)
-		}
-	}
-	return links, members
 }

@@ -3,6 +3,7 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -26,6 +27,7 @@ type house struct {
 
 	mu      sync.Mutex
 	expired map[string]bool   // nodes whose token expired
+	trouble bool              // nobody can say whose did
 	uris    map[string]string // control_uri by node; not written once requests come
 	links   []*coaptest.Link
 }
@@ -67,6 +69,9 @@ func newHouse(t *testing.T) *house {
 	h.b = New(Config{}, Deps{Store: h.s, Source: legacyManager{h.m}, Hub: h.srv, Access: func(_ context.Context, p coap.Peer) error {
 		h.mu.Lock()
 		defer h.mu.Unlock()
+		if h.trouble {
+			return errors.New("the disk does not answer")
+		}
 		if h.expired[p.Subject.ID] {
 			return coap.Errorf(coap.Unauthorized, "")
 		}
@@ -91,6 +96,13 @@ func newHouse(t *testing.T) *house {
 		wg.Wait()
 	})
 	return h
+}
+
+// change changes what the house is like.
+func (h *house) change(fn func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	fn()
 }
 
 // legacyManager is a manager whose group speaks a legacy dialect too.

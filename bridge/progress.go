@@ -64,7 +64,7 @@ type counter interface {
 
 // Tally is Progress without the members, of which there may be very many.
 func (b *Bridge) Tally(ctx context.Context, group string) (Progress, error) {
-	p, all, err := b.allHave(ctx, group)
+	p, all, _, err := b.allHave(ctx, group)
 	if err != nil {
 		return Progress{}, fmt.Errorf("bridge: delivery of %q: %w", group, err)
 	}
@@ -103,27 +103,28 @@ func (b *Bridge) confirmations(ctx context.Context, group string, version uint64
 	return n, err
 }
 
-// allHave finds out by counting whether all have confirmed the newest version; only
-// members are in the ledger, and where one lapsed counting is not enough.
-func (b *Bridge) allHave(ctx context.Context, group string) (p Progress, all bool, err error) {
+// allHave finds out by counting whether all have confirmed the newest version. Only
+// members are in the ledger; where one lapsed counting is not enough, and it is not
+// certain.
+func (b *Bridge) allHave(ctx context.Context, group string) (p Progress, all, certain bool, err error) {
 	c, ok := b.source.(counter)
 	if !ok {
-		return p, false, nil
+		return p, false, false, nil
 	}
 	p.Group = group
 	if p.Version, _, err = b.source.RekeyMessage(ctx, group); err != nil {
-		return p, false, err
+		return p, false, false, err
 	}
 	// In this order: who joins and confirms in between takes nobody's place.
 	if p.Delivered, err = b.confirmations(ctx, group, p.Version); err != nil {
-		return p, false, err
+		return p, false, false, err
 	}
 	lapsed := 0
-	if p.Members, lapsed, err = c.Count(ctx, group); err != nil || lapsed > 0 || p.Delivered != p.Members {
-		return p, false, err
+	if p.Members, lapsed, err = c.Count(ctx, group); err != nil || lapsed > 0 {
+		return p, false, false, err
 	}
 	b.date(&p)
-	return p, true, nil
+	return p, p.Delivered == p.Members, true, nil
 }
 
 // tally is one of before.
@@ -283,6 +284,14 @@ func (b *Bridge) finishGroup(ctx context.Context, group string) error {
 	if n := len(known); n > 0 && known[n-1].num == version && !known[n-1].done.IsZero() {
 		return nil // whoever confirms now does so once more
 	}
+	if p, all, certain, err := b.allHave(ctx, group); err != nil {
+		return fmt.Errorf("bridge: end of the delivery of %q: %w", group, err)
+	} else if certain {
+		if all && p.Members > 0 {
+			return b.finished(ctx, p)
+		}
+		return nil
+	}
 	confirmed, err := b.confirmations(ctx, group, version) // is cheap beside the tally
 	if err != nil {
 		return fmt.Errorf("bridge: confirmations of %q: %w", group, err)
@@ -310,9 +319,17 @@ func (b *Bridge) finishGroup(ctx context.Context, group string) error {
 	if p.Delivered < p.Members {
 		return nil
 	}
-	now = time.Now()
+	return b.finished(ctx, p)
+}
+
+// finished notes that all have confirmed a rekey.
+func (b *Bridge) finished(ctx context.Context, p Progress) error {
+	if !p.Done.IsZero() {
+		return nil
+	}
+	now, group := time.Now(), p.Group
 	fresh := false
-	err = b.store.Update(ctx, func(tx *store.Tx) error {
+	err := b.store.Update(ctx, func(tx *store.Tx) error {
 		n, err := tx.Exec(`UPDATE bridge_rekey SET done = ? WHERE grp = ? AND num = ? AND done = 0`, now.UnixMilli(), group, int64(p.Version))
 		if fresh = n > 0; err != nil || !fresh {
 			return err

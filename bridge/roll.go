@@ -75,16 +75,12 @@ func (b *Bridge) on(ctx context.Context, l *roll, group string, s coap.Subject) 
 	now := time.Now()
 	if !l.read {
 		l.read = true // also when it fails: then each is looked up
-		members, err := b.source.Members(ctx, group)
+		nodes, err := b.readRoll(ctx, group)
 		if err != nil {
+			b.log.WarnContext(ctx, "cannot read who is a member at a rekey: each is looked up", "group", group, "err", err)
 			return "", false
 		}
-		l.nodes = make(map[coap.Subject]string, len(members))
-		for _, m := range members {
-			if !m.Lapsed {
-				l.nodes[m.Subject] = m.Node
-			}
-		}
+		l.nodes = nodes
 		l.until = now.Add(rollFor)
 	}
 	if now.After(l.until) {
@@ -93,4 +89,69 @@ func (b *Bridge) on(ctx context.Context, l *roll, group string, s coap.Subject) 
 	}
 	node, ok = l.nodes[s]
 	return node, ok
+}
+
+// roller is the optional part of a [Source] that reads a roll: the members that did
+// not lapse.
+type roller interface {
+	Roll(ctx context.Context, group string) (map[coap.Subject]string, error)
+}
+
+func (b *Bridge) readRoll(ctx context.Context, group string) (map[coap.Subject]string, error) {
+	if r, ok := b.source.(roller); ok {
+		return r.Roll(ctx, group)
+	}
+	members, err := b.source.Members(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	nodes := make(map[coap.Subject]string, len(members))
+	for _, m := range members {
+		if !m.Lapsed {
+			nodes[m.Subject] = m.Node
+		}
+	}
+	return nodes, nil
+}
+
+// doubts are observers of whom it could not be found out whether they may be told,
+// until it is. The zero value is ready.
+type doubts struct {
+	mu sync.Mutex
+	of map[observation]bool
+}
+
+func (d *doubts) set(o observation, doubted bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case !doubted:
+		delete(d.of, o)
+		return
+	case d.of == nil:
+		d.of = map[observation]bool{}
+	}
+	d.of[o] = true
+}
+
+func (d *doubts) has(o observation) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.of[o]
+}
+
+// doubted says whether a peer is held back because Allow did not find out about it.
+// It is tried again some time later, or at its next sign of life.
+func (b *Bridge) doubted(topic string, p coap.Peer) bool {
+	if !b.doubts.has(observation{topic, p.Link}) {
+		return false
+	}
+	group, _, _ := groupOf(topic)
+	members, _ := b.activity.members(p.Subject)
+	for _, m := range members {
+		if m.group == group {
+			b.tryLater(m)
+		}
+	}
+	return true
 }

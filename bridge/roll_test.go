@@ -142,3 +142,28 @@ func TestAcknowledgedBeforeACrash(t *testing.T) {
 		}
 	})
 }
+
+// TestTroubleEndsNoObservation: when nobody can say whether an observer may be told,
+// it is told later.
+func TestTroubleEndsNoObservation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.join(t, h.b, "node", nil)
+		link := h.link("node")
+		w := h.observe(link, "/ace-group/sensors")
+		h.change(func() { h.trouble = true })
+		version := h.m.rekey(t, h.b)
+		settle(time.Second)
+		if n := len(w.responses()); n != 1 {
+			t.Errorf("%d responses in the trouble", n)
+		}
+		if n := len(h.srv.Observers(groupTopic(testGroup))); n != 1 {
+			t.Errorf("%d observers after the trouble", n)
+		}
+		h.change(func() { h.trouble = false })
+		settle(2 * time.Minute)
+		if e := h.entry("node"); e.State != StateCurrent || e.Confirmed != version || len(w.responses()) != 2 {
+			t.Errorf("after the trouble: %+v, %d responses", e, len(w.responses()))
+		}
+	})
+}

@@ -391,8 +391,15 @@ func (r *modelRun) compare(group string) {
 	if n, l, err := r.m.Count(ctx, group); err != nil || n != len(members) || l != lapsed {
 		r.t.Fatalf("%s: %d members of %s are counted, %d lapsed, %v; there are %d and %d", r.op, n, group, l, err, len(members), lapsed)
 	}
+	roll, err := r.m.Roll(ctx, group)
+	if err != nil || len(roll) != len(members)-lapsed {
+		r.t.Fatalf("%s: %d members of %s are on the roll, %v", r.op, len(roll), group, err)
+	}
 	got, want := map[string]string{}, map[string]string{}
 	for _, mb := range members {
+		if node, ok := roll[mb.Subject]; ok == mb.Lapsed || ok && node != mb.Node {
+			r.t.Fatalf("%s: %s of %s is %q on the roll, lapsed: %v", r.op, mb.Node, group, node, mb.Lapsed)
+		}
 		sid := "-"
 		if mb.SenderID != nil {
 			sid = mb.SenderID.String()
