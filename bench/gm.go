@@ -37,7 +37,8 @@ const (
 // a group of n; and the rekey of a group of n, durable, once for members that
 // ask or observe and once for members on MQTT, each of whom gets a message that
 // is protected for it alone; and in a group with a key tree a leave and the rekey
-// after it, with the number of messages and against the rekey of members one by one.
+// after it, with the number of messages and against the rekey of members one by one,
+// and the deletion of that group.
 //
 // The floors are what cannot be done without: for a join one Ed25519
 // verification and one signature, for a rekey over MQTT one signature for each
@@ -192,7 +193,18 @@ func (b *gmBench) tree(ctx context.Context, floor, alone float64) ([]Result, err
 		}
 		messages = max(messages, n)
 	}
+	b.progress(fmt.Sprintf("deletion of a key tree of %d members", b.n))
+	if err := b.m.SetActive(ctx, treeGroup, false); err != nil {
+		return nil, err
+	}
+	begin, busy := time.Now(), cpuTime()
+	if err := b.m.DeleteGroup(ctx, treeGroup); err != nil {
+		return nil, err
+	}
+	gone, goneCPU := time.Since(begin), cpuTime()-busy
 	return []Result{
+		b.row("tree_delete", "ms", milliseconds(gone)),
+		b.row("tree_delete_cpu", "ms", milliseconds(goneCPU)),
 		b.row("tree_joins_per_second", "1/s", perSecond).against("floor", floor),
 		b.row("tree_leave", "ms", milliseconds(percentile(took, 50))).below("point-to-point", alone),
 		b.row("tree_leave_cpu", "ms", milliseconds(percentile(cpu, 50))),

@@ -128,7 +128,7 @@ func (m *manager) join(t testing.TB, b *Bridge, node string, want *groupcomm.Del
 	if mgt == nil {
 		return nil
 	}
-	k, err := groupcomm.DecodeMgtKeyMaterial(mgt)
+	k, err := groupcomm.DecodeMgtKeyMaterial(mgt())
 	if err != nil {
 		t.Fatalf("decode mgt_key_material: %v", err)
 	}

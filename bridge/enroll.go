@@ -59,12 +59,13 @@ func random(n int) []byte {
 }
 
 // Enroll prepares how a member that joins or re-joins is told of rekeys. mgt is
-// the content of mgt_key_material (label 27), nil when it is not MQTT. commit
+// the content of mgt_key_material (label 27) after commit, nil when there is none:
+// where it is of a key tree, the transaction finds the place. commit
 // belongs into the transaction of the join: it ends an earlier enrolment, so
 // that a key that left with the member protects nothing afterwards
 // (protocol.md, Section 5), and what was confirmed before, because a join
 // response is no confirmation.
-func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm.Delivery) (mgt []byte, commit func(*store.Tx) error, err error) {
+func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm.Delivery) (mgt func() []byte, commit func(*store.Tx) error, err error) {
 	m := member{group, node}
 	inTree := want != nil && want.Tree && want.Degree != 0
 	overMQTT := want != nil && want.Channel == channelMQTT && b.publisher != nil
@@ -78,42 +79,63 @@ func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm
 	if uri == "" && overMQTT {
 		return nil, nil, errors.New("bridge: enrol before setup")
 	}
-	r := registration{
+	r, password, row := b.register(m, want.Channel)
+	k := b.mgt(&r, uri, password)
+	if !inTree {
+		phased := int64(0)
+		if want.Phased { // what a tree tells goes to all at once
+			phased = 1
+		}
+		return k.Encode, func(tx *store.Tx) error {
+			if err := b.forget(tx, m, nil); err != nil {
+				return err
+			}
+			_, err := tx.Exec(insertRegistration+`(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', -1, ?)`, append(row[:len(row):len(row)], phased)...)
+			return err
+		}, nil
+	}
+	var s settled
+	return func() []byte {
+			b.addBranch(k, s.t, s.path)
+			return k.Encode()
+		}, func(tx *store.Tx) (err error) {
+			place := int64(-1) // in the tree, from before
+			if err := b.forget(tx, m, &place); err != nil {
+				return err
+			}
+			if s, err = b.settle(tx, group, want.Degree, r.key, place); err != nil {
+				return err
+			}
+			_, err = tx.Exec(insertRegistration+`(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)`, append(row[:len(row):len(row)], s.t.tid, s.path[0].Index)...)
+			return err
+		}, nil
+}
+
+const (
+	insertRegistration = `INSERT INTO bridge_registration
+		(rid, grp, node, kid, alg, sealed_key, base_iv, secret_hash, sealed_secret, route, tid, leaf, phased) VALUES `
+	registrationColumns = 10 // without the place in a tree and phased
+)
+
+// register draws what a registration is made of; row is for insertRegistration.
+func (b *Bridge) register(m member, route string) (r registration, password string, row []any) {
+	r = registration{
 		rid:    base64.RawURLEncoding.EncodeToString(random(ridLen)),
 		member: m,
 		kid:    random(kidLen),
 		alg:    cose.AlgAESCCM16_64_128,
 		key:    random(keyLen),
 		baseIV: random(baseIVLen),
-		route:  want.Channel,
+		route:  route,
 	}
-	password := base64.RawURLEncoding.EncodeToString(random(secretLen))
-	hash := hashSecret(r.rid, password)
-	sealed := b.store.Seal(keyContext(r.rid), r.key)
-	sealedSecret := b.store.Seal(secretContext(r.rid), []byte(password))
-	if r.route == channelMulticast {
+	password = base64.RawURLEncoding.EncodeToString(random(secretLen))
+	hash, sealedSecret := hashSecret(r.rid, password), b.store.Seal(secretContext(r.rid), []byte(password))
+	if route == channelMulticast {
 		hash, sealedSecret = []byte{}, nil // nobody logs in
 	}
-	return b.mgt(&r, uri, password).Encode(), func(tx *store.Tx) error {
-		leaf := int64(-1)
-		keep := &leaf // its place in the tree
-		if !inTree {
-			keep = nil
-		}
-		if err := b.forget(tx, m, keep); err != nil {
-			return err
-		}
-		phased := int64(0)
-		if want.Phased && !inTree { // what a tree tells goes to all at once
-			phased = 1
-		}
-		_, err := tx.Exec(`INSERT INTO bridge_registration (rid, grp, node, kid, alg, sealed_key, base_iv, secret_hash, sealed_secret, route, phased)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, r.rid, group, node, r.kid, r.alg, sealed, r.baseIV, hash, sealedSecret, r.route, phased)
-		if err != nil || !inTree {
-			return err
-		}
-		return b.settle(tx, group, want.Degree, &r, leaf)
-	}, nil
+	return r, password, []any{
+		r.rid, m.group, m.node, r.kid, r.alg, b.store.Seal(keyContext(r.rid), r.key), r.baseIV, hash, sealedSecret, route,
+	}
 }
 
 // mgt makes mgt_key_material for a registration; uri is the broker's, and
@@ -211,6 +233,57 @@ func (b *Bridge) Remove(tx *store.Tx, group, node string) error {
 		return err
 	}
 	return b.forget(tx, member{group, node}, nil)
+}
+
+// RemoveAll is Remove for every member of a group that goes. What it costs in the
+// transaction grows with the rows that are there, and not with statements for each
+// member and each node of a tree above it.
+func (b *Bridge) RemoveAll(tx *store.Tx, group string, nodes []string) error {
+	rids := map[string]string{}
+	rows, err := tx.Query(`SELECT node, rid FROM bridge_registration WHERE grp = ?`, group)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var node, rid string
+		if err := rows.Scan(&node, &rid); err != nil {
+			return err
+		}
+		rids[node] = rid
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	for _, q := range []string{
+		`DELETE FROM bridge_lease WHERE grp = ?`,
+		`DELETE FROM bridge_confirmed WHERE grp = ?`,
+		`DELETE FROM bridge_life WHERE grp = ?`,
+		`DELETE FROM bridge_message WHERE kid IN (SELECT kid FROM bridge_registration WHERE grp = ?)`,
+		`INSERT INTO bridge_revoked (rid) SELECT rid FROM bridge_registration WHERE grp = ?`,
+		`DELETE FROM bridge_registration WHERE grp = ?`,
+	} {
+		if _, err := tx.Exec(q, group); err != nil {
+			return err
+		}
+	}
+	if err := b.fell(tx, group); err != nil {
+		return fmt.Errorf("bridge: key tree of %q: %w", group, err)
+	}
+	tx.AfterCommit(func() {
+		for _, node := range nodes {
+			b.forgotten(member{group, node}, rids[node])
+		}
+	})
+	if !b.store.Shared() {
+		return nil
+	}
+	for _, rid := range rids {
+		if err := tx.Emit(eventRevoked, rid, nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // forget ends the enrolment of a member. Its place in a tree is vacated, or, if

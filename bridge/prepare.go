@@ -174,7 +174,8 @@ func storeMessages(tx *store.Tx, group string, num uint64, out []rendered) error
 }
 
 // entitled reads the registrations that a plan is for and that have no message
-// of that version or a newer one yet.
+// of that version or a newer one yet. Who is to have a place in a key tree, and
+// has none, asks before it reads anything.
 func (b *Bridge) entitled(ctx context.Context, plan groupcomm.RekeyPlan) ([]registration, error) {
 	excluded := make(map[string]bool, len(plan.Excluded))
 	for _, n := range plan.Excluded {
@@ -186,7 +187,7 @@ func (b *Bridge) entitled(ctx context.Context, plan groupcomm.RekeyPlan) ([]regi
 		regs, sealed = nil, nil
 		rows, err := tx.Query(`SELECT r.rid, r.node, r.kid, r.alg, r.sealed_key, r.base_iv, r.phased
 			FROM bridge_registration r LEFT JOIN bridge_message m ON m.kid = r.kid
-			WHERE r.grp = ? AND r.leaf < 0 AND (m.num IS NULL OR m.num < ?)`, plan.Group, int64(plan.Num))
+			WHERE r.grp = ? AND r.leaf < 0 AND r.tid = '' AND (m.num IS NULL OR m.num < ?)`, plan.Group, int64(plan.Num))
 		if err != nil {
 			return err
 		}

@@ -239,6 +239,28 @@ func removeTree(tx *store.Tx, tid string) error {
 	return nil
 }
 
+// fell takes the tree of a group down with all that is in it.
+func (b *Bridge) fell(tx *store.Tx, group string) error {
+	t, err := treeOf(tx, group)
+	if err != nil || t == nil {
+		return err
+	}
+	if b.publisher == nil {
+		return removeTree(tx, t.tid)
+	}
+	t.Seq++
+	if _, err := tx.Exec(`UPDATE bridge_tree_message SET body = ?, at = ? WHERE tid = ?`, []byte{}, t.Seq, t.tid); err != nil {
+		return err
+	}
+	for _, table := range []string{"bridge_tree_free", "bridge_tree_node"} {
+		if _, err := tx.Exec(`DELETE FROM `+table+` WHERE tid = ?`, t.tid); err != nil {
+			return err
+		}
+	}
+	_, err = tx.Exec(`UPDATE bridge_tree SET grp = '', seq = ?, spare = 0 WHERE tid = ?`, t.Seq, t.tid)
+	return err
+}
+
 // changeTree runs fn on a tree and writes what it did.
 func (b *Bridge) changeTree(tx *store.Tx, t *tree, blind bool, fn func(*keytree.Tree) error) error {
 	rows := b.treeRows(tx, t.tid)
@@ -267,42 +289,52 @@ func (t *tree) place(tx *store.Tx) (leaf uint32, err error) {
 	return leaf, err
 }
 
-// settle puts a registration into the tree of its group: on the place that the
-// member had before, or on a new one.
-func (b *Bridge) settle(tx *store.Tx, group string, degree uint32, r *registration, old int64) error {
+// settled is a place in a tree, and the way from there to the root.
+type settled struct {
+	t    *tree
+	path []keytree.Node
+}
+
+// settle finds a member its place in the tree of its group, with a key of its own:
+// that which it had, or a new one. The way is what it is to be told; what changes
+// in it later comes with rekeys.
+func (b *Bridge) settle(tx *store.Tx, group string, degree uint32, key []byte, old int64) (s settled, err error) {
 	t, err := treeOf(tx, group)
 	if err != nil {
-		return err
+		return s, err
 	}
 	if t == nil {
 		if t, err = plantTree(tx, group, degree); err != nil {
-			return err
+			return s, err
 		}
 	}
 	leaf := uint32(old)
 	if old < 0 {
 		if leaf, err = t.place(tx); err != nil {
-			return err
+			return s, err
 		}
 	}
 	err = b.changeTree(tx, t, false, func(k *keytree.Tree) error {
+		set := k.Add
 		if old >= 0 {
-			return k.Replace(leaf, r.key)
+			set = k.Replace
 		}
-		return k.Add(leaf, r.key)
-	})
-	if err != nil {
-		return fmt.Errorf("bridge: key tree of %q: %w", group, err)
-	}
-	if old >= 0 {
-		// What is retained for the old key is of no use to anybody.
-		if _, err := tx.Exec(`UPDATE bridge_tree_message SET body = ?, at = ? WHERE tid = ? AND pos = ?`,
-			[]byte{}, t.Seq, t.tid, position(keytree.ID{Index: leaf})); err != nil {
+		if err := set(leaf, key); err != nil {
 			return err
 		}
+		s.path, err = k.Path(leaf)
+		return err
+	})
+	if err != nil {
+		return s, fmt.Errorf("bridge: key tree of %q: %w", group, err)
 	}
-	_, err = tx.Exec(`UPDATE bridge_registration SET tid = ?, leaf = ? WHERE rid = ?`, t.tid, leaf, r.rid)
-	return err
+	if s.t = t; old < 0 {
+		return s, nil
+	}
+	// What is retained for the old key is of no use to anybody.
+	_, err = tx.Exec(`UPDATE bridge_tree_message SET body = ?, at = ? WHERE tid = ? AND pos = ?`,
+		[]byte{}, t.Seq, t.tid, position(keytree.ID{Index: leaf}))
+	return s, err
 }
 
 // vacate takes a leaf out of a tree; the next rekey renews what its member knew.
@@ -325,27 +357,6 @@ func (b *Bridge) addBranch(k *groupcomm.MgtKeyMaterial, t *tree, path []keytree.
 	if k.Broker != "" {
 		k.TreeTopic = treeTopic(b.cfg.Prefix, t.tid)
 	}
-}
-
-// resettle gives a member another place, and another key of its own.
-func (b *Bridge) resettle(ctx context.Context, group, node string) error {
-	r := registration{member: member{group, node}, key: random(keyLen)}
-	err := b.store.Update(ctx, func(tx *store.Tx) error {
-		var leaf int64
-		err := tx.QueryRow(`SELECT rid, leaf FROM bridge_registration WHERE grp = ? AND node = ? AND tid <> ''`, group, node).Scan(&r.rid, &leaf)
-		if err != nil || leaf >= 0 {
-			return err
-		}
-		if _, err := tx.Exec(`UPDATE bridge_registration SET sealed_key = ? WHERE rid = ?`,
-			b.store.Seal(keyContext(r.rid), r.key), r.rid); err != nil {
-			return err
-		}
-		return b.settle(tx, group, keytree.DefaultDegree, &r, -1)
-	})
-	if err != nil && !errors.Is(err, store.ErrNotFound) { // left meanwhile
-		return fmt.Errorf("bridge: key tree of %q: %w", group, err)
-	}
-	return nil
 }
 
 // treeTopic is what the topics of a tree begin with: below it is /LEVEL/INDEX.

@@ -183,3 +183,58 @@ func TestTreeTransactions(t *testing.T) {
 		t.Errorf("%d nodes written", n)
 	}
 }
+
+// TestReplant: members of a tree at one gateway follow another tree at another,
+// each from when it asks on; who never asks costs no message.
+func TestReplant(t *testing.T) {
+	m := newManager(t)
+	s := open(t)
+	b := New(Config{}, Deps{Store: s, Source: m, Hub: nobody{}})
+	for i := range 9 {
+		m.join(t, b, fmt.Sprint("n", i), wantTree(channelMulticast))
+	}
+	m.rekey(t, b)
+	var channels map[string]string
+	if err := s.View(t.Context(), func(tx *store.Tx) (err error) {
+		channels, err = b.Branches(tx, testGroup)
+		return err
+	}); err != nil || len(channels) != 9 || channels["n3"] != channelMulticast {
+		t.Fatal(channels, err)
+	}
+
+	s = open(t)
+	there := New(Config{}, Deps{Store: s, Source: m, Hub: nobody{}})
+	channels["n8"] = channelMQTT // of which there is none
+	commit, err := there.Replant(t.Context(), testGroup, channels)
+	if err == nil {
+		err = s.Update(t.Context(), commit)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.rekey(t, there)
+	if n := len(stored(t, there)); n != 0 {
+		t.Fatalf("%d messages for nobody", n)
+	}
+	all := map[string]*climber{}
+	for _, node := range []string{"n0", "n5", "n7"} {
+		all[node] = &climber{node: node, f: material(t, there, node)}
+	}
+	v := m.rekey(t, there)
+	for node, c := range all {
+		if got := c.reads(t, there, m); got != v {
+			t.Errorf("%s reads version %d of %d", node, got, v)
+		}
+	}
+	if mgt, err := there.Enrolled(t.Context(), testGroup, "n8"); mgt != nil || err != nil {
+		t.Errorf("without MQTT: %x, %v", mgt, err)
+	}
+	m.end(t, there, "n1", groupcomm.EventLeft) // it never asked
+	m.end(t, there, "n5", groupcomm.EventLeft)
+	v = m.rekey(t, there)
+	for node, c := range all {
+		if got := c.reads(t, there, m); (got == v) == (node == "n5") {
+			t.Errorf("after a leave %s reads version %d of %d", node, got, v)
+		}
+	}
+}

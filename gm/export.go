@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
@@ -60,7 +62,10 @@ func (m *Manager) Export(ctx context.Context, name string, move bool, phrase []b
 			sum := sha256.Sum256(cose.MustMarshal([]any{"group export", name, gid, e.Num}))
 			e.ID = sum[:16]
 		}
-		return e.read(tx, g.id)
+		if err := e.read(tx, g.id); err != nil {
+			return err
+		}
+		return m.readBranches(tx, e, name)
 	}
 	if !move {
 		err = m.st.View(ctx, read)
@@ -96,6 +101,23 @@ func (m *Manager) Export(ctx context.Context, name string, move bool, phrase []b
 	}
 	m.log.WarnContext(ctx, "group exported", "group", name, "version", e.Num, "members", len(e.Members), "moved", move)
 	return file, e.Num, nil
+}
+
+// readBranches fills in who follows the group's key tree.
+func (m *Manager) readBranches(tx *store.Tx, e *exported, name string) error {
+	e.Branches = []exportedBranch{}
+	d, ok := m.deliver.(mover)
+	if !ok {
+		return nil
+	}
+	channels, err := d.Branches(tx, name)
+	if err != nil {
+		return err
+	}
+	for _, node := range slices.Sorted(maps.Keys(channels)) {
+		e.Branches = append(e.Branches, exportedBranch{Node: node, Channel: channels[node]})
+	}
+	return nil
 }
 
 // read fills in what has many rows.

@@ -403,3 +403,42 @@ func TestMoveIsTold(t *testing.T) {
 		}
 	}
 }
+
+// TestExportedBefore: a file of the format before opens, and so does one with
+// members of a key tree; one with places that no member has does not.
+func TestExportedBefore(t *testing.T) {
+	f, _, _, _ := grown(t)
+	file, _, err := f.m.Export(t.Context(), "g1", false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, _, err := f.m.openExport(file, nil)
+	if err != nil || len(e.Branches) != 0 {
+		t.Fatal(e.Branches, err)
+	}
+	now := e.encode()
+	before := append([]byte{0x8c}, now[1:len(now)-1]...)
+	old := append([]byte(exportMagic), 1, lockSealKey)
+	old = append(old, f.st.Seal(exportContext, before)...)
+	if got, _, err := f.m.openExport(old, nil); err != nil || !bytes.Equal(got.encode(), now) {
+		t.Errorf("version 1: %v", err)
+	}
+	if _, _, err := f.m.openExport(append(old[:len(exportMagic):len(exportMagic)], file[len(exportMagic):]...), nil); err != nil {
+		t.Errorf("version 2: %v", err)
+	}
+	node := e.Members[0].Node
+	for what, c := range map[string]struct {
+		branches []exportedBranch
+		fails    bool
+	}{
+		"one":        {[]exportedBranch{{Node: node, Channel: "mqtt"}}, false},
+		"a stranger": {[]exportedBranch{{Node: "nobody", Channel: "mqtt"}}, true},
+		"twice":      {[]exportedBranch{{Node: node, Channel: "mqtt"}, {Node: node, Channel: "multicast"}}, true},
+		"a channel":  {[]exportedBranch{{Node: node, Channel: "smoke"}}, true},
+	} {
+		e.Branches = c.branches
+		if _, _, err := decodeExported(e.encode()); (err != nil) != c.fails {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

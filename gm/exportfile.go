@@ -29,7 +29,7 @@ import (
 // rounds of HMAC-SHA-256. A salt is used once, so the nonce is.
 const (
 	exportMagic   = "groupgate group\n"
-	exportVersion = 1
+	exportVersion = 2 // 1 had no Branches
 	lockSealKey   = 0
 	lockPhrase    = 1
 	exportSalt    = 32
@@ -71,6 +71,15 @@ type exported struct {
 	StaleFrom uint64
 	Stale     []exportedStale
 	Members   []exportedMember
+	Branches  []exportedBranch
+}
+
+// exportedBranch is a member that follows the group's key tree, of which nothing
+// else comes along: at the other gateway grows another.
+type exportedBranch struct {
+	_       struct{} `cbor:",toarray"`
+	Node    string
+	Channel string // that it asked for
 }
 
 type exportedStale struct {
@@ -96,6 +105,15 @@ type exportedMember struct {
 	Expires     int64 // milliseconds
 	Lapsed      bool
 	LapsedNum   uint64
+}
+
+// addBranches makes the content of a file of version 1, an array of 12 elements,
+// what an export of today would have written.
+func addBranches(b []byte) []byte {
+	if len(b) == 0 || b[0] != 0x8c {
+		return b
+	}
+	return append(append([]byte{0x8d}, b[1:]...), 0x80)
 }
 
 func (e *exported) encode() []byte { return cose.MustMarshal(e) }
@@ -148,6 +166,12 @@ func (e *exported) check() (*groupcomm.GroupConfig, error) {
 			return nil, fmt.Errorf("member %q twice", m.Node)
 		}
 		nodes[m.Node], subjects[who], held[m.SID] = true, true, m.Node
+	}
+	for _, b := range e.Branches {
+		if !nodes[b.Node] || b.Channel != "mqtt" && b.Channel != "multicast" {
+			return nil, errors.New("key tree")
+		}
+		nodes[b.Node] = false // one place each
 	}
 	stale := map[exportedStale]bool{}
 	for _, s := range e.Stale {
@@ -258,7 +282,7 @@ func (m *Manager) openExport(file, phrase []byte) (*exported, *groupcomm.GroupCo
 	var err error
 	version, lock, body := file[len(exportMagic)], file[len(exportMagic)+1], file[exportHeader:]
 	switch {
-	case version != exportVersion:
+	case version < 1 || version > exportVersion:
 		return nil, nil, coap.Errorf(coap.BadRequest, "exported in format %d, and this program reads %d", version, exportVersion)
 	case lock == lockPhrase && len(phrase) == 0:
 		return nil, nil, coap.Errorf(coap.BadRequest, "the file was exported with a passphrase")
@@ -277,6 +301,9 @@ func (m *Manager) openExport(file, phrase []byte) (*exported, *groupcomm.GroupCo
 	}
 	if err != nil {
 		return nil, nil, ErrExportLocked
+	}
+	if version == 1 {
+		plain = addBranches(plain)
 	}
 	e, cfg, err := decodeExported(plain)
 	if err != nil {

@@ -46,9 +46,10 @@ type Authority interface {
 // [holder] is told what members' requests show.
 type Delivery interface {
 	// Enroll prepares what a member needs for the channel that it asked for at
-	// join: mgt goes into label 27, commit runs in the join's transaction, and
-	// may run again. A nil want ends an earlier enrolment.
-	Enroll(ctx context.Context, group, node string, want *groupcomm.Delivery) (mgt []byte, commit func(*store.Tx) error, err error)
+	// join: commit runs in the join's transaction, and may run again; what mgt
+	// gives after that goes into label 27, mgt is nil when there is none. A nil want
+	// ends an earlier enrolment.
+	Enroll(ctx context.Context, group, node string, want *groupcomm.Delivery) (mgt func() []byte, commit func(*store.Tx) error, err error)
 	// Enrolled gives mgt again, for a member that asks for its keying material;
 	// nil when there is none.
 	Enrolled(ctx context.Context, group, node string) (mgt []byte, err error)
@@ -57,6 +58,20 @@ type Delivery interface {
 	Prepare(ctx context.Context, plan groupcomm.RekeyPlan) (commit func(*store.Tx) error, err error)
 	// Remove forgets a member that left or was evicted.
 	Remove(tx *store.Tx, group, node string) error
+	// RemoveAll forgets all members of a group that is deleted.
+	RemoveAll(tx *store.Tx, group string, nodes []string) error
+}
+
+// mover is the optional part of a Delivery that brings along how members are told
+// when their group moves to another gateway.
+type mover interface {
+	// Branches lists the members that follow the key tree of a group, with the
+	// channel that each asked for.
+	Branches(tx *store.Tx, group string) (channels map[string]string, err error)
+	// Replant has members follow the key tree of a group that is about to come
+	// into being: with new keys, which they get when they ask for their keying
+	// material. commit belongs into the transaction.
+	Replant(ctx context.Context, group string, channels map[string]string) (commit func(*store.Tx) error, err error)
 }
 
 // phaser is the optional part of a Delivery that tells scheduled rekeys in two phases.

@@ -23,8 +23,9 @@ import (
 // Members, roles, credentials, Sender IDs, policies, and the Group Manager's key
 // come along, and stale sets but for a backup, whose original may know more. What
 // belongs to associations stays behind: members associate anew with tokens that
-// this gateway accepts, and those on MQTT join again, because a key for MQTT is
-// for one gateway.
+// this gateway accepts. A key for rekeys is for one gateway: members of a key tree
+// get their way in another when they ask for the keying material, and others on MQTT
+// join again.
 func (m *Manager) Import(ctx context.Context, file, phrase []byte) (string, uint64, error) {
 	e, cfg, err := m.openExport(file, phrase)
 	if err != nil {
@@ -38,6 +39,15 @@ func (m *Manager) Import(ctx context.Context, file, phrase []byte) (string, uint
 		st = stateInactive
 	}
 	p := &planted{cfg: *cfg, state: st, num: num, staleFrom: num, key: e.KDCKey, cred: e.KDCCred, file: e.ID, members: e.Members}
+	if d, ok := m.deliver.(mover); ok && cfg.KeyTree != 0 && len(e.Branches) > 0 {
+		channels := map[string]string{}
+		for _, b := range e.Branches {
+			channels[b.Node] = b.Channel
+		}
+		if p.enroll, err = d.Replant(ctx, cfg.Name, channels); err != nil {
+			return "", 0, err
+		}
+	}
 	given := []sidPlace{}
 	for _, s := range e.Stale {
 		if s.Num == e.Num {
@@ -118,7 +128,8 @@ type planted struct {
 	stale     []exportedStale
 	key, cred []byte
 	members   []exportedMember
-	file      []byte // identifier of the import; nil: of a fixture
+	file      []byte                // identifier of the import; nil: of a fixture
+	enroll    func(*store.Tx) error // of members that follow the key tree; nil: there are none
 }
 
 // errTaken is the error for the name of a group that is there.
@@ -180,6 +191,11 @@ func (m *Manager) plant(ctx context.Context, p *planted) error {
 		}
 		if err := emit(tx, groupcomm.EventCreated, groupcomm.Event{Group: name, Version: p.num, Gid: p.mat.gid, Reason: from}); err != nil {
 			return err
+		}
+		if p.enroll != nil {
+			if err := p.enroll(tx); err != nil {
+				return err
+			}
 		}
 		return p.writeRows(tx, id, held, next)
 	})

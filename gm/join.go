@@ -30,7 +30,7 @@ type joinCall struct {
 	ticket   []byte // names it among those that wait for a rekey; nil: it did not
 
 	newName  string                // name that a newcomer will have
-	mgt      []byte                // mgt_key_material
+	mgt      func() []byte         // mgt_key_material, after the commit; nil: none
 	enrolled func(*store.Tx) error // nil: nothing to write for the delivery
 	enroller string                // node name that enrolled is for
 }
@@ -501,7 +501,7 @@ func (m *Manager) joinResponse(ctx context.Context, j *joinCall, p sidPlace) (*c
 		}
 		d.Creds, d.PeerRoles, d.PeerIdentifiers = cr.Creds, cr.PeerRoles, cr.PeerIdentifiers
 	}
-	if err := m.tellNewChannel(ctx, j, d); err != nil {
+	if err := j.tellChannel(d); err != nil {
 		return nil, err
 	}
 	code := coap.Created

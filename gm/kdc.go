@@ -1,7 +1,6 @@
 package gm
 
 import (
-	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
@@ -160,18 +159,12 @@ func (g *group) tellChannel(d *groupcomm.KeyDistribution, mgt, cnonce []byte) er
 	return nil
 }
 
-// tellNewChannel is tellChannel for one that just joined: its place in a key tree
-// was found in the transaction of its join, and what it is to know may have changed
-// with those of others.
-func (m *Manager) tellNewChannel(ctx context.Context, j *joinCall, d *groupcomm.KeyDistribution) error {
-	mgt := j.mgt
-	if mgt != nil && j.msg.Delivery.Tree && j.g.cfg.KeyTree != 0 {
-		var err error
-		if mgt, err = m.deliver.Enrolled(ctx, j.g.cfg.Name, j.node); err != nil {
-			return fmt.Errorf("gm: channel of %s/%s: %w", j.g.cfg.Name, j.node, err)
-		}
+// tellChannel is that of the group for one that just joined.
+func (j *joinCall) tellChannel(d *groupcomm.KeyDistribution) error {
+	if j.mgt == nil {
+		return nil
 	}
-	return j.g.tellChannel(d, mgt, j.msg.CNonce)
+	return j.g.tellChannel(d, j.mgt(), j.msg.CNonce)
 }
 
 func newKDCNonce() []byte {

@@ -177,10 +177,8 @@ func (m *Manager) DeleteGroup(ctx context.Context, name string) error {
 		}
 		members = len(nodes)
 		if m.deliver != nil {
-			for _, node := range nodes {
-				if err := m.deliver.Remove(tx, name, node); err != nil {
-					return err
-				}
+			if err := m.deliver.RemoveAll(tx, name, nodes); err != nil {
+				return err
 			}
 		}
 		if _, err := tx.Exec(`INSERT INTO gm_retired (group_id, name, gid_prefix, epoch_bytes, gid_epoch) VALUES (?, ?, ?, ?, ?)`,

@@ -24,6 +24,13 @@ func (r *remover) Remove(_ *store.Tx, group, node string) error {
 	return nil
 }
 
+func (r *remover) RemoveAll(_ *store.Tx, group string, nodes []string) error {
+	for _, node := range nodes {
+		r.removed = append(r.removed, group+"/"+node)
+	}
+	return nil
+}
+
 func (f *fixture) delete(name string) {
 	f.t.Helper()
 	if err := f.m.SetActive(f.t.Context(), name, false); err != nil {

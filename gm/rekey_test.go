@@ -207,7 +207,7 @@ type rendering struct {
 	fail     error
 }
 
-func (d *rendering) Enroll(_ context.Context, group, node string, want *groupcomm.Delivery) ([]byte, func(*store.Tx) error, error) {
+func (d *rendering) Enroll(_ context.Context, group, node string, want *groupcomm.Delivery) (func() []byte, func(*store.Tx) error, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if want == nil {
@@ -215,7 +215,7 @@ func (d *rendering) Enroll(_ context.Context, group, node string, want *groupcom
 		return nil, nil, nil
 	}
 	d.enrolled = append(d.enrolled, "+"+node)
-	return channelOf(node), func(*store.Tx) error { return nil }, nil
+	return func() []byte { return channelOf(node) }, func(*store.Tx) error { return nil }, nil
 }
 
 func (d *rendering) Enrolled(_ context.Context, group, node string) ([]byte, error) {
@@ -254,6 +254,11 @@ func (d *rendering) Prepare(_ context.Context, p groupcomm.RekeyPlan) (func(*sto
 	d.plans = append(d.plans, p)
 	d.mu.Unlock()
 	return func(*store.Tx) error { d.commits++; return d.fail }, nil
+}
+
+func (d *rendering) RemoveAll(_ *store.Tx, _ string, nodes []string) error {
+	d.removed = append(d.removed, nodes...)
+	return nil
 }
 
 func (d *rendering) Remove(_ *store.Tx, _, node string) error {

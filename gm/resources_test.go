@@ -68,14 +68,15 @@ type held struct {
 	reached   []string
 }
 
-func (*held) Enroll(context.Context, string, string, *groupcomm.Delivery) ([]byte, func(*store.Tx) error, error) {
+func (*held) Enroll(context.Context, string, string, *groupcomm.Delivery) (func() []byte, func(*store.Tx) error, error) {
 	return nil, nil, nil
 }
 func (*held) Enrolled(context.Context, string, string) ([]byte, error) { return nil, nil }
 func (*held) Prepare(context.Context, groupcomm.RekeyPlan) (func(*store.Tx) error, error) {
 	return nil, nil
 }
-func (*held) Remove(*store.Tx, string, string) error { return nil }
+func (*held) Remove(*store.Tx, string, string) error      { return nil }
+func (*held) RemoveAll(*store.Tx, string, []string) error { return nil }
 func (h *held) Held(_ context.Context, group, node string, version uint64) {
 	h.got = append(h.got, group+"/"+node+"/"+string(rune('0'+version)))
 }

@@ -378,7 +378,7 @@ type reluctant struct {
 	left atomic.Int64
 }
 
-func (*reluctant) Enroll(context.Context, string, string, *groupcomm.Delivery) ([]byte, func(*store.Tx) error, error) {
+func (*reluctant) Enroll(context.Context, string, string, *groupcomm.Delivery) (func() []byte, func(*store.Tx) error, error) {
 	return nil, nil, nil
 }
 
@@ -387,6 +387,8 @@ func (*reluctant) Enrolled(context.Context, string, string) ([]byte, error) { re
 func (*reluctant) Prepare(context.Context, groupcomm.RekeyPlan) (func(*store.Tx) error, error) {
 	return nil, nil
 }
+
+func (*reluctant) RemoveAll(*store.Tx, string, []string) error { return nil }
 
 func (r *reluctant) Remove(*store.Tx, string, string) error {
 	if r.left.Add(-1) >= 0 {

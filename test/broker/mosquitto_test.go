@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,18 +70,7 @@ func newMosquitto(t *testing.T) *mosquitto {
 		}
 	}
 	port := func(addr string) string { _, p, _ := net.SplitHostPort(addr); return p }
-	m.write("acl", `user gateway
-topic readwrite groupgate/+/rekey
-topic readwrite groupgate/+/ack
-topic readwrite groupgate/+/presence
-topic read plant/#
-user sensor
-topic write plant/t7
-user `+memberID+`
-topic read groupgate/+/rekey
-topic write groupgate/+/ack
-topic write groupgate/+/presence
-`)
+	m.access("+")
 	m.write("mosquitto.conf", fmt.Sprintf(`per_listener_settings true
 user root
 listener %[1]s 127.0.0.1
@@ -98,6 +88,29 @@ acl_file %[3]s/acl
 	m.start()
 	t.Cleanup(m.kill)
 	return m
+}
+
+// access writes who may do what (docs/mqtt.md). Members read messages of a key tree
+// that are for nodes of these levels.
+func (m *mosquitto) access(levels ...string) {
+	m.t.Helper()
+	acl := `user gateway
+topic readwrite groupgate/+/rekey
+topic readwrite groupgate/+/ack
+topic readwrite groupgate/+/presence
+topic readwrite groupgate/+/tree/+/+
+topic read plant/#
+user sensor
+topic write plant/t7
+user ` + memberID + `
+topic read groupgate/+/rekey
+topic write groupgate/+/ack
+topic write groupgate/+/presence
+`
+	for _, l := range levels {
+		acl += "topic read groupgate/+/tree/" + l + "/+\n"
+	}
+	m.write("acl", acl)
 }
 
 func (m *mosquitto) file(name string) string { return filepath.Join(m.dir, name) }
@@ -195,6 +208,8 @@ type gateway struct {
 	cfg *config.Config
 	at  host.Addrs
 	api *admin.Client
+
+	asked atomic.Int64 // rekeys that members learned of because they asked
 }
 
 const group = "sensors"
@@ -252,6 +267,11 @@ func (g *gateway) join(i int) (m *node.Member, stop func()) {
 	}
 	m, err = node.New(node.Config{
 		Group: group, Roles: groupcomm.Requester | groupcomm.Responder, Subject: fmt.Sprint("node-", i), MQTT: true, PollEvery: time.Hour,
+		OnEvent: func(e node.Event) {
+			if e.Kind == node.Rekeyed && e.Via == node.ViaPoll {
+				g.asked.Add(1)
+			}
+		},
 	}, tr)
 	if err != nil {
 		g.t.Fatal(err)

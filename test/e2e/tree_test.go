@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -253,4 +255,76 @@ func TestKeyTreeMissedLink(t *testing.T) {
 	}
 	hook.level.Store(0)
 	g.all(g.goes(members[3]), "mqtt", members[:3]...)
+}
+
+// TestKeyTreeMoves: a group with a key tree goes to another gateway, with another
+// broker. Its members post their tokens there, ask for the keying material, and
+// follow the tree that grows there without joining again.
+func TestKeyTreeMoves(t *testing.T) {
+	t.Parallel()
+	for _, move := range []bool{true, false} {
+		t.Run(map[bool]string{true: "move", false: "backup"}[move], func(t *testing.T) {
+			t.Parallel()
+			hook := &tap{}
+			first, _ := operatorBroker(t, anyPort, &tap{})
+			second, _ := operatorBroker(t, anyPort, hook)
+			g := serve(t, external(first), keyTree)
+			members := make([]*member, 5)
+			var stops []func()
+			for i := range members {
+				members[i] = g.join(viaMQTT, seldom)
+				stops = append(stops, members[i].follow())
+			}
+			g.all(g.rekey(), "mqtt", members...)
+			file, err := g.admin.Export(soon(t), group, admin.ExportAsk{Move: move, Passphrase: "a long passphrase"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := serve(t, external(second), func(c *config.Config) {
+				c.Groups = nil
+				if err := os.Mkdir(c.DataDir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				key := []byte(read(t, g.cfg.Path(config.IssuerKeyFile)))
+				if err := os.WriteFile(c.Path(config.IssuerKeyFile), key, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if _, err := other.admin.Import(soon(t), admin.ImportAsk{File: file.File, Passphrase: "a long passphrase"}); err != nil {
+				t.Fatal(err)
+			}
+			for i, m := range members {
+				stops[i]()
+				other.post(m.access)
+			}
+			g.coaps = other.coaps
+			for _, m := range members[1:] {
+				if err := m.Reconnect(soon(t)); err != nil {
+					t.Fatal(err)
+				}
+				m.follow()
+			}
+			other.all(other.show().Version, "", members[1:]...)
+			here := other.rekey()
+			other.all(here, "mqtt", members[1:]...)
+			other.all(other.goes(members[1]), "mqtt", members[2:]...)
+			// One that was asleep all the time.
+			if err := members[0].Reconnect(soon(t)); err != nil {
+				t.Fatal(err)
+			}
+			members[0].follow()
+			v := other.show().Version
+			members[0].reaches(v)
+			left := append(members[2:], members[0])
+			other.all(other.rekey(), "mqtt", left...)
+			for _, m := range left {
+				if n := len(m.wire.joins); n != 1 {
+					t.Errorf("joined %d times", n)
+				}
+			}
+			if got := spied(t, members[1], hook); !slices.Contains(got, here) || slices.ContainsFunc(got, func(w uint64) bool { return w >= v }) {
+				t.Errorf("one who left between versions %d and %d reads %v", here, v, got)
+			}
+		})
+	}
 }
