@@ -113,7 +113,7 @@ func TestPhases(t *testing.T) {
 	for _, phased := range []bool{true, false} {
 		t.Run(fmt.Sprintf("phased %t", phased), func(t *testing.T) {
 			t.Parallel()
-			g := serve(t, func(c *config.Config) { c.Groups[0].Activation.Spread = 4 * time.Second })
+			g := serve(t) // with time enough for all to confirm
 			in := func(c *node.Config) { c.Phased = phased }
 			servers := []*talking{g.talking(in), g.talking(in, viaMQTT), g.talking()}
 			client := g.talking(in, func(c *node.Config) { c.Roles = groupcomm.Requester })
