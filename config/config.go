@@ -154,6 +154,7 @@ const (
 type Endpoint struct {
 	Kind      string `yaml:"kind"`      // EndpointOwn or EndpointStock
 	Handshake string `yaml:"handshake"` // HandshakePion or HandshakeOwn; of the own endpoint
+	Shards    int    `yaml:"shards"`    // of the own endpoint; 0: one for each core
 	// PersistSessions has associations and observations outlive the process.
 	PersistSessions bool `yaml:"persist_sessions"`
 	// HibernateAfter is how long an association is silent before it is compacted.

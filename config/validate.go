@@ -22,6 +22,7 @@ const (
 	maxGidPrefix  = 8
 	maxEpochBytes = 7
 	maxAppGroups  = 16
+	maxShards     = 64 // endpoint.MaxShards
 )
 
 // Validate reports every fault of the configuration, as a [*FaultError]. It
@@ -49,6 +50,10 @@ func (c *Config) validate(f *faults) {
 	oneOf(f, "endpoint.handshake", c.Endpoint.Handshake, HandshakePion, HandshakeOwn)
 	if c.Endpoint.Kind == EndpointStock && c.Endpoint.Handshake == HandshakeOwn {
 		f.add("endpoint.handshake", "own is for endpoint.kind: own: the servers of go-coap have their handshakes done by pion")
+	}
+	inRange(f, "endpoint.shards", c.Endpoint.Shards, 0, maxShards)
+	if c.Endpoint.Kind == EndpointStock && c.Endpoint.Shards != 1 {
+		f.add("endpoint.shards", "is for endpoint.kind: own: the servers of go-coap have one socket")
 	}
 	inRange(f, "endpoint.hibernate_after", c.Endpoint.HibernateAfter, time.Second, 7*24*time.Hour)
 	inRange(f, "limits.sessions", c.Limits.Sessions, 1, 10_000_000)

@@ -206,6 +206,76 @@ func TestAnswersFrom(t *testing.T) {
 	}
 }
 
+// TestShards: sockets on one address share it among themselves only, and what names
+// one of them comes to that one, from wherever.
+func TestShards(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		if _, err := ListenShards(t.Context(), "127.0.0.1:0", 2); err == nil {
+			t.Error("no error although the system cannot")
+		}
+		return
+	}
+	for _, listen := range []string{"127.0.0.1:0", ":0"} {
+		const n = 4
+		conns, err := ListenShards(t.Context(), listen, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []*Conn
+		for _, c := range conns {
+			all = append(all, New(c))
+			defer c.Close()
+		}
+		if err := Steer(conns, 25, 11); err != nil {
+			t.Fatal(err)
+		}
+		to := at(t, all[0], "127.0.0.1")
+		if more, err := ListenShards(t.Context(), to.String(), 1); err == nil {
+			t.Error("the port was taken")
+			_ = more[0].Close()
+		}
+		for i := range byte(40) {
+			b := make([]byte, 20)
+			b[0], b[11] = 25, i
+			writeAll(t, loopback(t, "udp4", "127.0.0.1"), []Datagram{{Addr: to, B: b}})
+			_ = conns[i%n].SetReadDeadline(time.Now().Add(20 * time.Second))
+			in := room(1)
+			if _, err := all[i%n].Read(in); err != nil || in[0].B[11] != i {
+				t.Fatalf("%d does not come to socket %d: %v", i, i%n, err)
+			}
+		}
+		// What names none, and what is too short to, comes to some.
+		for i := range byte(20) {
+			b := []byte{25}
+			if i%2 == 0 {
+				b = []byte{64, i}
+			}
+			writeAll(t, loopback(t, "udp4", "127.0.0.1"), []Datagram{{Addr: to, B: b}})
+		}
+		got := make(chan struct{}, 20)
+		for _, c := range all {
+			go func() {
+				for {
+					k, err := c.Read(room(Batch))
+					if err != nil {
+						return
+					}
+					for range k {
+						got <- struct{}{}
+					}
+				}
+			}()
+		}
+		for range 20 {
+			select {
+			case <-got:
+			case <-time.After(20 * time.Second):
+				t.Fatal("something is lost")
+			}
+		}
+	}
+}
+
 // TestClosed: a read that waits ends.
 func TestClosed(t *testing.T) {
 	c := loopback(t, "udp", "127.0.0.1")

@@ -22,9 +22,11 @@
 //	wheel.go      everything that is due at a time
 //	room.go       who goes when room is short
 //	local.go      the address of this machine that a peer uses
+//	shards.go     several endpoints on one address
 //
-// One mutex guards the state of all sessions; it is held for a batch of records at
-// a time, never while a handler or the server core works. Start at [New].
+// One mutex guards the state of all sessions of an endpoint, of which an address may
+// have several; it is held for a batch of records at a time, never while a handler or
+// the server core works. Start at [New], or at [NewShards].
 package endpoint
 
 import (
@@ -181,6 +183,8 @@ type Endpoint struct {
 	shift   shift
 	ctx     context.Context // of handlers and handshakes; ends with Run
 	stop    context.CancelFunc
+	kin     []*Endpoint   // all shards of the address; nil: it is alone
+	shard   int           // its place there
 	seed    uint64        // keys hashes of addresses
 	base    time.Time     // that stamps count from
 	pressed atomic.Bool   // room is short

@@ -132,9 +132,7 @@ func (e *Endpoint) beginOwn(hello *dtls12.ClientHello, from netip.AddrPort) {
 		return
 	}
 	h := &half{e: e, addr: from, local: e.came, random: hello.Random, began: now, hello: hello}
-	for h.cid = 0; h.cid == 0 || e.byCID.Get(h.cid) != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
-		h.cid = randomUint64()
-	}
+	h.cid = e.freeCID()
 	h.cfg = dtls12.Config{Key: e.key(), Peer: h.known, CID: binary.BigEndian.AppendUint64(nil, h.cid)}
 	if e.cfg.OwnPSK {
 		h.cfg.PSK = h.psk

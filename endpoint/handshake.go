@@ -101,9 +101,7 @@ func (h *handshake) newCID() []byte {
 	if h.cid != 0 {
 		delete(e.halfByCID, h.cid) // pion begins anew
 	}
-	for h.cid = 0; h.cid == 0 || e.byCID.Get(h.cid) != nil || e.halfByCID[h.cid] != nil || e.own.byCID[h.cid] != nil; {
-		h.cid = randomUint64()
-	}
+	h.cid = e.freeCID()
 	if !h.gone {
 		e.halfByCID[h.cid] = h
 	}

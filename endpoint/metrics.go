@@ -12,6 +12,7 @@ type metrics struct {
 	refused, handovers   prometheus.Counter
 	cookies              prometheus.Counter
 	evicted, turned      *prometheus.CounterVec
+	handed               prometheus.Counter
 	held                 prometheus.Gauge
 	moves, withheld      prometheus.Counter
 	dropped              *prometheus.CounterVec
@@ -49,6 +50,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		handovers:       counter("handovers_total", "Sessions taken over at the first application record."),
 		evicted:         vec("evicted_total", "What was given up for want of room: handshakes (half-open), associations of strangers and guests.", "standing"),
 		turned:          vec("turned_away_total", "Newcomers for whom there was no room, because only members were left.", "standing"),
+		handed:          counter("cross_shard_total", "Datagrams that came to one shard and were for another."),
 		held:            gauge("held_bytes", "What peers are reckoned to take: associations, handshakes, remembered answers, unacknowledged messages, observations, bodies."),
 		moves:           counter("address_changes_total", "Sessions that came from a new address."),
 		withheld:        counter("withheld_total", "Messages held back from an address that has not shown that it receives."),

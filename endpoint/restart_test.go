@@ -81,11 +81,13 @@ func resume(t *testing.T, w *wire, d *disk, start uint32, edit ...func(*Config))
 		}
 	}
 	d.mu.Unlock()
-	for _, p := range o.e.Restore(side{d, false}, start, &peers) {
+	for _, p := range o.all.Restore(side{d, false}, start, &peers) {
 		o.core.Restore(&observers, p)
 	}
 	o.core.Keep(side{d, true})
-	o.e.cfg.Ending = func() { o.core.Keep(nil) }
+	for _, e := range o.all.all {
+		e.cfg.Ending = func() { o.core.Keep(nil) }
+	}
 	close(ready)
 	return o
 }
@@ -98,9 +100,11 @@ func (o *world) kill() {
 	tap := o.w.tap
 	o.w.tap = func(from, to netip.AddrPort, b []byte) bool { return from == o.at || tap != nil && tap(from, to, b) }
 	unlock()
-	o.e.mu.Lock()
-	o.e.journal = nil
-	o.e.mu.Unlock()
+	for _, e := range o.all.all {
+		e.mu.Lock()
+		e.journal = nil
+		e.mu.Unlock()
+	}
 	o.core.Keep(nil)
 	o.stop()
 	unlock = o.w.lock()
@@ -189,7 +193,7 @@ func TestRestart(t *testing.T) {
 				for start := range uint32(3) {
 					o = resume(t, w, d, 101+start)
 					p.o = o
-					if n := len(o.e.sessions); n != 1 {
+					if n := o.sessions(); n != 1 {
 						t.Fatalf("%d sessions", n)
 					}
 					version := 10 + uint64(start)
@@ -409,7 +413,7 @@ func TestAnsweredBefore(t *testing.T) {
 				t.Errorf("%v %q, was %q; %d calls", again.Code, again.Payload, first.Payload, o.handled())
 			}
 			d = &disk{}
-			o.e.Dump(side{d, false}.Append)
+			o.all.Dump(side{d, false}.Append)
 			o.core.Dump(side{d, true}.Append)
 			o.kill()
 		}
@@ -527,7 +531,7 @@ func TestNumbersUsedUp(t *testing.T) {
 		if highest != 7<<24-1 {
 			t.Errorf("the last number is %#x", highest)
 		}
-		if n := len(o.e.sessions); n != 0 {
+		if n := o.sessions(); n != 0 {
 			t.Errorf("%d sessions", n)
 		}
 	})
@@ -560,7 +564,7 @@ func TestNotKept(t *testing.T) {
 		default:
 		}
 		o = resume(t, w, d, 2)
-		if n := len(o.e.sessions); n != 1 {
+		if n := o.sessions(); n != 1 {
 			t.Errorf("%d sessions", n)
 		}
 		// A session that nobody used for too long is not brought back.
@@ -568,7 +572,7 @@ func TestNotKept(t *testing.T) {
 		time.Sleep(defaultIdle + time.Hour)
 		o = resume(t, w, d, 3)
 		defer o.stop()
-		if n := len(o.e.sessions); n != 0 {
+		if n := o.sessions(); n != 0 {
 			t.Errorf("%d sessions after a week", n)
 		}
 	})

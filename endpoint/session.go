@@ -181,6 +181,7 @@ func (e *Endpoint) register(s *session) bool {
 	e.byAddr.Put(s)
 	s.keep()
 	e.press()
+	e.tellOthers(s)
 	return true
 }
 

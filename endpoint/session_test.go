@@ -313,10 +313,8 @@ func TestBeginsAnew(t *testing.T) {
 			}
 			q.ask(q.request(coap.PUT, "w", ""))
 			time.Sleep(time.Second)
-			o.e.mu.Lock()
-			defer o.e.mu.Unlock()
-			if n := o.ended(); n != 1 || len(o.e.sessions) != 1 {
-				t.Errorf("%d closed, %d sessions", n, len(o.e.sessions))
+			if n := o.ended(); n != 1 || o.sessions() != 1 {
+				t.Errorf("%d closed, %d sessions", n, o.sessions())
 			}
 		})
 	}

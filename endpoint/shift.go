@@ -121,6 +121,9 @@ func (e *Endpoint) read(in *inbox, turn uint64, over func(error)) {
 			continue
 		}
 		e.out.Hold()
+		if len(e.kin) > 1 {
+			e.sortOut(in.ds[:n])
+		}
 		if e.take(in.ds[:n]) && !e.work(turn) {
 			return // another has the shift, and what was held
 		}

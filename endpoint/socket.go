@@ -1,9 +1,11 @@
 package endpoint
 
 import (
+	"context"
 	"net"
 
 	"github.com/seed4911071e/groupgate/datagram"
+	"github.com/seed4911071e/groupgate/record"
 )
 
 // Datagram is one datagram and who sent it or is to get it.
@@ -25,6 +27,21 @@ type Socket interface {
 
 // batch is how many datagrams are read at a time.
 const batch = datagram.Batch
+
+// UDPShards opens n sockets on one address for [NewShards], on Linux; n is 1 elsewhere.
+func UDPShards(ctx context.Context, addr string, n int) ([]Socket, error) {
+	conns, err := datagram.ListenShards(ctx, addr, n)
+	if err != nil {
+		return nil, err
+	}
+	// Best effort: what comes to the wrong shard is handed over.
+	_ = datagram.Steer(conns, record.ConnectionID, cidAt)
+	socks := make([]Socket, len(conns))
+	for i, c := range conns {
+		socks[i] = UDP(c)
+	}
+	return socks, nil
+}
 
 // UDP makes a Socket of a UDP socket and takes it over.
 func UDP(conn *net.UDPConn) Socket { return datagram.New(conn) }

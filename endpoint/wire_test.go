@@ -227,7 +227,8 @@ func (c *client) SetReadDeadline(t time.Time) error {
 type world struct {
 	t    *testing.T
 	w    *wire
-	e    *Endpoint
+	e    *Endpoint // the first of all
+	all  *Shards
 	core *serve.Server
 	at   netip.AddrPort
 	stop func()
@@ -337,17 +338,28 @@ func begin(t *testing.T, w *wire, secure bool, edit ...func(*Config)) *world {
 	}
 	p := w.open("198.51.100.1:5684")
 	o.at = p.addr
-	o.e = New(p, cfg)
+	o.all = NewShards(w.split(p, max(1, shards)), cfg)
+	o.e = o.all.all[0]
 	ctx, cancel := context.WithCancel(context.Background())
 	var over sync.WaitGroup
 	over.Go(func() {
-		if err := o.e.Run(ctx); err != nil {
+		if err := o.all.Run(ctx); err != nil {
 			t.Error(err)
 		}
 	})
 	over.Go(func() { _ = o.core.Run(ctx) })
 	o.stop = sync.OnceFunc(func() { cancel(); over.Wait() })
 	return o
+}
+
+// sessions counts those of all shards.
+func (o *world) sessions() (n int) {
+	for _, e := range o.all.all {
+		e.mu.Lock()
+		n += len(e.sessions)
+		e.mu.Unlock()
+	}
+	return n
 }
 
 func (o *world) handled() int {

@@ -23,11 +23,12 @@ var (
 	_ endpoint.Memory  = front{}
 )
 
-// CoAPS makes an endpoint of the gateway's own for CoAP over DTLS on a socket,
-// which it takes over. Its Run serves, as soon as that of the gateway is ready. The
-// sessions of the first one outlive the gateway, with endpoint.persist_sessions.
-func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
-	e := endpoint.New(sock, endpoint.Config{
+// CoAPS makes an endpoint of the gateway's own for CoAP over DTLS, with a shard on
+// each of the sockets, which it takes over. Its Run serves, as soon as that of the
+// gateway is ready. The sessions of the first one outlive the gateway, with
+// endpoint.persist_sessions.
+func (g *Gateway) CoAPS(socks ...endpoint.Socket) *endpoint.Shards {
+	e := endpoint.NewShards(socks, endpoint.Config{
 		Server: front{g}, Keys: front{g}, Opened: front{g}.opened, Ready: g.ready, Ending: g.freeze,
 		RawKey: g.rawKey, OwnPSK: g.cfg.Endpoint.Handshake == config.HandshakeOwn,
 		HibernateAfter: g.cfg.Endpoint.HibernateAfter,
@@ -43,8 +44,8 @@ func (g *Gateway) CoAPS(sock endpoint.Socket) *endpoint.Endpoint {
 
 // CoAP makes one for plain UDP. What is observed over the first one with OSCORE outlives
 // the gateway likewise.
-func (g *Gateway) CoAP(sock endpoint.Socket) *endpoint.Endpoint {
-	e := endpoint.New(sock, endpoint.Config{
+func (g *Gateway) CoAP(socks ...endpoint.Socket) *endpoint.Shards {
+	e := endpoint.NewShards(socks, endpoint.Config{
 		Server: front{g}, Keep: g.carries, Ending: g.freeze, Log: g.log.With("part", "coap"), Registerer: g.registerer("coap"),
 	})
 	if g.plain == nil {

@@ -52,8 +52,8 @@ type Gateway struct {
 	ready chan struct{}         // closed when they are
 	links sync.Map              // connKey → *linkEntry
 	own   sync.Map              // coap.LinkID → *ownLink
-	plain *endpoint.Endpoint    // over UDP; nil: there is none
-	coaps *endpoint.Endpoint    // whose sessions are kept; nil: there is none
+	plain *endpoint.Shards      // over UDP; nil: there is none
+	coaps *endpoint.Shards      // whose sessions are kept; nil: there is none
 	crowd crowd
 
 	refusals refusals

@@ -60,7 +60,7 @@ type Sockets struct {
 	http  net.Listener
 	mqtt  net.Listener
 
-	own []*endpoint.Endpoint // in the place of coaps and coap
+	own []*endpoint.Shards // in the place of coaps and coap
 }
 
 // Serve binds every listener of cfg, runs a gateway behind them and calls ready
@@ -100,7 +100,7 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func
 		return err
 	}
 	if !stock {
-		if err := s.listenOwn(cfg, gg, &addrs); err != nil {
+		if err := s.listenOwn(ctx, cfg, gg, &addrs); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,8 @@
 package host
 
 import (
-	"net"
+	"context"
+	"runtime"
 
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/endpoint"
@@ -9,10 +10,14 @@ import (
 )
 
 // listenOwn binds the sockets of the gateway's own endpoints.
-func (s *Sockets) listenOwn(cfg *config.Config, gg *plugin.Gateway, addrs *Addrs) error {
+func (s *Sockets) listenOwn(ctx context.Context, cfg *config.Config, gg *plugin.Gateway, addrs *Addrs) error {
+	n := cfg.Endpoint.Shards
+	if n == 0 {
+		n = min(runtime.GOMAXPROCS(0), endpoint.MaxShards)
+	}
 	for _, l := range []struct {
 		key, addr string
-		make      func(endpoint.Socket) *endpoint.Endpoint
+		make      func(...endpoint.Socket) *endpoint.Shards
 		at        *string
 	}{
 		{"listen.coaps", cfg.Listen.CoAPS, gg.CoAPS, &addrs.CoAPS},
@@ -21,16 +26,12 @@ func (s *Sockets) listenOwn(cfg *config.Config, gg *plugin.Gateway, addrs *Addrs
 		if l.addr == "" {
 			continue
 		}
-		ua, err := net.ResolveUDPAddr("udp", l.addr)
+		socks, err := endpoint.UDPShards(ctx, l.addr, n)
 		if err != nil {
 			return busy(l.key, l.addr, err)
 		}
-		conn, err := net.ListenUDP("udp", ua)
-		if err != nil {
-			return busy(l.key, l.addr, err)
-		}
-		s.own = append(s.own, l.make(endpoint.UDP(conn)))
-		*l.at = conn.LocalAddr().String()
+		*l.at = socks[0].LocalAddr().String()
+		s.own = append(s.own, l.make(socks...))
 	}
 	return nil
 }

@@ -1,0 +1,5 @@
+//go:build long
+
+package endpoint
+
+func init() { shardCounts = []int{2, 3, 4, MaxShards} }
