@@ -63,6 +63,18 @@ func TestEndpoint(t *testing.T) {
 			}
 		}
 	}
+	results, err := Shards(t.Context(), inProcess, 20, 2, quiet)
+	if err != nil || len(results) != 6 {
+		t.Fatalf("%v, %v", results, err)
+	}
+	for _, r := range results {
+		if r.Bench != "shards-2" || r.Peer == nil != (r.Ours == 0) {
+			t.Errorf("%+v", r)
+		}
+	}
+	if _, err := Shards(t.Context(), inProcess, 20, 1, quiet); err == nil {
+		t.Error("one shard beside one shard")
+	}
 	if _, err := Fanout(t.Context(), inProcess, 0, quiet); err == nil {
 		t.Error("a benchmark without nodes")
 	}

@@ -29,16 +29,16 @@ type own struct {
 	wg      sync.WaitGroup
 }
 
-func newOwn(ctx context.Context, opts Options) (Server, error) {
-	conn, err := listen(opts.Dir)
+func newOwn(ctx context.Context, opts Options, shards int) (Server, error) {
+	socks, err := listen(ctx, opts.Dir, shards)
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(ctx)
-	o := &own{at: conn.LocalAddr().(*net.UDPAddr).AddrPort(), stop: stop}
+	o := &own{at: socks[0].LocalAddr().(*net.UDPAddr).AddrPort(), stop: stop}
 	o.version.Store(uint64(time.Now().UnixNano())) // above those of an earlier process
 	o.core = serve.New(coap.HandlerFunc(o.serve), serve.Config{PerPeerRPS: 1e9, PerPeerBurst: 1e9})
-	e := endpoint.New(endpoint.UDP(conn), endpoint.Config{Server: o.core, Keys: o, OwnPSK: true})
+	e := endpoint.NewShards(socks, endpoint.Config{Server: o.core, Keys: o, OwnPSK: true})
 	if opts.Dir != "" {
 		if err := o.keep(ctx, e, opts.Dir); err != nil {
 			stop()
@@ -50,22 +50,17 @@ func newOwn(ctx context.Context, opts Options) (Server, error) {
 	return o, nil
 }
 
-// listen opens the socket: with a folder at the address of the process before.
-func listen(dir string) (*net.UDPConn, error) {
-	at := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}
+// listen opens the sockets: with a folder at the address of the process before.
+func listen(ctx context.Context, dir string, shards int) ([]endpoint.Socket, error) {
 	file := filepath.Join(dir, "addr")
 	if b, err := os.ReadFile(file); dir != "" && err == nil {
-		a, err := netip.ParseAddrPort(string(b))
-		if err != nil {
-			return nil, err
-		}
-		return net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
+		return endpoint.UDPShards(ctx, string(b), shards)
 	}
-	conn, err := net.ListenUDP("udp", at)
+	socks, err := endpoint.UDPShards(ctx, "127.0.0.1:0", shards)
 	if err == nil && dir != "" {
-		err = os.WriteFile(file, []byte(conn.LocalAddr().String()), 0o600)
+		err = os.WriteFile(file, []byte(socks[0].LocalAddr().String()), 0o600)
 	}
-	return conn, err
+	return socks, err
 }
 
 // Whose a record of the journal is.
@@ -87,7 +82,7 @@ func (stream) Keeps(string) bool { return true }
 
 // keep brings back sessions and observations, as the gateway does, and keeps them
 // from then on.
-func (o *own) keep(ctx context.Context, e *endpoint.Endpoint, dir string) error {
+func (o *own) keep(ctx context.Context, e *endpoint.Shards, dir string) error {
 	var peers endpoint.Recovery
 	var observers serve.Recovery
 	j, _, err := journal.Open(journal.Options{

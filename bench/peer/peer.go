@@ -22,6 +22,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/seed4911071e/groupgate/endpoint"
 )
 
 // Key is the pre-shared key of every identity: the benchmarks are about nothing
@@ -35,6 +37,12 @@ const (
 	Plain = "plain" // the stock server as its defaults have it
 	Floor = "floor" // see floor
 )
+
+// sharded is the beginning of kinds with several shards.
+const sharded = Own + ":"
+
+// Sharded is the kind of our own endpoint with n shards, which keeps nothing.
+func Sharded(n int) string { return sharded + strconv.Itoa(n) }
 
 // Server is what a kind of server offers to the benchmarks.
 type Server interface {
@@ -65,9 +73,16 @@ type Options struct {
 
 // New starts a server of a kind.
 func New(ctx context.Context, kind string, opts Options) (Server, error) {
+	if n, ok := strings.CutPrefix(kind, sharded); ok {
+		shards, err := strconv.Atoi(n)
+		if err != nil || shards < 1 || shards > endpoint.MaxShards {
+			return nil, fmt.Errorf("peer: %q shards", n)
+		}
+		return newOwn(ctx, opts, shards)
+	}
 	switch kind {
 	case Own:
-		return newOwn(ctx, opts)
+		return newOwn(ctx, opts, 1)
 	case Stock:
 		return newStock(true)
 	case Plain:

@@ -29,15 +29,29 @@ type benchPair struct {
 	JSON bool `help:"Print JSON."`
 }
 
+// benchRequestsCmd measures requests, and what shards do for them.
+type benchRequestsCmd struct {
+	benchPair
+	Shards int `default:"1" help:"More than 1: the endpoint with so many shards beside that with one, instead of other servers."`
+}
+
+// Run measures servers in processes of their own.
+func (c *benchRequestsCmd) Run(e *env) error {
+	if c.Shards == 1 {
+		return c.run(e, bench.Requests)
+	}
+	return c.run(e, func(ctx context.Context, start bench.Start, n int, progress func(string)) ([]bench.Result, error) {
+		return bench.Shards(ctx, start, n, c.Shards, progress)
+	})
+}
+
 type (
 	benchFanoutCmd     struct{ benchPair }
-	benchRequestsCmd   struct{ benchPair }
 	benchHandshakesCmd struct{ benchPair }
 )
 
 // Run measures servers in processes of their own.
 func (c *benchFanoutCmd) Run(e *env) error     { return c.run(e, bench.Fanout) }
-func (c *benchRequestsCmd) Run(e *env) error   { return c.run(e, bench.Requests) }
 func (c *benchHandshakesCmd) Run(e *env) error { return c.run(e, bench.Handshakes) }
 
 func (c *benchPair) run(e *env, f func(context.Context, bench.Start, int, func(string)) ([]bench.Result, error)) error {
@@ -64,7 +78,7 @@ var measured = bench.Command("bench", "serve")
 
 // benchServeCmd is such a server.
 type benchServeCmd struct {
-	Kind string `arg:"" enum:"own,stock,plain,floor,gateway" help:"Which server."`
+	Kind string `arg:"" help:"Which server: own, own:SHARDS, stock, plain, floor, gateway."`
 	Dir  string `arg:"" optional:"" help:"Folder for what is kept."`
 }
 
