@@ -23,6 +23,7 @@
 //	room.go       who goes when room is short
 //	local.go      the address of this machine that a peer uses
 //	shards.go     several endpoints on one address
+//	pool.go       the bounds that they share
 //
 // One mutex guards the state of all sessions of an endpoint, of which an address may
 // have several; it is held for a batch of records at a time, never while a handler or
@@ -184,6 +185,7 @@ type Endpoint struct {
 	ctx     context.Context // of handlers and handshakes; ends with Run
 	stop    context.CancelFunc
 	kin     []*Endpoint   // all shards of the address; nil: it is alone
+	pool    *pool         // of them
 	shard   int           // its place there
 	seed    uint64        // keys hashes of addresses
 	base    time.Time     // that stamps count from
@@ -258,6 +260,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 		seed:       randomUint64(),
 		base:       time.Now(),
 		short:      make(chan struct{}, 1),
+		pool:       &pool{},
 	}
 	e.byAddr = table.New((*session).addr, func(a netip.AddrPort) uint64 { return table.Mix(e.hash(a, nil)) })
 	e.byCID = table.New(func(s *session) uint64 { return s.cid }, func(id uint64) uint64 { return table.Mix(id ^ e.seed) })

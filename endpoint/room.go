@@ -76,17 +76,18 @@ func HandshakeReserve(n int) int { return n * handshakeSize }
 
 // room is what is known of who could go; guarded by Endpoint.mu.
 type room struct {
-	count   [standings]int    // sessions in the table
-	queue   [Member]queue     // strangers and guests
-	looked  [Member]time.Time // that queue was filled
-	sending int               // bytes that wait for acknowledgements
-	others  int               // bytes held elsewhere
-	shown   int               // bytes in the metric
-	round   uint8             // of asking everybody anew: below asking
-	began   time.Time         // that round
-	behind  bool              // it is not over
-	warned  time.Time
-	turned  int // away since
+	count    [standings]int    // sessions in the table
+	queue    [Member]queue     // strangers and guests
+	looked   [Member]time.Time // that queue was filled
+	sending  int               // bytes that wait for acknowledgements
+	others   int               // bytes held elsewhere
+	reckoned int               // bytes in the pool
+	shown    int               // bytes in the metric
+	round    uint8             // of asking everybody anew: below asking
+	began    time.Time         // that round
+	behind   bool              // it is not over
+	warned   time.Time
+	turned   int // away since
 }
 
 // candidate is a session that could go, as it was when that was found out.
@@ -113,8 +114,8 @@ func order(a, b candidate) int {
 // stand sets the standing of a session.
 func (s *session) stand(v Standing) {
 	if s.listed() {
-		s.e.room.count[s.standing]--
-		s.e.room.count[v]++
+		s.e.tally(s.standing, -1)
+		s.e.tally(v, 1)
 	}
 	s.standing = v
 	if v == Stranger || v == Guest {
@@ -176,7 +177,7 @@ func (e *Endpoint) share() int {
 	if e.cfg.MaxBytes == 0 {
 		return 0
 	}
-	return max(sessionSize, e.cfg.MaxBytes-HandshakeReserve(e.cfg.MaxHandshakes))
+	return max(sessionSize, e.cfg.MaxBytes-HandshakeReserve(e.cfg.MaxHandshakes*max(1, len(e.kin))))
 }
 
 // Held is what peers are reckoned to take here, in bytes.
@@ -194,18 +195,18 @@ func (e *Endpoint) whole() int {
 // full says whether there is no room for n more sessions.
 func (e *Endpoint) full(n int) bool {
 	share := e.share()
-	return len(e.sessions)+n > e.cfg.MaxSessions || share > 0 && e.held()+n*sessionSize > share
+	return int(e.pool.sessions.Load())+n > e.cfg.MaxSessions || share > 0 && e.reckon()+n*sessionSize > share
 }
 
 // over says that associations and handshakes take more than all of it.
 func (e *Endpoint) over() bool {
-	return e.cfg.MaxBytes > 0 && e.whole() > e.cfg.MaxBytes
+	return e.cfg.MaxBytes > 0 && e.reckon()+HandshakeReserve(len(e.handshakes)+len(e.own.byAddr)) > e.cfg.MaxBytes
 }
 
 // press notes whether room is short, and has it looked after at once when it became so.
 func (e *Endpoint) press() {
 	share := e.share()
-	short := 8*len(e.sessions) >= pressedFrom*e.cfg.MaxSessions || share > 0 && 8*(e.held()/pressedFrom) >= share
+	short := 8*int(e.pool.sessions.Load()) >= pressedFrom*e.cfg.MaxSessions || share > 0 && 8*(e.reckon()/pressedFrom) >= share
 	if !e.pressed.Swap(short) && short {
 		e.hurry()
 	}
@@ -225,7 +226,7 @@ func (e *Endpoint) makeRoom(s *session) bool {
 	for e.full(1) {
 		v := e.victim(min(max(s.standing, Stranger), Guest))
 		if v == nil && s.standing == Member {
-			v = e.former(s)
+			v = e.former(s.subject())
 		}
 		if v == nil {
 			e.turnAway(s)
@@ -257,29 +258,34 @@ func (e *Endpoint) turnAway(s *session) {
 	r.turned++
 	if now := time.Now(); now.Sub(r.warned) >= warnEvery {
 		e.log.WarnContext(e.ctx, "newcomers are turned away: nobody is left who could go for them; raise limits.sessions or limits.memory_mb, or evict members",
-			"turned_away", r.turned, "peer", s.addr(), "sessions", len(e.sessions), "max_sessions", e.cfg.MaxSessions,
-			"held_bytes", e.held(), "max_bytes", e.share(), "members", r.count[Member], "guests", r.count[Guest],
-			"strangers", r.count[Stranger], "unasked", r.count[unasked])
+			"turned_away", r.turned, "peer", s.addr(), "sessions", e.pool.sessions.Load(), "max_sessions", e.cfg.MaxSessions,
+			"held_bytes", e.reckon(), "max_bytes", e.share(), "members", e.pool.count[Member].Load(), "guests", e.pool.count[Guest].Load(),
+			"strangers", e.pool.count[Stranger].Load(), "unasked", e.pool.count[unasked].Load())
 		r.warned, r.turned = now, 0
 	}
 }
 
 // victim is the session that goes first, of those that are not more than most; nil:
-// none.
+// there is none, or another shard has one that goes before.
 func (e *Endpoint) victim(most Standing) *session {
 	for v := Stranger; v <= most; v++ {
-		if e.room.count[v] == 0 {
-			continue
-		}
-		if s := e.next(v, time.Since(e.room.looked[v]) < freshFor); s != nil {
-			return s
-		}
-		e.look(v)
-		if s := e.next(v, true); s != nil {
+		if s := e.pick(v); s != nil || e.elsewhere(v) {
 			return s
 		}
 	}
 	return nil
+}
+
+// pick is the session of a standing that goes first; nil: none.
+func (e *Endpoint) pick(v Standing) *session {
+	if e.room.count[v] == 0 {
+		return nil
+	}
+	if s := e.next(v, time.Since(e.room.looked[v]) < freshFor); s != nil {
+		return s
+	}
+	e.look(v)
+	return e.next(v, true)
 }
 
 // next takes the first candidate that is as it was; nil: there is none. One that has
@@ -319,12 +325,12 @@ func (e *Endpoint) look(v Standing) {
 }
 
 // former is the oldest association of a member that begins anew; nil: none.
-func (e *Endpoint) former(s *session) (oldest *session) {
-	if s.kind == coap.SubjectNone {
+func (e *Endpoint) former(who coap.Subject) (oldest *session) {
+	if who.Kind == coap.SubjectNone {
 		return nil
 	}
 	for _, o := range e.sessions {
-		if o.kind == s.kind && o.whose == s.whose && (oldest == nil || o.heard < oldest.heard) {
+		if o.kind == who.Kind && o.whose == who.ID && (oldest == nil || o.heard < oldest.heard) {
 			oldest = o
 		}
 	}
@@ -426,5 +432,7 @@ func (e *Endpoint) standingOf(subject coap.Subject, via coap.Security, addr neti
 	if denied != nil {
 		return Stranger
 	}
-	return e.ask(coap.Peer{Subject: subject, Via: via, Addr: addr})
+	v := e.ask(coap.Peer{Subject: subject, Via: via, Addr: addr})
+	e.makeWay(subject, v)
+	return v
 }

@@ -209,7 +209,7 @@ func TestFloodOfStrangers(t *testing.T) {
 			t.Errorf("%v members went, not 1, for itself", n)
 		}
 		// Whoever went is not on disk any more.
-		o.e.Keep()
+		o.all.Keep()
 		var kept Recovery
 		d.mu.Lock()
 		defer d.mu.Unlock()

@@ -189,7 +189,8 @@ func (e *Endpoint) register(s *session) bool {
 func (e *Endpoint) enlist(s *session) {
 	s.place = uint32(len(e.sessions))
 	e.sessions = append(e.sessions, s)
-	e.room.count[s.standing]++
+	e.tally(s.standing, 1)
+	e.pool.sessions.Add(1)
 	if s.cid != 0 {
 		e.byCID.Put(s)
 	}
@@ -205,7 +206,8 @@ func (e *Endpoint) strike(s *session) {
 	e.sessions[s.place].place = s.place
 	e.sessions[last] = nil
 	e.sessions = e.sessions[:last]
-	e.room.count[s.standing]--
+	e.tally(s.standing, -1)
+	e.pool.sessions.Add(-1)
 	if s.cid != 0 {
 		e.byCID.Delete(s.cid)
 	}

@@ -49,48 +49,32 @@ func shardByAddr(a netip.AddrPort, n int) int {
 // Shards is one endpoint or several on one address.
 type Shards struct{ all []*Endpoint }
 
-// NewShards makes one shard of each socket, which it takes over. Each has its share
-// of the bounds of cfg.
+// NewShards makes one shard of each socket, which it takes over. The bounds of cfg are
+// for all together.
 func NewShards(socks []Socket, cfg Config) *Shards {
 	n := len(socks)
 	if cfg.Registerer == nil {
 		cfg.Registerer = prometheus.NewRegistry() // theirs together
 	}
 	if n > 1 {
-		share := func(v, standard int) int {
-			if v <= 0 {
-				v = standard
-			}
-			return (v + n - 1) / n
+		// A flood at one of them is bounded there.
+		if cfg.MaxHandshakes <= 0 {
+			cfg.MaxHandshakes = defaultHandshakes
 		}
-		if cfg.Keys == nil {
-			cfg.MaxSessions = min(share(cfg.MaxSessions, maxPlain), share(0, maxPlain))
-		} else {
-			cfg.MaxSessions = share(cfg.MaxSessions, defaultSessions)
-		}
-		cfg.MaxHandshakes = share(cfg.MaxHandshakes, defaultHandshakes)
-		cfg.MaxBytes = share(cfg.MaxBytes, 0)
-		if cfg.Memory != nil {
-			cfg.Memory = part{cfg.Memory, n}
-		}
+		cfg.MaxHandshakes = (cfg.MaxHandshakes + n - 1) / n
 	}
 	s := &Shards{make([]*Endpoint, n)}
+	shared := &pool{}
 	for i, sock := range socks {
-		s.all[i] = New(sock, cfg)
+		e := New(sock, cfg)
+		s.all[i], e.pool, e.shard = e, shared, i
 		if n > 1 {
-			s.all[i].kin, s.all[i].shard = s.all, i
+			e.kin = s.all
 		}
+		cfg.Memory = nil // the first counts what others hold
 	}
 	return s
 }
-
-// part is the share of a shard in what others hold.
-type part struct {
-	Memory
-	n int
-}
-
-func (p part) Held() int { return p.Memory.Held() / p.n }
 
 // LocalAddr is the address of the sockets.
 func (s *Shards) LocalAddr() net.Addr { return s.all[0].LocalAddr() }

@@ -106,6 +106,7 @@ func TestSharded(t *testing.T) {
 				"UnknownIdentity": TestUnknownIdentity, "BeginsAnew": TestBeginsAnew,
 				"RawKey": TestRawKey, "OwnPSK": TestOwnPSK, "Rebind": TestRebind, "Steering": TestSteering,
 				"Restart": TestRestart, "Stale": TestStale, "AnsweredBefore": TestAnsweredBefore, "NotKept": TestNotKept,
+				"FloodOfStrangers": TestFloodOfStrangers, "JoinCounts": TestJoinCounts,
 			} {
 				t.Run(name, f)
 			}
@@ -200,7 +201,7 @@ func TestAcrossShards(t *testing.T) {
 	})
 }
 
-// TestShares: bounds are divided, and nobody gets less than one.
+// TestShares: the bounds are for all shards together, but for that of handshakes.
 func TestShares(t *testing.T) {
 	socks := make([]Socket, 4)
 	for i := range socks {
@@ -208,14 +209,14 @@ func TestShares(t *testing.T) {
 	}
 	s := NewShards(socks, Config{Server: nobody{}, Keys: nobody{}, MaxSessions: 10, MaxHandshakes: 2, MaxBytes: 1 << 20})
 	for _, e := range s.all {
-		if e.cfg.MaxSessions != 3 || e.cfg.MaxHandshakes != 1 || e.cfg.MaxBytes != 1<<18 {
+		if e.cfg.MaxSessions != 10 || e.cfg.MaxHandshakes != 1 || e.cfg.MaxBytes != 1<<20 || e.pool != s.all[0].pool {
 			t.Errorf("%+v", e.cfg)
 		}
 	}
 	if one := NewShards(socks[:1], Config{Server: nobody{}}); one.all[0].kin != nil || one.all[0].cfg.MaxSessions != maxPlain {
 		t.Error("one shard is not as one endpoint")
 	}
-	if four := NewShards(socks, Config{Server: nobody{}}); four.all[0].cfg.MaxSessions != maxPlain/4 {
+	if four := NewShards(socks, Config{Server: nobody{}}); four.all[0].cfg.MaxSessions != maxPlain {
 		t.Error(four.all[0].cfg.MaxSessions)
 	}
 	for range 1000 {
