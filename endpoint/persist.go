@@ -231,8 +231,9 @@ func (e *Endpoint) runKeep(ctx context.Context) {
 }
 
 // Dump gives every record of the present state to emit; those of others may be
-// served meanwhile.
-func (e *Endpoint) Dump(emit func(rec []byte)) {
+// served meanwhile. It returns false when Run came to its end meanwhile: then sessions
+// that go on after the next start are missing.
+func (e *Endpoint) Dump(emit func(rec []byte)) (whole bool) {
 	e.mu.Lock()
 	all := slices.Clone(e.sessions)
 	e.mu.Unlock()
@@ -262,6 +263,9 @@ func (e *Endpoint) Dump(emit func(rec []byte)) {
 		e.mu.Unlock()
 	}
 	clear(b)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.journal != nil // as goodbye leaves it before anything else
 }
 
 // effects says that a request may change something: RFC 7252, Section 5.8, for

@@ -578,6 +578,26 @@ func TestNotKept(t *testing.T) {
 	})
 }
 
+// TestDumpEnds: a dump of all sessions says so when they are given up meanwhile, for
+// then they are missing in it although they go on after the next start.
+func TestDumpEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := resume(t, newWire(1), &disk{}, 1)
+		p := o.dial("node1", withCID)
+		defer p.close()
+		p.observe("o")
+		n := 0
+		emit := func([]byte) { n++ }
+		if !o.all.Dump(emit) || !o.core.Dump(emit) || n < 2 {
+			t.Errorf("%d records", n)
+		}
+		o.stop()
+		if o.all.Dump(emit) || o.core.Dump(emit) {
+			t.Error("all is there, after the end")
+		}
+	})
+}
+
 // kept are records of each kind.
 func kept() [][]byte {
 	id := [linkSize]byte{1, 2, 3, 4, 5, 6, 7, 8}

@@ -140,10 +140,12 @@ func (s *Shards) Keep() {
 }
 
 // Dump gives every record of the present state to emit, as [Endpoint.Dump] does.
-func (s *Shards) Dump(emit func(rec []byte)) {
+func (s *Shards) Dump(emit func(rec []byte)) (whole bool) {
+	whole = true
 	for _, e := range s.all {
-		e.Dump(emit)
+		whole = e.Dump(emit) && whole
 	}
+	return whole
 }
 
 // Held is what peers are reckoned to take here, in bytes.

@@ -5,6 +5,9 @@ import (
 	"fmt"
 )
 
+// errEnding is the error of a snapshot that was given up.
+var errEnding = errors.New("the process ends")
+
 // compact begins a new log, writes a snapshot of everything beside it, and
 // removes what was before. Whoever reads finds either all of the old files, or
 // the snapshot; the new log counts in both cases.
@@ -22,6 +25,9 @@ func (j *Journal) compact() {
 			j.fail(err)
 		}
 		j.write.Unlock()
+		if errors.Is(err, errEnding) {
+			return
+		}
 		j.log.Warn("no snapshot of the sessions could be written; it is tried again", "err", err)
 		return
 	}
@@ -64,7 +70,7 @@ func (j *Journal) snapshot(gen uint64) (err error) {
 		return err
 	}
 	var buf []byte
-	j.o.Dump(func(kind byte, rec []byte) {
+	whole := j.o.Dump(func(kind byte, rec []byte) {
 		if len(rec) > MaxRecord {
 			panic("journal: internal error: record too long")
 		}
@@ -73,6 +79,9 @@ func (j *Journal) snapshot(gen uint64) (err error) {
 			buf = buf[:0]
 		}
 	})
+	if err == nil && !whole {
+		err = errEnding
+	}
 	if err == nil {
 		err = w.records(buf)
 	}

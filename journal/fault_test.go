@@ -172,10 +172,11 @@ func (s *store) apply(kind byte, rec []byte) error {
 	return nil
 }
 
-func (s *store) dump(emit func(byte, []byte)) {
+func (s *store) dump(emit func(byte, []byte)) bool {
 	for k, v := range s.m {
 		emit(k, []byte{byte(v >> 8), byte(v)})
 	}
+	return true
 }
 
 var testKey = bytes.Repeat([]byte{7}, KeySize)

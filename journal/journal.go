@@ -53,8 +53,10 @@ type Options struct {
 	Key []byte
 	// Dump gives every record of the present state to emit; it is called beside
 	// Append, in a goroutine of Run. What is in a record that was appended before
-	// must be in the state. nil: the log is never compacted.
-	Dump func(emit func(kind byte, rec []byte))
+	// must be in the state. It returns false when it could not give all, because what
+	// is kept is given up, or the process ends: then what was written before stays.
+	// nil: the log is never compacted.
+	Dump func(emit func(kind byte, rec []byte)) (whole bool)
 	// Log gets what matters to an operator; nil discards it.
 	Log *slog.Logger
 	// Registerer gets the metrics groupgate_journal_…. nil means a private one.

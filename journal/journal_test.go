@@ -84,17 +84,45 @@ func TestCommit(t *testing.T) {
 	}
 }
 
+// TestEnding: a snapshot during which the process ends is given up, and what was
+// written before is there after the next start.
+func TestEnding(t *testing.T) {
+	dir := t.TempDir()
+	first, _, _ := open(t, dir, Options{})
+	first.Append('a', []byte{1})
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan struct{})
+	j, _, _ := open(t, dir, Options{Dump: func(func(byte, []byte)) bool { close(asked); return false }})
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- j.Run(ctx) }()
+	<-asked
+	j.Append('b', []byte{2})
+	cancel()
+	if err := errors.Join(<-over, j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	last, _, got := open(t, dir, Options{})
+	defer last.Close()
+	if strings.Join(got, " ") != "a\x01 b\x02" {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestSnapshot: a log that has grown is replaced while records are appended.
 func TestSnapshot(t *testing.T) {
 	dir := t.TempDir()
 	var mu sync.Mutex
 	state := map[byte]byte{}
-	j, _, _ := open(t, dir, Options{Dump: func(emit func(byte, []byte)) {
+	j, _, _ := open(t, dir, Options{Dump: func(emit func(byte, []byte)) bool {
 		mu.Lock()
 		defer mu.Unlock()
 		for k, v := range state {
 			emit(k, []byte{v})
 		}
+		return true
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
 	var over sync.WaitGroup
@@ -283,7 +311,7 @@ func TestBootEncoding(t *testing.T) {
 // it reads the same again.
 func FuzzFile(f *testing.F) {
 	dir := f.TempDir()
-	j, _, err := Open(Options{Dir: dir, Key: testKey, Dump: func(emit func(byte, []byte)) { emit('k', []byte("v")) }}, func(byte, []byte) error { return nil })
+	j, _, err := Open(Options{Dir: dir, Key: testKey, Dump: func(emit func(byte, []byte)) bool { emit('k', []byte("v")); return true }}, func(byte, []byte) error { return nil })
 	if err != nil {
 		f.Fatal(err)
 	}

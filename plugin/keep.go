@@ -82,12 +82,11 @@ func (g *Gateway) keep(ctx context.Context, layer *secure.Layer) (*journal.Journ
 		k = &kept{}
 		j, found, err = journal.Open(journal.Options{
 			Dir: dir, Key: g.cfg.Seal.Key.Bytes(), Log: log, Registerer: g.registry,
-			Dump: func(emit func(byte, []byte)) {
-				if g.coaps != nil {
-					g.coaps.Dump(func(rec []byte) { emit(ofEndpoint, rec) })
-				}
+			Dump: func(emit func(byte, []byte)) bool {
+				whole := g.coaps == nil || g.coaps.Dump(func(rec []byte) { emit(ofEndpoint, rec) })
 				layer.Dump(func(rec []byte) { emit(ofSecure, rec) })
-				g.server.Dump(func(rec []byte) { emit(ofServe, rec) })
+				// The core is the last and is frozen before anything is given up: it tells for all.
+				return g.server.Dump(func(rec []byte) { emit(ofServe, rec) }) && whole
 			},
 		}, k.apply)
 		return j, k, found, err

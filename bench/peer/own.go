@@ -87,9 +87,9 @@ func (o *own) keep(ctx context.Context, e *endpoint.Shards, dir string) error {
 	var observers serve.Recovery
 	j, _, err := journal.Open(journal.Options{
 		Dir: filepath.Join(dir, "sessions"), Key: bytes.Repeat(Key, 2),
-		Dump: func(emit func(byte, []byte)) {
-			e.Dump(func(rec []byte) { emit(ofEndpoint, rec) })
-			o.core.Dump(func(rec []byte) { emit(ofServe, rec) })
+		Dump: func(emit func(byte, []byte)) bool {
+			peers := e.Dump(func(rec []byte) { emit(ofEndpoint, rec) })
+			return o.core.Dump(func(rec []byte) { emit(ofServe, rec) }) && peers
 		},
 	}, func(kind byte, rec []byte) error {
 		if kind == ofEndpoint {

@@ -240,8 +240,9 @@ func durable(v coap.Security) bool {
 	return v == coap.DTLSPSK || v == coap.DTLSCert || v == coap.DTLSRPK || v == coap.OSCORE
 }
 
-// Dump gives a record of each observation to emit; others may be served meanwhile.
-func (s *Server) Dump(emit func(rec []byte)) {
+// Dump gives a record of each observation to emit; others may be served meanwhile. It
+// returns false when nothing is kept any more since: then some are missing.
+func (s *Server) Dump(emit func(rec []byte)) (whole bool) {
 	s.mu.Lock()
 	all := make([]*peer, 0, s.peers.Len())
 	for p := range s.peers.All() {
@@ -269,6 +270,9 @@ func (s *Server) Dump(emit func(rec []byte)) {
 		}
 		s.mu.Unlock()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.keeper != nil
 }
 
 func (o *observation) image(s *Server) *registration {
