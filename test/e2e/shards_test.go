@@ -6,6 +6,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // TestShards: members are rekeyed by a gateway with several shards, and are served
@@ -15,7 +16,10 @@ func TestShards(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux spreads datagrams among sockets")
 	}
-	g := serve(t, func(c *config.Config) { c.Endpoint.Shards = 3 })
+	g := serve(t, func(c *config.Config) {
+		c.Endpoint.Shards = 3
+		c.Listen.CoAPS = ports.Addr(t) // the same in all lives
+	})
 	members := make([]*member, 8)
 	stops := make([]func(), len(members))
 	for i := range members {
@@ -37,7 +41,6 @@ func TestShards(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.cfg.Endpoint.Shards = shards
-		g.cfg.Listen.CoAPS = g.at.CoAPS
 		g.start(t)
 		for i, m := range members {
 			if r, err := m.wire.Do(soon(t), req); err != nil || r.Code != coap.Content {
