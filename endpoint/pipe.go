@@ -11,6 +11,7 @@ func (h *handshake) reply(b []byte) {
 		illegalParameter(out)
 	}
 	h.e.out.push(h.addr, h.local, out)
+	h.e.out.kick()
 }
 
 // illegalParameter makes a clear internal_error, which is what pion says when

@@ -112,6 +112,7 @@ func (e *Endpoint) runWheel(ctx context.Context) {
 		e.wheel.turn(e)
 		idle := e.wheel.n == 0
 		e.mu.Unlock()
+		e.out.kick()
 		if idle {
 			select {
 			case <-e.wheel.wake:
