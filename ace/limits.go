@@ -40,7 +40,9 @@ const (
 	trlLongestPause  = 2 * time.Minute
 	revokedAtOneTime = 256 // hashes in one transaction
 
-	maxCachedGrants = 1 << 16
+	// maxCachedGrants is above the associations that there are by default
+	// (limits.sessions): a rekey asks for the grant of each of its observers.
+	maxCachedGrants = 1 << 18
 	purgeBatch      = 256              // tokens expired in one transaction
 	flushEvery      = 10 * time.Second // marks of use
 	longestSleep    = time.Hour        // of the purge, in case the clock is set

@@ -21,6 +21,7 @@ import (
 const (
 	rekeyJoinGap  = 10 * time.Millisecond // between their beginnings, at least
 	rekeyLook     = 10 * time.Millisecond // between looks at the progress, at least
+	rekeyMany     = 10_000                // from so many members on they are worth a thought
 	rekeyTime     = 3 * time.Minute       // for one rekey to reach everybody
 	rekeySetup    = 2 * time.Hour         // for members to join
 	observeGroup  = "bench-observe"
