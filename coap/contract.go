@@ -55,6 +55,9 @@ type Response struct {
 	// More produces further responses to the same request, for instance to a
 	// group request that went through the proxy. nil means there are none.
 	More func(ctx context.Context, send func(*Response) error) error
+	// Lasting says that More goes on for as long as the client wants: what it
+	// sends are notifications. Otherwise it has minutes.
+	Lasting bool
 }
 
 // Observation names the state that a response shows. When the Hub already

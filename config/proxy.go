@@ -101,9 +101,7 @@ func (c *Config) validateProxy(f *faults) {
 			continue
 		}
 		c.validateVia(f, key, &t.ProxyVia, scheme)
-		if g, err := netip.ParsePrefix(host); err == nil && t.OpenToUDP && g.Addr().IsMulticast() {
-			f.add(key+".open_to_udp", "a group multiplies what is sent: it cannot be open to peers that show no key")
-		}
+		validateGroup(f, key, "target", scheme, host, &t.ProxyVia)
 	}
 	names := map[string]int{}
 	for i := range p.Hosts {
@@ -142,7 +140,7 @@ var ownPaths = []string{"authz-info", "token", "introspect", "revoke", "ace-grou
 
 func (c *Config) validateUpstream(f *faults, key, uri string, v *ProxyVia) (hasPath bool) {
 	scheme, host, _, path, err := SplitTarget(uri)
-	if n, e := netip.ParsePrefix(host); err == nil && (strings.HasPrefix(host, "*") || e == nil && (!n.IsSingleIP() || n.Addr().IsMulticast())) {
+	if n, e := netip.ParsePrefix(host); err == nil && (strings.HasPrefix(host, "*") || e == nil && !n.IsSingleIP()) {
 		err = fmt.Errorf("must name one host")
 	}
 	if err != nil {
@@ -150,7 +148,22 @@ func (c *Config) validateUpstream(f *faults, key, uri string, v *ProxyVia) (hasP
 		return false
 	}
 	c.validateVia(f, key, v, scheme)
+	validateGroup(f, key, "upstream", scheme, host, v)
 	return len(path) > 0
+}
+
+// validateGroup looks at rules that lead to a group.
+func validateGroup(f *faults, key, name, scheme, host string, v *ProxyVia) {
+	g, err := netip.ParsePrefix(host)
+	if err != nil || !g.Addr().IsMulticast() {
+		return
+	}
+	if scheme != "coap" {
+		f.add(key+"."+name, "a group is reached with coap:// only")
+	}
+	if v.OpenToUDP {
+		f.add(key+".open_to_udp", "a group multiplies what is sent: it cannot be open to peers that show no key")
+	}
 }
 
 func (c *Config) validateVia(f *faults, key string, v *ProxyVia, scheme string) {
@@ -197,7 +210,7 @@ func (c *Config) validateCredential(f *faults, key string, v *ProxyVia, scheme s
 			}
 		}
 	case v.Identity != "" && tcp:
-		f.add(key+".identity", "coaps+tcp is spoken with certificates: TLS with pre-shared keys is not supported")
+		f.add(key+".identity", "TLS with pre-shared keys is not there: use coaps:// with this identity and key, or ca_file (and cert_file) in place of them")
 	case v.Identity != "" && (v.CertFile != "" || v.CAFile != ""):
 		f.add(key+".identity", "is for pre-shared keys: without cert_file and ca_file")
 	case v.Identity != "":

@@ -28,6 +28,10 @@ func (g *Gateway) newProxy(as *ace.Server) (*proxy.Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
+	log := g.log.With("part", "proxy")
+	for _, line := range c.Summary() {
+		log.Info("proxy rule", "rule", line)
+	}
 	holds := func(ctx context.Context, p coap.Peer) error {
 		_, err := as.Grant(ctx, p)
 		return err
@@ -43,7 +47,7 @@ func (g *Gateway) newProxy(as *ace.Server) (*proxy.Proxy, error) {
 			return holds(ctx, p)
 		},
 		Token: holds, Listeners: g.sockets,
-		Log: g.log.With("part", "proxy"), Registerer: g.registry,
+		Log: log, Registerer: g.registry,
 	}), nil
 }
 

@@ -33,7 +33,7 @@ func (l *memory) Do(ctx context.Context, m *coap.Message) (*coap.Message, error)
 	n, reply := len(l.asked), l.reply
 	l.mu.Unlock()
 	time.Sleep(10 * time.Millisecond) // of the bubble
-	if r := reply(m, n); r != nil {
+	if r := reply(m, n); r != nil && ctx.Err() == nil {
 		return r, nil
 	}
 	<-ctx.Done()
@@ -381,6 +381,51 @@ func TestShared(t *testing.T) {
 				t.Errorf("Max-Age %d: %d requests, want %d", age, up.count(), want)
 			}
 			s.stop()
+		})
+	}
+}
+
+// TestConditional: conditional requests are the upstream's to judge (RFC 7252,
+// Section 5.10.8). What they change is stale, what they do not is not, and a GET with
+// a condition has a key of its own.
+func TestConditional(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		then   coap.Code
+		opt    coap.Option
+		answer *coap.Message
+		stale  bool // the plain GET after it asks the upstream
+	}{
+		{"PUT that met If-Match", coap.PUT, opt(coap.IfMatch, "v1"), message(coap.Changed, ""), true},
+		{"PUT that did not", coap.PUT, opt(coap.IfMatch, "v0"), message(coap.PreconditionFailed, ""), false},
+		{"PUT with If-None-Match that made it", coap.PUT, opt(coap.IfNoneMatch, ""), message(coap.Created, ""), true},
+		{"PUT with If-None-Match that did not", coap.PUT, opt(coap.IfNoneMatch, ""), message(coap.PreconditionFailed, ""), false},
+		{"GET that did not meet If-Match", coap.GET, opt(coap.IfMatch, "v0"), message(coap.PreconditionFailed, ""), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, up := bubble(t, Rule{}, func(m *coap.Message, _ int) *coap.Message {
+					if m.Options.Has(coap.IfMatch) || m.Options.Has(coap.IfNoneMatch) {
+						return c.answer
+					}
+					return message(coap.Content, "x", maxAge(600))
+				})
+				l := s.client("a", coaptest.Options{})
+				do(t, l, proxied(coap.GET, there+"/a", nil))
+				req := proxied(c.then, there+"/a", nil)
+				req.Options.Add(c.opt.ID, c.opt.Value)
+				if r := do(t, l, req); r.Code != c.answer.Code || up.count() != 2 {
+					t.Errorf("%v after %d requests", r.Code, up.count())
+				}
+				if v, ok := up.newest().Options.Get(c.opt.ID); !ok || string(v) != string(c.opt.Value) {
+					t.Errorf("the upstream sees %q, %v", v, ok)
+				}
+				if r := do(t, l, proxied(coap.GET, there+"/a", nil)); r.Code != coap.Content || (up.count() == 3) != c.stale {
+					t.Errorf("%v after %d requests", r.Code, up.count())
+				}
+				l.Close()
+				s.stop()
+			})
 		})
 	}
 }

@@ -34,6 +34,9 @@ const (
 
 // ServeCoAP forwards a request that [Proxy.Takes], and returns the response.
 func (p *Proxy) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+	if earlyStop(req.Options) {
+		return nil, p.stopEarly(ctx, req)
+	}
 	f, local, err := p.classify(ctx, req)
 	if err != nil {
 		p.metrics.refused.WithLabelValues(reason(err)).Inc()
@@ -55,6 +58,15 @@ func (p *Proxy) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 	}
 	p.metrics.answered(f.kind, code)
 	return r, err
+}
+
+// closed is the answer to who has no rule for a target.
+func closed(t Target) error {
+	if a, ok := t.addr(); ok && a.IsMulticast() {
+		// draft-ietf-core-groupcomm-proxy, Section 4.2.1, step 2.
+		return coap.Errorf(coap.Unauthorized, textClosed)
+	}
+	return coap.Errorf(coap.ProxyingNotSupported, textClosed)
 }
 
 func reason(err error) string { return coap.ErrorResponse(err).Code.String() }
@@ -84,7 +96,7 @@ func (p *Proxy) classify(ctx context.Context, req *coap.Request) (f *forwarded, 
 			}
 		}
 		if len(rules) == 0 && req.Peer.Via != coap.Plain {
-			return nil, nil, coap.Errorf(coap.ProxyingNotSupported, textClosed)
+			return nil, nil, closed(f.target)
 		}
 		if _, isAddr := f.target.addr(); !isAddr {
 			opts.Set(coap.UriHost, []byte(f.target.Host)) // RFC 7252, Section 6.4, step 5
@@ -113,7 +125,7 @@ func (p *Proxy) classify(ctx context.Context, req *coap.Request) (f *forwarded, 
 		if f.kind != "forward" {
 			return nil, nil, coap.Errorf(coap.Forbidden, "this is for others")
 		}
-		return nil, nil, coap.Errorf(coap.ProxyingNotSupported, textClosed)
+		return nil, nil, closed(f.target)
 	}
 	f.rule = rules[i]
 	if j := slices.IndexFunc(rules[i:], func(r *Rule) bool { return r.allowed(req.Code) && p.admits(ctx, r, req.Peer) }); j >= 0 {

@@ -5,9 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/ipv4"
@@ -40,37 +43,32 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 	if len(f.req.Payload) > f.rule.BlockSize {
 		return nil, coap.Errorf(coap.RequestEntityTooLarge, "a group takes one block")
 	}
-	done, err := p.wait()
+	register, present := f.req.Observe()
+	g, err := p.askGroup(ctx, f, group, present && register)
 	if err != nil {
 		return nil, err
 	}
 	wanted := min(time.Duration(seconds)*time.Second, p.cfg.GroupTimeout)
-	g, err := p.ask1(f, group)
-	if err != nil {
-		done()
-		return nil, err
-	}
 	if wanted == 0 {
-		done()
-		g.close()
+		g.finish()
 		return nil, coap.ErrSilent // step 6: nobody waits
 	}
-	end := time.Now().Add(wanted)
-	var once sync.Once
-	finish := func() { once.Do(func() { g.close(); done() }) }
-	first, err := g.next(ctx, end)
+	g.end = time.Now().Add(wanted)
+	first, err := g.next(ctx)
 	if err != nil {
-		finish()
+		g.finish()
 		if errors.Is(err, errSilent) {
 			return nil, coap.ErrSilent
 		}
 		return nil, err
 	}
 	out := *first
+	out.Lasting = g.observe
 	out.More = func(ctx context.Context, send func(*coap.Response) error) error {
-		defer finish()
-		for range maxMembers {
-			r, err := g.next(ctx, end)
+		g.begun.Store(true)
+		defer g.finish()
+		for n := 1; n < maxMembers || g.observe; n++ {
+			r, err := g.next(ctx)
 			if errors.Is(err, errSilent) {
 				return nil
 			}
@@ -83,20 +81,64 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 		}
 		return nil
 	}
-	context.AfterFunc(p.ctx, finish)
-	time.AfterFunc(wanted+time.Second, finish) // when nobody calls More
+	time.AfterFunc(wanted+time.Second, func() {
+		if !g.observe || !g.begun.Load() { // nobody called More
+			g.finish()
+		}
+	})
 	return &out, nil
+}
+
+// earlyStop says whether a request asks for the end of an earlier one to a group
+// (draft-ietf-core-groupcomm-proxy, Section 4.1.3).
+func earlyStop(o coap.Options) bool {
+	v, ok := o.Get(multicastTimeout)
+	return ok && len(v) == 0 && !Proxied(o) && !slices.ContainsFunc(o, func(x coap.Option) bool {
+		return x.ID == coap.UriHost || x.ID == coap.UriPort || x.ID == coap.UriPath || x.ID == coap.UriQuery
+	})
+}
+
+// stopEarly ends what is relayed with the token of an Early Stop Request (Section
+// 4.2.3). The client has given the token up, so it gets no response.
+func (p *Proxy) stopEarly(ctx context.Context, req *coap.Request) error {
+	if req.Code != coap.GET {
+		return coap.Errorf(coap.BadRequest, "an Early Stop Request is a GET")
+	}
+	if x, ok := coap.ExchangeOf(ctx); ok {
+		p.mu.Lock()
+		g := p.asked[askedKey{req.Peer.Link, string(x.Token)}]
+		p.mu.Unlock()
+		if g != nil {
+			g.finish()
+		}
+	}
+	return coap.ErrSilent
+}
+
+// askedKey is a request to a group as the client knows it.
+type askedKey struct {
+	link  coap.LinkID
+	token string
 }
 
 // asked is a request to a group, and the socket on which its members answer.
 type asked struct {
-	p     *Proxy
-	f     *forwarded
-	conn  *net.UDPConn
-	token string
-	id    uint16
-	seen  map[seenKey]bool
-	buf   []byte
+	p       *Proxy
+	f       *forwarded
+	group   netip.Addr
+	conn    *net.UDPConn
+	token   string
+	seen    map[seenKey]bool
+	buf     []byte
+	end     time.Time // of the time in which responses are wanted
+	observe bool
+	members map[netip.AddrPort]*member // that took the registration
+	again   time.Time                  // when the registration is to be made anew; zero: never
+
+	key    askedKey
+	begun  atomic.Bool // responses after the first are waited for
+	finish func()      // ends it, once
+	unhook func() bool // undoes the end with the proxy; guarded by Proxy.mu
 }
 
 type seenKey struct {
@@ -104,33 +146,112 @@ type seenKey struct {
 	id   uint16
 }
 
-// ask1 sends the request once: it is not confirmable (RFC 7252, Section 8.1).
-func (p *Proxy) ask1(f *forwarded, group netip.Addr) (*asked, error) {
+// member is a server that has the client's observation.
+type member struct {
+	number uint32 // of its newest notification
+	heard  time.Time
+	late   time.Time // when a notification is overdue
+	missed int       // times that it did not answer a registration made anew
+}
+
+// askGroup sends the request and books what it takes: the place of a request that
+// waits, or that of an observation.
+func (p *Proxy) askGroup(ctx context.Context, f *forwarded, group netip.Addr, observe bool) (*asked, error) {
+	done, err := p.wait()
+	if err != nil {
+		return nil, err
+	}
+	own := *f
+	own.req, own.opts = f.req.Clone(), f.opts.Clone() // they outlive the request
+	g := &asked{p: p, f: &own, group: group, observe: observe, members: map[netip.AddrPort]*member{}, seen: map[seenKey]bool{}, buf: make([]byte, maxMessage)}
+	if x, ok := coap.ExchangeOf(ctx); ok {
+		g.key = askedKey{f.req.Peer.Link, string(x.Token)}
+	} else {
+		g.key = askedKey{token: string(token())} // over no link: nobody can name it
+	}
+	p.mu.Lock()
+	old, full := p.asked[g.key], len(p.asked) >= maxWaiting || observe && p.groupsObserved >= maxGroupsObserved
+	p.mu.Unlock()
+	if old != nil {
+		old.finish() // RFC 7252, Section 5.3.1: the token is that of another request now
+	}
+	if full {
+		done()
+		p.metrics.refused.WithLabelValues("busy").Inc()
+		return nil, errBusy
+	}
+	if err := g.open(); err != nil {
+		done()
+		return nil, err
+	}
+	free := sync.OnceFunc(done)
+	g.finish = sync.OnceFunc(func() {
+		if observe {
+			// RFC 7641, Section 3.6: the observation is over. Who does not hear it
+			// learns it from its next confirmable notification.
+			_ = g.send(1)
+		}
+		_ = g.conn.Close()
+		free()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		g.unhook()
+		if p.asked[g.key] == g {
+			delete(p.asked, g.key)
+		}
+		if observe {
+			p.groupsObserved--
+			p.metrics.relays.WithLabelValues("group").Dec()
+		}
+	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	g.unhook = context.AfterFunc(p.ctx, g.finish)
+	p.asked[g.key] = g
+	if observe {
+		p.groupsObserved++
+		p.metrics.relays.WithLabelValues("group").Inc()
+		time.AfterFunc(p.cfg.GroupTimeout, free) // it waits for nothing any more
+	}
+	return g, nil
+}
+
+// open makes the socket and sends the request.
+func (g *asked) open() error {
 	network := "udp4"
-	if group.Is6() {
+	if g.group.Is6() {
 		network = "udp6"
 	}
 	conn, err := net.ListenUDP(network, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errShake, err)
+		return fmt.Errorf("%w: %w", errShake, err)
 	}
-	err = prepare(conn, group, f.rule.Interface)
-	tok := token()
-	g := &asked{p: p, f: f, conn: conn, token: string(tok), id: binary.BigEndian.Uint16(token()), seen: map[seenKey]bool{}, buf: make([]byte, maxMessage)}
-	m := &coap.Message{Type: coap.NonConfirmable, Code: f.req.Code, ID: g.id, Token: tok, Options: f.opts, Payload: f.req.Payload}
-	var b []byte
-	if err == nil {
-		b, err = m.MarshalBinary()
-	}
-	if err == nil {
-		_, err = conn.WriteToUDPAddrPort(b, netip.AddrPortFrom(group, f.target.Port))
+	g.conn, g.token = conn, string(token())
+	if err = prepare(conn, g.group, g.f.rule.Interface); err == nil {
+		err = g.send(0)
 	}
 	if err != nil {
-		g.close()
-		p.deps.Log.Warn("a request to a group cannot be sent: is proxy.allow[].interface right?", "target", f.target.String(), "err", err)
-		return nil, fmt.Errorf("%w: %w", errShake, err)
+		_ = conn.Close()
+		g.p.deps.Log.Warn("a request to a group cannot be sent: is the interface of the rule right?", "target", g.f.target.String(), "err", err)
+		return fmt.Errorf("%w: %w", errShake, err)
 	}
-	return g, nil
+	return nil
+}
+
+// send sends the request once: it is not confirmable (RFC 7252, Section 8.1).
+// observe is the value of the option where the client observes.
+func (g *asked) send(observe uint32) error {
+	opts := g.f.opts
+	if g.observe {
+		opts.SetUint(coap.ObserveOption, observe)
+	}
+	m := &coap.Message{Type: coap.NonConfirmable, Code: g.f.req.Code, ID: binary.BigEndian.Uint16(token()), Token: []byte(g.token), Options: opts, Payload: g.f.req.Payload}
+	b, err := m.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	_, err = g.conn.WriteToUDPAddrPort(b, netip.AddrPortFrom(g.group, g.f.target.Port))
+	return err
 }
 
 // prepare says by which interface and how far what is sent to a group goes.
@@ -160,52 +281,135 @@ func prepare(conn *net.UDPConn, group netip.Addr, name string) error {
 	return c.SetMulticastTTL(groupHops)
 }
 
-func (g *asked) close() { _ = g.conn.Close() }
-
-// next waits for the next response; errSilent: the time is over.
-func (g *asked) next(ctx context.Context, end time.Time) (*coap.Response, error) {
+// next waits for the next response; errSilent: the time is over, and nobody is
+// observed.
+func (g *asked) next(ctx context.Context) (*coap.Response, error) {
 	unhook := context.AfterFunc(ctx, func() { _ = g.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer unhook()
-	_ = g.conn.SetReadDeadline(end)
 	for {
+		now := time.Now()
+		if !g.again.IsZero() && !now.Before(g.again) {
+			g.registerAgain(now)
+		}
+		over := !now.Before(g.end)
+		if over && len(g.members) == 0 {
+			return nil, errSilent
+		}
+		until := g.end
+		if over || !g.again.IsZero() && g.again.Before(until) {
+			until = g.again
+		}
+		_ = g.conn.SetReadDeadline(until)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		n, from, err := g.conn.ReadFromUDPAddrPort(g.buf)
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case err != nil && !time.Now().Before(end), errors.Is(err, net.ErrClosed):
+		case errors.Is(err, net.ErrClosed):
 			return nil, errSilent
 		case err != nil:
-			continue // ICMP
+			continue // the time, or ICMP
 		}
-		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		m, err := coap.DecodeMessage(g.buf[:n])
-		if err != nil || !m.Code.IsResponse() || string(m.Token) != g.token {
-			continue
+		if r := g.response(ctx, g.buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port())); r != nil {
+			return r, nil
 		}
-		if m.Type == coap.Confirmable {
-			_, _ = g.conn.WriteToUDPAddrPort([]byte{1<<6 | byte(coap.Acknowledgement)<<4, 0, byte(m.ID >> 8), byte(m.ID)}, from)
+	}
+}
+
+// response reads what came; nil: it is nothing to be relayed.
+func (g *asked) response(ctx context.Context, b []byte, from netip.AddrPort) *coap.Response {
+	m, err := coap.DecodeMessage(b)
+	if err != nil || !m.Code.IsResponse() || string(m.Token) != g.token {
+		return nil
+	}
+	if m.Type == coap.Confirmable {
+		_, _ = g.conn.WriteToUDPAddrPort([]byte{1<<6 | byte(coap.Acknowledgement)<<4, 0, byte(m.ID >> 8), byte(m.ID)}, from)
+	}
+	if k := (seenKey{from, m.ID}); g.seen[k] {
+		return nil // a copy of a message; two responses of one member are both relayed
+	} else if len(g.seen) >= 4*maxMembers {
+		clear(g.seen)
+	} else {
+		g.seen[k] = true
+	}
+	number, observed := m.Options.Uint(coap.ObserveOption)
+	observed = observed && g.observe && m.Code.IsSuccess()
+	if time.Now().After(g.end) && !observed && g.members[from] == nil {
+		return nil // late, and no notification
+	}
+	if observed && !g.notified(from, m) {
+		return nil
+	}
+	if !observed {
+		delete(g.members, from)
+	}
+	r, err := g.whole(ctx, m.Clone(), from)
+	if err != nil {
+		return nil
+	}
+	if r, err = g.p.fromUpstream(r); err != nil {
+		return nil
+	}
+	if observed {
+		r.Options.SetUint(coap.ObserveOption, number)
+	}
+	r.Options.Set(replyFrom, cri(from)) // an upstream's own would be a lie
+	g.p.metrics.responses.Inc()
+	return r
+}
+
+// notified keeps up with a member that took the registration; false: the message is
+// older than one that was relayed (RFC 7641, Section 3.4).
+func (g *asked) notified(from netip.AddrPort, m *coap.Message) bool {
+	now := time.Now()
+	x := g.members[from]
+	if x == nil {
+		if len(g.members) >= maxMembers {
+			return true
 		}
-		if k := (seenKey{from, m.ID}); g.seen[k] {
-			continue // a copy of a message; two responses of one member are both relayed
-		} else if len(g.seen) < 4*maxMembers {
-			g.seen[k] = true
+		x = &member{}
+		g.members[from] = x
+	} else if _, ok := newer(m, x.number, x.heard); !ok {
+		return false
+	}
+	x.number, _ = m.Options.Uint(coap.ObserveOption)
+	x.heard, x.missed = now, 0
+	x.late = now.Add(maxAgeOf(&coap.Response{Options: m.Options}) + lateMin + rand.N(lateMax-lateMin))
+	if g.again.IsZero() || x.late.Before(g.again) {
+		g.again = x.late
+	}
+	return true
+}
+
+// registerAgain asks the group anew when a member's notification is overdue (RFC
+// 7641, Section 3.3.1): it may have started again. Who does not answer several
+// times is gone.
+func (g *asked) registerAgain(now time.Time) {
+	g.again = time.Time{}
+	overdue := false
+	for at, x := range g.members {
+		if !now.Before(x.late) {
+			overdue = true
+			if x.missed++; x.missed > maxRetransmit {
+				delete(g.members, at)
+				continue
+			}
+			x.late = now.Add(defaultMaxAge + rand.N(lateMax))
 		}
-		r, err := g.whole(ctx, m.Clone(), from, end)
-		if err != nil {
-			continue
+		if g.again.IsZero() || x.late.Before(g.again) {
+			g.again = x.late
 		}
-		if r, err = g.p.fromUpstream(r); err != nil {
-			continue
-		}
-		r.Options.Add(replyFrom, cri(from))
-		g.p.metrics.responses.Inc()
-		return r, nil
+	}
+	if overdue && len(g.members) > 0 {
+		_ = g.send(0) // like all datagrams, it may be lost
 	}
 }
 
 // whole gathers a response in blocks: the others are asked for at the member
 // itself (RFC 7959, Section 2.8), for which the rule speaks as for the group.
-func (g *asked) whole(ctx context.Context, m *coap.Message, from netip.AddrPort, end time.Time) (*coap.Response, error) {
+func (g *asked) whole(ctx context.Context, m *coap.Message, from netip.AddrPort) (*coap.Response, error) {
 	if b, err := m.Options.Block(coap.Block2); err == nil && (b == nil || !b.More) {
 		return &coap.Response{Code: m.Code, Options: m.Options, Payload: m.Payload}, nil
 	}
@@ -218,7 +422,7 @@ func (g *asked) whole(ctx context.Context, m *coap.Message, from netip.AddrPort,
 	}
 	d := newDatagrams(g.p, conn)
 	defer d.close()
-	ctx, cancel := context.WithDeadline(ctx, end)
+	ctx, cancel := context.WithTimeout(ctx, g.f.rule.Timeout)
 	defer cancel()
 	return serve.Gather(ctx, d, &coap.Request{Code: g.f.req.Code, Options: g.f.opts, Payload: g.f.req.Payload}, m, maxBody)
 }

@@ -99,7 +99,7 @@ func TestGroup(t *testing.T) {
 	rule := Rule{Host: testGroup + "/32", Scheme: CoAP, Port: port, Interface: "lo", Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
 	s := house(t, Config{Rules: []Rule{rule}}, nil)
 	responses := make(chan *coap.Message, 16)
-	l := s.client("a", coaptest.Options{Trace: func(toServer bool, m *coap.Message) {
+	l := s.client("a", coaptest.Options{Patient: true, Trace: func(toServer bool, m *coap.Message) {
 		if !toServer && m.Code != coap.Empty {
 			responses <- m.Clone()
 		}

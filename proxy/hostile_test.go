@@ -299,6 +299,33 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
+// TestSlowUpstream: an upstream that drips one block after the other, each in time,
+// has the time of one request for all of them.
+func TestSlowUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, up := bubble(t, Rule{Timeout: 10 * time.Second}, func(m *coap.Message, _ int) *coap.Message {
+			time.Sleep(3 * time.Second)
+			b, _ := m.Options.Block(coap.Block2)
+			next := coap.Block{More: true}
+			if b != nil {
+				next.Num = b.Num
+			}
+			r := message(coap.Content, "0123456789abcdef")
+			r.Options.SetBlock(coap.Block2, next)
+			return r
+		})
+		began := time.Now()
+		req := proxied(coap.GET, there+"/a", nil)
+		req.Peer = coap.Peer{Link: "a", Via: coap.DTLSPSK}
+		r := s.ask(req)
+		// 10 s, and what the upstream needs to notice.
+		if took := time.Since(began); r.Code != coap.GatewayTimeout || took > 13*time.Second || up.count() > 4 {
+			t.Errorf("%v after %v and %d requests", r.Code, took, up.count())
+		}
+		s.stop()
+	})
+}
+
 // liar is a socket whose answers a test makes by hand.
 func liar(t *testing.T, answer func(m *coap.Message) []*coap.Message) Target {
 	t.Helper()

@@ -94,6 +94,9 @@ const (
 	// maxMembers bounds the responses to one group request.
 	maxMembers = 1024
 
+	// maxGroupsObserved bounds the observations of groups: each has a socket.
+	maxGroupsObserved = 256
+
 	// linksEvery is how often the links of reverse targets are asked for.
 	linksEvery = 5 * time.Minute
 )

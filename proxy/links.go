@@ -40,6 +40,9 @@ func (p *Proxy) Links(ctx context.Context, peer coap.Peer) []coap.WebLink {
 }
 
 func (l *links) get(r *Rule) []coap.WebLink {
+	if a, ok := r.Upstream.addr(); ok && a.IsMulticast() {
+		return []coap.WebLink{{Target: path(r.Prefix)}} // of a group nobody can say what it has
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.now[r] && time.Since(l.at[r]) > linksEvery {

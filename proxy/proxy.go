@@ -114,6 +114,9 @@ type Proxy struct {
 	changes   uint64 // of resources, counted
 	relays    map[cacheKey]*relay
 	protected map[protectedKey]*protected
+	asked     map[askedKey]*asked // requests to groups
+
+	groupsObserved int // of them
 }
 
 // New makes a proxy. It starts nothing.
@@ -139,6 +142,7 @@ func New(cfg Config, deps Deps) *Proxy {
 		cfg: cfg, deps: deps, names: map[string]*Rule{},
 		upstreams: map[upstreamKey]*upstream{}, flights: map[cacheKey]*flight{},
 		relays: map[cacheKey]*relay{}, protected: map[protectedKey]*protected{},
+		asked: map[askedKey]*asked{},
 	}
 	_, _ = rand.Read(p.secret[:]) // never fails (crypto/rand)
 	p.cache = newCache(cfg.CacheBytes)
@@ -161,9 +165,10 @@ func New(cfg Config, deps Deps) *Proxy {
 }
 
 // Takes says whether a request is the proxy's: it has a proxy option, the name
-// of one of the hosts, or a path that leads to an upstream.
+// of one of the hosts, a path that leads to an upstream, or asks for the end of a
+// request to a group.
 func (p *Proxy) Takes(o coap.Options) bool {
-	return Proxied(o) || p.reverse(o) != nil
+	return Proxied(o) || earlyStop(o) || p.reverse(o) != nil
 }
 
 // Proxied says whether a request asks for forwarding.

@@ -77,6 +77,9 @@ func (c *runCmd) options() []plugin.Option {
 	return nil
 }
 
+// greetingRules is how many rules of the proxy are told of at the start.
+const greetingRules = 8
+
 // greeting is what a person sees after the start.
 func greeting(cfg *config.Config, at host.Addrs, flags string) string {
 	var b strings.Builder
@@ -93,6 +96,13 @@ func greeting(cfg *config.Config, at host.Addrs, flags string) string {
 	}
 	if cfg.Listen.MQTTS != "" && cfg.MQTT.Broker == "" {
 		fmt.Fprintf(&b, "  %-6s %-22s %s\n", "mqtts", cfg.Listen.MQTTS, "embedded broker with TLS")
+	}
+	for i, line := range cfg.Proxy.Summary() {
+		if i == greetingRules {
+			fmt.Fprintf(&b, "  %-6s and more: the log has all\n", "")
+			break
+		}
+		fmt.Fprintf(&b, "  %-6s %s\n", "proxy", line)
 	}
 	self := invocation()
 	if cfg.File() == "" {

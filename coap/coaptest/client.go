@@ -149,7 +149,7 @@ func (l *Link) notified(m *coap.Message) bool {
 	defer l.mu.Unlock()
 	o := l.observed[string(m.Token)]
 	if o == nil {
-		return false
+		return l.opts.Patient
 	}
 	if seq, ok := m.Options.Uint(coap.ObserveOption); ok {
 		// RFC 7641, Section 3.4, without its clause on time: the server's

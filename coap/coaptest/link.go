@@ -32,6 +32,7 @@ type Options struct {
 	BlockSize int  // of the client, in bytes; 0 means 1024
 	MaxBody   int  // of responses, in bytes; 0 means 1 MiB
 	NonConf   bool // the client sends its requests non-confirmable
+	Patient   bool // the client takes all responses with its tokens; otherwise it rejects those after the first
 	Whole     bool // the server side says OwnsBlockwise, and bodies travel whole
 
 	// Handler answers requests of the server side; nil: 4.04.

@@ -153,7 +153,7 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 		r = s.failure(ctx, x, err)
 	}
 	if r.More != nil {
-		s.further(ctx, x, r.More)
+		s.further(ctx, x, r.More, r.Lasting)
 	}
 	if x.whole {
 		return r, nil

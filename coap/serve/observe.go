@@ -390,7 +390,8 @@ func (s *Server) loseLocked(p *peer, n int, why string) {
 	s.metrics.lost.WithLabelValues(why).Add(float64(n))
 }
 
-// Cancel ends the observation with the token: for links that can tell which
+// Cancel ends the observation with the token, and the production of further
+// responses: for links that can tell which
 // notification a Reset rejects although it was not confirmable (RFC 7641,
 // Section 3.6). For confirmable ones coap.ErrReset does it.
 func (s *Server) Cancel(id coap.LinkID, token []byte) {
@@ -401,6 +402,11 @@ func (s *Server) Cancel(id coap.LinkID, token []byte) {
 			s.loseLocked(p, 1, "reset")
 		}
 		s.deregisterLocked(p, string(token))
+		for _, m := range p.more {
+			if m.token == string(token) {
+				m.end()
+			}
+		}
 	}
 }
 

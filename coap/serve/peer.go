@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"context"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -34,7 +33,7 @@ type transfers struct {
 	assemblies []*assembly // least recently used first
 	snapshots  []*snapshot // least recently used first
 
-	more   map[uint64]context.CancelFunc
+	more   map[uint64]production
 	moreID uint64
 }
 

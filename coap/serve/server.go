@@ -249,8 +249,8 @@ func (s *Server) Closed(id coap.LinkID) {
 	for _, j := range jobs {
 		j.abandon()
 	}
-	for _, cancel := range mores {
-		cancel()
+	for _, m := range mores {
+		m.end()
 	}
 }
 

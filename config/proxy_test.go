@@ -1,0 +1,51 @@
+package config
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestProxySummary: what a person is told of the proxy.
+func TestProxySummary(t *testing.T) {
+	c, err := Parse("f.yaml", []byte(`proxy:
+  allow:
+    - {target: "coap://192.0.2.1", peers: ["psk:node-7", token], methods: [GET, PUT]}
+  hosts:
+    - {name: gm.example.com, upstream: "coap://10.1.0.9", open_to_udp: true}
+  reverse:
+    - {path: /lamps, upstream: "coap://[ff05::fd]/lamp", interface: eth0}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"Proxy-Uri coap://192.0.2.1, for psk:node-7, token: GET, PUT",
+		"host gm.example.com to coap://10.1.0.9, for psk entries that may proxy and holders of tokens, and anybody on plain UDP",
+		"path /lamps to coap://[ff05::fd]/lamp, for psk entries that may proxy and holders of tokens",
+	}
+	if got := c.Proxy.Summary(); !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+	c.Proxy.Enabled = false
+	if got := c.Proxy.Summary(); len(got) != 0 {
+		t.Errorf("not enabled: %q", got)
+	}
+}
+
+// TestProxyRefused: what the proxy section must not say, and what to do instead.
+func TestProxyRefused(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"TLS with a key", "allow: [{target: 'coaps+tcp://a.example', identity: a, key_file: k}]", "use coaps:// with this identity and key, or ca_file"},
+		{"a group over DTLS", "reverse: [{path: /l, upstream: 'coaps://[ff05::fd]', identity: a, key_file: k}]", "a group is reached with coap:// only"},
+		{"a group over DTLS by Proxy-Uri", "allow: [{target: 'coaps://224.0.1.187', identity: a, key_file: k}]", "a group is reached with coap:// only"},
+		{"a group for anybody", "reverse: [{path: /l, upstream: 'coap://224.0.1.187', open_to_udp: true}]", "multiplies"},
+		{"a group for anybody by host", "hosts: [{name: a.example, upstream: 'coap://224.0.1.187', open_to_udp: true}]", "multiplies"},
+		{"a network is no upstream", "reverse: [{path: /l, upstream: 'coap://10.0.0.0/8'}]", "must name one host"},
+	} {
+		_, err := Parse("f.yaml", []byte("proxy:\n  "+c.text+"\n"))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
