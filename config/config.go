@@ -55,8 +55,14 @@ type Listen struct {
 	MQTT  string `yaml:"mqtt"`  // embedded broker, plain TCP
 	MQTTS string `yaml:"mqtts"` // embedded broker, TLS
 
+	CoAPSCertFile  string `yaml:"coaps_cert_file"`  // PEM: the gateway's certificate, then those above it
+	CoAPSKeyFile   string `yaml:"coaps_key_file"`   // PEM, PKCS #8
+	CoAPSRootsFile string `yaml:"coaps_roots_file"` // PEM: to which nodes' certificates may lead
+
 	MQTTSCertFile string `yaml:"mqtts_cert_file"` // PEM
 	MQTTSKeyFile  string `yaml:"mqtts_key_file"`  // PEM
+
+	CoAPSCert *Certificate `yaml:"-"` // filled by Bootstrap; nil: none
 }
 
 // Token says which access tokens are accepted, and the key that protects them.

@@ -83,6 +83,7 @@ func (c *Config) readKeys(absent func(file string) bool) error {
 	} {
 		r.pem(x.key, x.file, "CERTIFICATE", false)
 	}
+	r.certificate()
 	r.pem("listen.mqtts_key_file", c.Listen.MQTTSKeyFile, "PRIVATE KEY", true)
 	r.pem("mqtt.key_file", c.MQTT.KeyFile, "PRIVATE KEY", true)
 	return r.faults.err()

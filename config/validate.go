@@ -136,6 +136,7 @@ func (c *Config) validateListen(f *faults) {
 		required(f, "listen.mqtts_cert_file", l.MQTTSCertFile, "listen.mqtts needs a certificate")
 		required(f, "listen.mqtts_key_file", l.MQTTSKeyFile, "listen.mqtts needs the key of its certificate")
 	}
+	c.validateCertificate(f)
 	inRange(f, "multicast.hops", c.Multicast.Hops, 1, 255)
 	if l.HTTP != "" && validAddr(l.HTTP) && !isLoopback(l.HTTP) {
 		c.warn("listen.http: %s is reachable from other machines, and the admin token travels unprotected", l.HTTP)

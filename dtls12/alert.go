@@ -10,9 +10,12 @@ const (
 	CloseNotify            Alert = 0
 	UnexpectedMessage      Alert = 10
 	HandshakeFailure       Alert = 40
+	BadCertificate         Alert = 42
 	UnsupportedCertificate Alert = 43
+	CertificateExpired     Alert = 45
 	CertificateUnknown     Alert = 46
 	IllegalParameter       Alert = 47
+	UnknownCA              Alert = 48
 	DecodeError            Alert = 50
 	DecryptError           Alert = 51
 	ProtocolVersion        Alert = 70
@@ -26,6 +29,7 @@ const (
 
 var alertNames = map[Alert]string{
 	CloseNotify: "close_notify", UnexpectedMessage: "unexpected_message", HandshakeFailure: "handshake_failure",
+	BadCertificate: "bad_certificate", CertificateExpired: "certificate_expired", UnknownCA: "unknown_ca",
 	UnsupportedCertificate: "unsupported_certificate", CertificateUnknown: "certificate_unknown",
 	IllegalParameter: "illegal_parameter", DecodeError: "decode_error", DecryptError: "decrypt_error",
 	ProtocolVersion: "protocol_version", InternalError: "internal_error",

@@ -17,6 +17,8 @@ func Connect(c *Config, now time.Time) *Handshake {
 		suites:  []record.Suite{record.ECDSACCM8, record.ECDSACCM, record.ECDSAGCM},
 		groups:  []int{groupX25519, groupP256},
 		schemes: []int{schemeES256, schemeEd25519},
+		shows:   []byte{rawPublicKey},
+		takes:   []byte{rawPublicKey},
 		cid:     c.CID,
 	}
 	if c.Key == nil {
@@ -102,7 +104,7 @@ func (h *Handshake) serverHello(body []byte) error {
 		return alertOf(ProtocolVersion, errors.New("the server has another version"))
 	case !slices.Contains(h.hello.suites, m.suite):
 		return alertOf(IllegalParameter, errors.New("a cipher suite that was not offered"))
-	case !m.clientRaw || !m.serverRaw:
+	case !raw(m.clientType) || !raw(m.serverType):
 		return alertOf(UnsupportedCertificate, errors.New("the server has no raw public keys"))
 	case !m.extended:
 		return alertOf(HandshakeFailure, errors.New("the server does not know the extended master secret"))
@@ -120,6 +122,8 @@ func (h *Handshake) serverHello(body []byte) error {
 	}
 	return nil
 }
+
+func raw(kind []byte) bool { return len(kind) == 1 && kind[0] == rawPublicKey }
 
 func (h *Handshake) serverCertificate(body []byte) error {
 	spki, err := decodeCertificate(body)
@@ -163,7 +167,7 @@ func (h *Handshake) answerServer(now time.Time) error {
 	}
 	key := h.cfg.Key
 	h.begin()
-	h.add(typeCertificate, encodeCertificate(key.spki))
+	h.add(typeCertificate, key.certificate())
 	h.add(typeClientKeyExchange, appendVector(nil, 1, h.ephemeral.key.PublicKey().Bytes()))
 	if err := h.secrets(premaster); err != nil {
 		return alertOf(InternalError, err)

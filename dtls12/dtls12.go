@@ -1,5 +1,5 @@
 // Package dtls12 does handshakes of DTLS 1.2 (RFC 6347) with raw public keys
-// (RFC 7250) and with pre-shared keys (RFC 4279), as the DTLS profile of ACE
+// (RFC 7250), with certificates (as a server) and with pre-shared keys (RFC 4279), as the DTLS profile of ACE
 // asks for them (RFC 9202): TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8 and
 // TLS_PSK_WITH_AES_128_CCM_8 first, then their kin. Both ends authenticate
 // themselves, always. There is no renegotiation and no resumption.
@@ -21,6 +21,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +43,13 @@ type Config struct {
 	// of which it has shown possession. An error that wraps [ErrUnknown] is told as
 	// certificate_unknown, any other as internal_error. It is needed with Key.
 	Peer func(spki []byte) error
+	// Certificate authenticates a server to clients without raw public keys; nil: no
+	// certificates.
+	Certificate *Key
+	// PeerChain is asked about the certificates of a client, its own first, of whose
+	// key it has shown possession. Errors are told as those of Peer; what package
+	// x509 finds wrong has alerts of its own. nil: clients show no certificates.
+	PeerChain func(chain []*x509.Certificate) error
 	// PSK finds the key of a psk_identity, of a server. An error that wraps
 	// ErrUnknown is told as illegal_parameter (RFC 9202, Section 3.3.2), any other
 	// as internal_error. nil: no pre-shared keys.
@@ -61,6 +69,9 @@ type Result struct {
 	// PeerKey is the SubjectPublicKeyInfo of the peer in DER; nil with a
 	// pre-shared key.
 	PeerKey []byte
+	// PeerChain is what the key came in, the peer's own certificate first; nil: it
+	// was a raw public key.
+	PeerChain []*x509.Certificate
 	// Identity is the psk_identity; nil with raw public keys.
 	Identity []byte
 	// CID is by what the peer names us in its records, PeerCID by what it wants to
@@ -76,7 +87,7 @@ type Result struct {
 const maxExport = 1024
 
 // Export is the keying material exporter of RFC 5705. A nil context is absent,
-// an empty one is present and empty. With raw public keys it needs the extended
+// an empty one is present and empty. With public keys it needs the extended
 // master secret: without, two handshakes can be made to have one secret (RFC
 // 7627, Section 1).
 func (r *Result) Export(label string, context []byte, n int) ([]byte, error) {
@@ -117,7 +128,10 @@ type Handshake struct {
 	suite      record.Suite
 	extended   bool // extended master secret
 	ephemeral  *ephemeral
-	peerKey    []byte // SubjectPublicKeyInfo as sent
+	own        *Key // a server: what it shows
+	chained    bool // a server: the client shows certificates
+	peerChain  []*x509.Certificate
+	peerKey    []byte // SubjectPublicKeyInfo
 	proven     bool   // the peer signed, or knows the pre-shared key
 	requested  bool   // a client: its key was asked for
 	shared     bool   // a client: the ephemeral key of the server is there
@@ -215,7 +229,7 @@ func (h *Handshake) finished(ofClient bool) []byte {
 // finish is called when both Finished are there.
 func (h *Handshake) finish() {
 	r := &h.result
-	r.PeerKey, r.Identity = h.peerKey, bytes.Clone(h.identity)
+	r.PeerKey, r.PeerChain, r.Identity = h.peerKey, h.peerChain, bytes.Clone(h.identity)
 	r.CID, r.PeerCID = h.cid, h.peerCID
 	h.phase, h.deadline = done, time.Time{}
 	h.transcript, h.ephemeral, h.hello = nil, nil, nil

@@ -14,9 +14,10 @@ func FuzzMessages(f *testing.F) {
 	k := newKey(f, "P-256")
 	h := Connect(accepting(k, k), epochStart)
 	f.Add(h.hello.encode())
-	f.Add((&serverHello{suite: record.ECDSACCM8, extended: true, clientRaw: true, serverRaw: true, secure: true, formats: true, cid: []byte("x")}).encode())
+	f.Add((&serverHello{suite: record.ECDSACCM8, extended: true, clientType: []byte{rawPublicKey}, serverType: []byte{rawPublicKey}, secure: true, formats: true, cid: []byte("x")}).encode())
 	f.Add(encodeVerifyRequest([]byte("cookie")))
 	f.Add(encodeCertificate(k.spki))
+	f.Add(encodeChain([][]byte{k.spki, k.spki}))
 	f.Add(encodeCertificateRequest())
 	f.Add(appendSigned(ecParams(groupX25519, make([]byte, 32)), schemeES256, make([]byte, 70)))
 	f.Add(appendSigned(nil, schemeES256, make([]byte, 70)))
@@ -48,6 +49,9 @@ func FuzzMessages(f *testing.F) {
 					t.Fatal("SubjectPublicKeyInfo")
 				}
 			}
+		}
+		if chain, err := decodeChain(b); err == nil && !bytes.Equal(encodeChain(chain), b) {
+			t.Fatal("Certificate with certificates")
 		}
 		if m, err := decodeServerKeyExchange(b); err == nil && !bytes.Equal(appendSigned(ecParams(m.group, m.point), m.scheme, m.signature), b) {
 			t.Fatal("ServerKeyExchange")

@@ -34,27 +34,28 @@ const (
 )
 
 const (
-	rawPublicKey      = 2    // certificate type (RFC 7250, Section 3)
+	x509Certificate   = 0    // certificate type (RFC 7250, Section 3)
+	rawPublicKey      = 2    // another
 	scsvRenegotiation = 0xff // TLS_EMPTY_RENEGOTIATION_INFO_SCSV (RFC 5746)
 )
 
 // ClientHello is one (RFC 6347, Section 4.2.1). Fields of extensions are nil
 // where there is none.
 type ClientHello struct {
-	version   int
-	Random    [32]byte
-	session   []byte
-	Cookie    []byte
-	suites    []record.Suite
-	params    []byte // suites and compression methods as sent: for the cookie
-	groups    []int
-	formats   []byte
-	schemes   []int
-	clientRaw bool   // can show a raw public key
-	serverRaw bool   // can take one
-	extended  bool   // extended_master_secret
-	cid       []byte // connection_id; empty: it wants none
-	secure    bool   // renegotiation_info, or the suite that says it
+	version  int
+	Random   [32]byte
+	session  []byte
+	Cookie   []byte
+	suites   []record.Suite
+	params   []byte // suites and compression methods as sent: for the cookie
+	groups   []int
+	formats  []byte
+	schemes  []int
+	shows    []byte // certificate types that it can show; nil: X.509 alone (RFC 7250, Section 4.1)
+	takes    []byte // and that it can take
+	extended bool   // extended_master_secret
+	cid      []byte // connection_id; empty: it wants none
+	secure   bool   // renegotiation_info, or the suite that says it
 
 	seq     uint16 // of the message
 	record  uint64 // sequence number of its record
@@ -109,9 +110,9 @@ func decodeClientHello(b []byte) (*ClientHello, error) {
 		case extSignatures:
 			h.schemes = numbers(e)
 		case extClientCertType:
-			h.clientRaw = slices.Contains(e.vector(1, 1, 255), rawPublicKey)
+			h.shows = e.vector(1, 1, 255)
 		case extServerCertType:
-			h.serverRaw = slices.Contains(e.vector(1, 1, 255), rawPublicKey)
+			h.takes = e.vector(1, 1, 255)
 		case extExtendedMaster:
 			h.extended = true
 		case extConnectionID:
@@ -179,8 +180,12 @@ func (h *ClientHello) encode() []byte {
 	ext = appendExtension(ext, extGroups, appendVector(nil, 2, words(h.groups)))
 	ext = appendExtension(ext, extPointFormats, []byte{1, 0})
 	ext = appendExtension(ext, extSignatures, appendVector(nil, 2, words(h.schemes)))
-	ext = appendExtension(ext, extClientCertType, []byte{1, rawPublicKey})
-	ext = appendExtension(ext, extServerCertType, []byte{1, rawPublicKey})
+	if h.shows != nil {
+		ext = appendExtension(ext, extClientCertType, appendVector(nil, 1, h.shows))
+	}
+	if h.takes != nil {
+		ext = appendExtension(ext, extServerCertType, appendVector(nil, 1, h.takes))
+	}
 	ext = appendExtension(ext, extExtendedMaster, nil)
 	if h.cid != nil {
 		ext = appendExtension(ext, extConnectionID, appendVector(nil, 1, h.cid))
@@ -201,13 +206,14 @@ func appendExtension(dst []byte, kind int, body []byte) []byte {
 
 // serverHello is one (RFC 5246, Section 7.4.1.3).
 type serverHello struct {
-	version              int
-	random               [32]byte
-	suite                record.Suite
-	extended, secure     bool
-	clientRaw, serverRaw bool
-	formats              bool
-	cid                  []byte // nil: not negotiated
+	version          int
+	random           [32]byte
+	suite            record.Suite
+	extended, secure bool
+	clientType       []byte // of certificate, of the client: one; nil: not negotiated
+	serverType       []byte // of the server
+	formats          bool
+	cid              []byte // nil: not negotiated
 }
 
 func (h *serverHello) encode() []byte {
@@ -223,11 +229,11 @@ func (h *serverHello) encode() []byte {
 	if h.extended {
 		ext = appendExtension(ext, extExtendedMaster, nil)
 	}
-	if h.clientRaw {
-		ext = appendExtension(ext, extClientCertType, []byte{rawPublicKey})
+	if h.clientType != nil {
+		ext = appendExtension(ext, extClientCertType, h.clientType)
 	}
-	if h.serverRaw {
-		ext = appendExtension(ext, extServerCertType, []byte{rawPublicKey})
+	if h.serverType != nil {
+		ext = appendExtension(ext, extServerCertType, h.serverType)
 	}
 	if h.formats {
 		ext = appendExtension(ext, extPointFormats, []byte{1, 0})
@@ -261,9 +267,9 @@ func decodeServerHello(b []byte) (*serverHello, error) {
 		case extExtendedMaster:
 			h.extended = true
 		case extClientCertType:
-			h.clientRaw = e.uint(1) == rawPublicKey
+			h.clientType = e.take(1)
 		case extServerCertType:
-			h.serverRaw = e.uint(1) == rawPublicKey
+			h.serverType = e.take(1)
 		case extPointFormats:
 			h.formats = bytes.Contains(e.vector(1, 1, 255), []byte{0})
 		case extConnectionID:

@@ -1,6 +1,7 @@
 package dtls12
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -20,11 +21,13 @@ const (
 	schemeEd25519 = 0x0807
 )
 
-// Key is a raw public key with its private key, of ECDSA on P-256 or Ed25519.
+// Key is a public key with its private key, of ECDSA on P-256 or Ed25519: a raw
+// one, or one with a certificate.
 type Key struct {
 	signer crypto.Signer
 	spki   []byte
 	scheme int
+	chain  [][]byte // certificates in DER, that of the key first; nil: a raw key
 }
 
 // NewKey takes an *ecdsa.PrivateKey on P-256 or an ed25519.PrivateKey.
@@ -33,7 +36,47 @@ func NewKey(k crypto.Signer) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Key{k, spki, scheme}, nil
+	return &Key{signer: k, spki: spki, scheme: scheme}, nil
+}
+
+// NewCertificate takes a key as NewKey does, and its certificate in DER followed by
+// those above it.
+func NewCertificate(chain [][]byte, k crypto.Signer) (*Key, error) {
+	own, err := NewKey(k)
+	if err != nil {
+		return nil, err
+	}
+	if len(chain) == 0 {
+		return nil, errors.New("dtls12: no certificate")
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("dtls12: certificate: %w", err)
+	}
+	if spki, _, err := publicKey(leaf.PublicKey); err != nil || !bytes.Equal(spki, own.spki) {
+		return nil, errors.New("dtls12: the certificate is of another key")
+	}
+	own.chain = chain
+	if n := len(own.certificate()); n > maxMessage || len(chain) > maxChain {
+		return nil, fmt.Errorf("dtls12: %d certificates of %d bytes are more than nodes take", len(chain), n)
+	}
+	return own, nil
+}
+
+// kind is the certificate type.
+func (k *Key) kind() uint8 {
+	if k.chain != nil {
+		return x509Certificate
+	}
+	return rawPublicKey
+}
+
+// certificate is the body of a Certificate that shows the key.
+func (k *Key) certificate() []byte {
+	if k.chain == nil {
+		return encodeCertificate(k.spki)
+	}
+	return encodeChain(k.chain)
 }
 
 // Public is the SubjectPublicKeyInfo in DER.

@@ -21,6 +21,8 @@ const (
 	// maxMessage bounds one handshake message, in bytes: an access token of 4096
 	// in psk_identity, and what is around it.
 	maxMessage = 4096 + 64
+	// maxChain bounds the certificates of a peer: its own and those above it.
+	maxChain = 6
 	// maxHello bounds a ClientHello. It comes in one piece: before a cookie there
 	// is no place for parts.
 	maxHello = 2048

@@ -18,29 +18,78 @@ func keySuite(s record.Suite) bool {
 }
 
 // Choose finds the cipher suite that this end and a client have in common, the
-// one that the client likes best; 0: none.
+// one that the client likes best; 0: none. Who offers suites with certificates may
+// still have none, who offers those of pre-shared keys has a key: certificates are for
+// those who do not.
 func (c *Config) Choose(h *ClientHello) record.Suite {
+	keys := c.show(h) != nil && h.group() != 0 && (h.formats == nil || slices.Contains(h.formats, 0))
+	switch c.take(h) {
+	case x509Certificate:
+		keys = keys && !slices.ContainsFunc(h.suites, pskSuite)
+	case rawPublicKey:
+	default:
+		keys = false
+	}
 	for _, s := range h.suites {
-		if keySuite(s) && c.Key != nil && h.raw(c.Key.scheme) || pskSuite(s) && c.PSK != nil {
+		if keySuite(s) && keys || pskSuite(s) && c.PSK != nil {
 			return s
 		}
 	}
 	return 0
 }
 
-// OffersRaw says whether a client knows raw public keys.
-func (h *ClientHello) OffersRaw() bool { return h.clientRaw && h.serverRaw }
+// OffersKeys says whether a client knows suites in which both ends show public
+// keys.
+func (h *ClientHello) OffersKeys() bool { return slices.ContainsFunc(h.suites, keySuite) }
 
-// Raw says whether the handshake of a client will be one of raw public keys.
-func (c *Config) Raw(h *ClientHello) bool { return keySuite(c.Choose(h)) }
+// Kind says how a client will show itself: "psk", "raw" or "cert".
+func (c *Config) Kind(h *ClientHello) string {
+	switch {
+	case !keySuite(c.Choose(h)):
+		return "psk"
+	case c.take(h) == rawPublicKey:
+		return "raw"
+	}
+	return "cert"
+}
 
-// raw says whether raw public keys can be used both ways, ours of a scheme. A
-// client that names no schemes or groups is one of few of them: it gets what
-// RFC 7252, Section 9.1.3.2, has.
-func (h *ClientHello) raw(scheme int) bool {
-	return h.OffersRaw() && h.group() != 0 &&
-		(h.schemes == nil && scheme == schemeES256 || slices.Contains(h.schemes, scheme)) &&
-		(h.formats == nil || slices.Contains(h.formats, 0))
+// usual are the certificate types of who names none (RFC 7250, Section 4.1).
+func usual(types []byte) []byte {
+	if types == nil {
+		return []byte{x509Certificate}
+	}
+	return types
+}
+
+// show is what we show a client, in the form that it likes best of those that we
+// have, with a signature that it can verify; nil: nothing. A client that names no
+// schemes or groups is one of few of them: it gets what RFC 7252, Section
+// 9.1.3.2, has.
+func (c *Config) show(h *ClientHello) *Key {
+	for _, t := range usual(h.takes) {
+		var k *Key
+		switch t {
+		case rawPublicKey:
+			k = c.Key
+		case x509Certificate:
+			k = c.Certificate
+		}
+		if k != nil && (h.schemes == nil && k.scheme == schemeES256 || slices.Contains(h.schemes, k.scheme)) {
+			return k
+		}
+	}
+	return nil
+}
+
+// take is the certificate type in which a client shows its key; -1: none that we
+// know how to judge.
+func (c *Config) take(h *ClientHello) int {
+	for _, t := range usual(h.shows) {
+		if t == rawPublicKey && c.Peer != nil || t == x509Certificate && c.PeerChain != nil {
+			return int(t)
+		}
+	}
+	return -1
 }
 
 // group is the one of the key agreement; 0: none in common.
@@ -86,7 +135,14 @@ func Accept(c *Config, hello *ClientHello, now time.Time) *Handshake {
 		}
 	}
 	if keySuite(h.suite) {
-		answer.clientRaw, answer.serverRaw, answer.formats = true, true, hello.formats != nil
+		h.own, h.chained, answer.formats = c.show(hello), c.take(hello) == x509Certificate, hello.formats != nil
+		// RFC 7250, Section 4.2: what was not asked about is not answered.
+		if hello.shows != nil {
+			answer.clientType = []byte{uint8(c.take(hello))}
+		}
+		if hello.takes != nil {
+			answer.serverType = []byte{h.own.kind()}
+		}
 	}
 	h.add(typeServerHello, answer.encode())
 	if keySuite(h.suite) {
@@ -100,9 +156,9 @@ func Accept(c *Config, hello *ClientHello, now time.Time) *Handshake {
 	return h
 }
 
-// offerKey adds what a server with a raw public key says.
+// offerKey adds what a server with a public key says.
 func (h *Handshake) offerKey(group int) (err error) {
-	key := h.cfg.Key
+	key := h.own
 	if h.ephemeral, err = h.cfg.newEphemeral(group); err != nil {
 		return err
 	}
@@ -112,7 +168,7 @@ func (h *Handshake) offerKey(group int) (err error) {
 	if err != nil {
 		return err
 	}
-	h.add(typeCertificate, encodeCertificate(key.spki))
+	h.add(typeCertificate, key.certificate())
 	h.add(typeServerKeyExchange, appendSigned(params, key.scheme, signature))
 	h.add(typeCertificateRequest, encodeCertificateRequest())
 	return nil
@@ -120,22 +176,22 @@ func (h *Handshake) offerKey(group int) (err error) {
 
 // fromClient handles the messages of a client, of which the order is
 //
-//	raw public key   Certificate, ClientKeyExchange, CertificateVerify, Finished
+//	public key       Certificate, ClientKeyExchange, CertificateVerify, Finished
 //	pre-shared key   ClientKeyExchange, Finished
 func (h *Handshake) fromClient(kind uint8, seq uint16, body []byte, now time.Time) {
-	raw := keySuite(h.suite)
+	keys := keySuite(h.suite)
 	var err error
 	switch {
-	case kind == typeCertificate && raw && h.phase == awaitFlight && h.peerKey == nil:
+	case kind == typeCertificate && keys && h.phase == awaitFlight && h.peerKey == nil:
 		err = h.clientCertificate(body)
-	case kind == typeClientKeyExchange && h.phase == awaitFlight && (!raw || h.peerKey != nil):
+	case kind == typeClientKeyExchange && h.phase == awaitFlight && (!keys || h.peerKey != nil):
 		h.transcript = append(h.transcript, wrap(kind, seq, body)...)
 		if err = h.clientKeyExchange(body); err == nil {
 			h.phase = awaitFinished
 		}
 		h.checked(err)
 		return
-	case kind == typeCertificateVerify && raw && h.phase == awaitFinished && !h.proven:
+	case kind == typeCertificateVerify && keys && h.phase == awaitFinished && !h.proven:
 		var scheme int
 		var signature []byte
 		if scheme, signature, err = decodeCertificateVerify(body); err == nil && !verify(h.peerKey, scheme, h.transcript, signature) {
@@ -176,6 +232,9 @@ func (h *Handshake) checked(err error) {
 }
 
 func (h *Handshake) clientCertificate(body []byte) error {
+	if h.chained {
+		return h.clientChain(body)
+	}
 	spki, err := decodeCertificate(body)
 	if err != nil {
 		return err
@@ -237,12 +296,17 @@ func (h *Handshake) known() error {
 	if h.peerKey == nil {
 		return nil
 	}
-	err := h.cfg.Peer(h.peerKey)
+	var err error
+	if h.chained {
+		err = h.cfg.PeerChain(h.peerChain)
+	} else {
+		err = h.cfg.Peer(h.peerKey)
+	}
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, ErrUnknown):
-		return alertOf(CertificateUnknown, err)
+		return alertOf(refusal(err), err)
 	}
 	return alertOf(InternalError, err)
 }

@@ -33,6 +33,7 @@ package endpoint
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -66,8 +67,8 @@ type Proof struct {
 	Identity []byte
 	// Certificates are those of the peer, DER, its own first; nil without.
 	Certificates [][]byte
-	// PublicKey is the raw public key of the peer, a SubjectPublicKeyInfo in DER;
-	// nil without.
+	// PublicKey is the public key of the peer, a SubjectPublicKeyInfo in DER, raw or
+	// that of its certificate; nil with a pre-shared key.
 	PublicKey []byte
 	// Exporter is the keying material exporter of RFC 5705. A nil context is
 	// absent, an empty one is present and empty.
@@ -95,6 +96,16 @@ type RawKeys interface {
 	Known(ctx context.Context, spki []byte) error
 }
 
+// Certificates is what [Keys] are as well when peers with certificates may come
+// in.
+type Certificates interface {
+	// Certified says whether the owner of a certificate, the first of those that it
+	// showed, may have an association. An error that wraps [ErrUnknown] is told to
+	// the peer: what package crypto/x509 found as what it is, else as
+	// certificate_unknown. Any other is told as internal_error.
+	Certified(ctx context.Context, chain []*x509.Certificate) error
+}
+
 // ErrUnknown is the error of a psk_identity for which there is no key, and of a
 // public key that nobody vouches for.
 var ErrUnknown = errors.New("endpoint: unknown psk_identity or public key")
@@ -108,6 +119,10 @@ type Config struct {
 	// none: handshakes wait for it. nil: there are no raw public keys. With it Keys
 	// are RawKeys.
 	RawKey func() *dtls12.Key
+	// Certificate gives the gateway's, for clients without raw public keys, once RawKey
+	// has one; nil: there is none. With one Keys are Certificates, and such handshakes
+	// are done by package dtls12.
+	Certificate func() *dtls12.Key
 	// OwnPSK has the handshakes with pre-shared keys done as those with raw public
 	// keys are, by package dtls12 in place of pion.
 	OwnPSK bool
@@ -264,7 +279,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 	}
 	e.byAddr = table.New((*session).addr, func(a netip.AddrPort) uint64 { return table.Mix(e.hash(a, nil)) })
 	e.byCID = table.New(func(s *session) uint64 { return s.cid }, func(id uint64) uint64 { return table.Mix(id ^ e.seed) })
-	if cfg.Keys != nil && (cfg.RawKey != nil || cfg.OwnPSK) {
+	if cfg.Keys != nil && (cfg.RawKey != nil || cfg.Certificate != nil || cfg.OwnPSK) {
 		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half)}
 	}
 	_, _ = rand.Read(e.echoKey[:]) // never fails (crypto/rand)

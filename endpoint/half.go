@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,8 +14,8 @@ import (
 	"github.com/seed4911071e/groupgate/record"
 )
 
-// Handshakes of our own, by package dtls12: all with raw public keys, and those
-// with pre-shared keys when Config.OwnPSK says so. pion does the others. What is
+// Handshakes of our own, by package dtls12: all with raw public keys or
+// certificates, and those with pre-shared keys when Config.OwnPSK says so. pion does the others. What is
 // known of a client before it has shown that it receives at its address is
 // nothing.
 
@@ -66,12 +67,25 @@ type half struct {
 	reader  *record.Cipher
 }
 
-// key is the raw public key of the gateway, when there is one.
-func (e *Endpoint) key() *dtls12.Key {
-	if e.cfg.RawKey == nil {
-		return nil
+// offer is what the gateway has to show; the functions only say what it could
+// be asked. false: its keys are not there yet.
+func (e *Endpoint) offer() (c dtls12.Config, ready bool) {
+	if e.cfg.RawKey != nil {
+		if c.Key = e.cfg.RawKey(); c.Key == nil {
+			return c, false
+		}
+		c.Peer = func([]byte) error { return dtls12.ErrUnknown }
 	}
-	return e.cfg.RawKey()
+	if e.cfg.Certificate != nil {
+		c.Certificate = e.cfg.Certificate()
+	}
+	if c.Certificate != nil {
+		c.PeerChain = func([]*x509.Certificate) error { return dtls12.ErrUnknown }
+	}
+	if e.cfg.OwnPSK {
+		c.PSK = noPSK
+	}
+	return c, true
 }
 
 // shake is told of each record of epoch 0, and says whether it was for a
@@ -88,11 +102,8 @@ func (e *Endpoint) shake(r *record.Record, raw []byte, from netip.AddrPort) bool
 		}
 		return h != nil
 	}
-	offer := dtls12.Config{Key: e.key()}
-	if e.cfg.OwnPSK {
-		offer.PSK = noPSK
-	}
-	if hello.OffersRaw() && e.cfg.RawKey != nil && offer.Key == nil {
+	offer, ready := e.offer()
+	if !ready && hello.OffersKeys() {
 		return true // it will come again
 	}
 	if offer.Choose(hello) == 0 {
@@ -133,13 +144,17 @@ func (e *Endpoint) beginOwn(hello *dtls12.ClientHello, from netip.AddrPort) {
 	}
 	h := &half{e: e, addr: from, local: e.came, random: hello.Random, began: now, hello: hello}
 	h.cid = e.freeCID()
-	h.cfg = dtls12.Config{Key: e.key(), Peer: h.known, CID: binary.BigEndian.AppendUint64(nil, h.cid)}
-	if e.cfg.OwnPSK {
-		h.cfg.PSK = h.psk
+	h.cfg, _ = e.offer()
+	h.kind = h.cfg.Kind(hello)
+	h.cfg.CID = binary.BigEndian.AppendUint64(nil, h.cid)
+	if h.cfg.Peer != nil {
+		h.cfg.Peer = h.known
 	}
-	h.kind = kindPSK
-	if h.cfg.Raw(hello) {
-		h.kind = kindRaw
+	if h.cfg.PeerChain != nil {
+		h.cfg.PeerChain = h.certified
+	}
+	if h.cfg.PSK != nil {
+		h.cfg.PSK = h.psk
 	}
 	e.own.byAddr[from], e.own.byCID[h.cid] = h, h
 	e.metrics.halfOpen.Inc()
@@ -148,10 +163,7 @@ func (e *Endpoint) beginOwn(hello *dtls12.ClientHello, from netip.AddrPort) {
 
 func (h *half) psk(identity []byte) ([]byte, error) {
 	key, err := h.e.cfg.Keys.PSK(h.e.ctx, identity)
-	if errors.Is(err, ErrUnknown) {
-		err = fmt.Errorf("%w: %w", dtls12.ErrUnknown, err)
-	}
-	return key, err
+	return key, judged(err)
 }
 
 func (h *half) known(spki []byte) error {
@@ -159,7 +171,19 @@ func (h *half) known(spki []byte) error {
 	if !ok {
 		return dtls12.ErrUnknown
 	}
-	err := keys.Known(h.e.ctx, spki)
+	return judged(keys.Known(h.e.ctx, spki))
+}
+
+func (h *half) certified(chain []*x509.Certificate) error {
+	keys, ok := h.e.cfg.Keys.(Certificates)
+	if !ok {
+		return dtls12.ErrUnknown
+	}
+	return judged(keys.Certified(h.e.ctx, chain))
+}
+
+// judged tells package dtls12 whom nobody knows.
+func judged(err error) error {
 	if errors.Is(err, ErrUnknown) {
 		err = fmt.Errorf("%w: %w", dtls12.ErrUnknown, err)
 	}
@@ -279,7 +303,13 @@ func (h *half) finish(rest [][]byte) {
 	x := h.m.Result()
 	proof := Proof{Identity: x.Identity, PublicKey: x.PeerKey, Exporter: x.Export}
 	via := coap.DTLSPSK
-	if x.PeerKey != nil {
+	switch {
+	case x.PeerChain != nil:
+		via = coap.DTLSCert
+		for _, c := range x.PeerChain {
+			proof.Certificates = append(proof.Certificates, c.Raw)
+		}
+	case x.PeerKey != nil:
 		via = coap.DTLSRPK
 	}
 	subject, denied := e.cfg.Keys.Admit(e.ctx, proof)

@@ -24,11 +24,8 @@ type metrics struct {
 	exhausted            prometheus.Counter
 }
 
-// Kinds of handshakes.
-const (
-	kindPSK = "psk"
-	kindRaw = "raw"
-)
+// kindPSK is the kind of handshakes that pion does; others: dtls12.Config.Kind.
+const kindPSK = "psk"
 
 // newMetrics registers with r; endpoints that share r share the metrics.
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -44,7 +41,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return &metrics{
 		sessions:        gauge("sessions", "Peers known now: DTLS associations and addresses on plain UDP."),
 		halfOpen:        gauge("handshakes", "DTLS handshakes under way."),
-		handshakes:      vec("handshakes_total", "DTLS handshakes by kind of key (psk, or raw for raw public keys) and result: done, unknown, failed, timeout, given-up.", "kind", "result"),
+		handshakes:      vec("handshakes_total", "DTLS handshakes by kind of key (psk, raw for raw public keys, cert for certificates) and result: done, unknown, failed, timeout, given-up.", "kind", "result"),
 		cookies:         counter("cookies_total", "ClientHellos without cookie that were answered without keeping anything."),
 		refused:         counter("handshakes_refused_total", "ClientHellos that began no handshake, because too many were under way."),
 		handovers:       counter("handovers_total", "Sessions taken over at the first application record."),

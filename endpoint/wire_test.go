@@ -3,6 +3,7 @@ package endpoint
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -239,6 +240,7 @@ type world struct {
 	closed   []coap.LinkID
 	deny     error // of Admit
 	known    [][]byte
+	roots    *x509.CertPool
 	calls    int // of the handler
 	slow     time.Duration
 	wait     chan struct{} // what the handler waits for
@@ -292,6 +294,18 @@ func (f front) Known(_ context.Context, spki []byte) error {
 		}
 	}
 	return fmt.Errorf("%w: public key", ErrUnknown)
+}
+
+func (f front) Certified(_ context.Context, chain []*x509.Certificate) error {
+	above := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		above.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: f.roots, Intermediates: above, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	return err
 }
 
 // serveCoAP shows state to GET, counts calls, and takes its time when told to.
@@ -428,13 +442,17 @@ func (o *world) plain() *peer {
 
 // dialFrom opens a client over DTLS.
 func (o *world) dialFrom(port *port, identity string, opts ...dtls.ClientOption) (*peer, error) {
-	p := &peer{t: o.t, o: o, c: &client{p: port}, got: make(chan *coap.Message, 256), over: make(chan struct{})}
-	all := append([]dtls.ClientOption{
+	return o.dialWith(port, append([]dtls.ClientOption{
 		dtls.WithPSK(func([]byte) ([]byte, error) { return key, nil }), dtls.WithPSKIdentityHint([]byte(identity)),
 		dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8),
 		dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret),
-	}, opts...)
-	conn, err := dtls.ClientWithOptions(p.c, net.UDPAddrFromAddrPort(o.at), all...)
+	}, opts...)...)
+}
+
+// dialWith opens a client over DTLS with whatever credentials.
+func (o *world) dialWith(port *port, opts ...dtls.ClientOption) (*peer, error) {
+	p := &peer{t: o.t, o: o, c: &client{p: port}, got: make(chan *coap.Message, 256), over: make(chan struct{})}
+	conn, err := dtls.ClientWithOptions(p.c, net.UDPAddrFromAddrPort(o.at), opts...)
 	if err != nil {
 		o.t.Fatal(err)
 	}

@@ -2,8 +2,10 @@ package plugin
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -17,10 +19,11 @@ import (
 // The gateway's own endpoint asks for all that a host's servers get by
 // [Gateway.Handler], [Gateway.PSK], [Gateway.Monitor] and [Gateway.Connected].
 var (
-	_ endpoint.Server  = front{}
-	_ endpoint.Keys    = front{}
-	_ endpoint.RawKeys = front{}
-	_ endpoint.Memory  = front{}
+	_ endpoint.Server       = front{}
+	_ endpoint.Keys         = front{}
+	_ endpoint.RawKeys      = front{}
+	_ endpoint.Memory       = front{}
+	_ endpoint.Certificates = front{}
 )
 
 // CoAPS makes an endpoint of the gateway's own for CoAP over DTLS, with a shard on
@@ -30,7 +33,7 @@ var (
 func (g *Gateway) CoAPS(socks ...endpoint.Socket) *endpoint.Shards {
 	e := endpoint.NewShards(socks, endpoint.Config{
 		Server: front{g}, Keys: front{g}, Opened: front{g}.opened, Ready: g.ready, Ending: g.freeze,
-		RawKey: g.rawKey, OwnPSK: g.cfg.Endpoint.Handshake == config.HandshakeOwn,
+		RawKey: g.rawKey, Certificate: g.certificate, OwnPSK: g.cfg.Endpoint.Handshake == config.HandshakeOwn,
 		HibernateAfter: g.cfg.Endpoint.HibernateAfter,
 		MaxSessions:    g.cfg.Limits.Sessions, MaxHandshakes: g.cfg.Limits.Handshakes,
 		MaxBytes: g.cfg.Limits.MemoryMB << 20, Memory: front{g}, Standing: front{g}.standing,
@@ -94,6 +97,14 @@ func (f front) PSK(_ context.Context, identity []byte) ([]byte, error) {
 	return key, err
 }
 
+// certificate is the one of the gateway; nil: there is none, or the rooms are not up.
+func (g *Gateway) certificate() *dtls12.Key {
+	if r := g.rooms.Load(); r != nil {
+		return r.certificate
+	}
+	return nil
+}
+
 // rawKey is the raw public key of the gateway; nil before the rooms are up.
 func (g *Gateway) rawKey() *dtls12.Key {
 	if r := g.rooms.Load(); r != nil {
@@ -102,14 +113,43 @@ func (g *Gateway) rawKey() *dtls12.Key {
 	return nil
 }
 
-// Known says whether a token confirms a raw public key, or it is that of a legacy node.
+// pinned says whether the configuration names a public key: that of a legacy node
+// (delegates[].auth.cert_sha256), or of a peer of the proxy.
+func (r *rooms) pinned(who coap.Subject) bool { return r.delegates.Has(who) || r.pins[who.ID] }
+
+// Certified says whether a certificate's key is known as raw public keys are, else
+// whether a chain leads from it to listen.coaps_roots_file (RFC 5280, Section 6).
+func (f front) Certified(ctx context.Context, chain []*x509.Certificate) error {
+	spki, err := x509.MarshalPKIXPublicKey(chain[0].PublicKey)
+	if err != nil {
+		return err
+	}
+	unknown := f.Known(ctx, spki)
+	roots := f.g.cfg.Listen.CoAPSCert.Roots
+	if !errors.Is(unknown, endpoint.ErrUnknown) || roots == nil {
+		return unknown
+	}
+	above := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		above.AddCert(c)
+	}
+	_, err = chain[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: above, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", endpoint.ErrUnknown, err)
+	}
+	return nil
+}
+
+// Known says whether a token confirms a public key, or the configuration does.
 func (f front) Known(ctx context.Context, spki []byte) error {
 	r := f.g.rooms.Load()
 	if r == nil {
 		return errStarting
 	}
-	if r.delegates.Has(ace.KeySubject(spki)) {
-		return nil // a legacy node: delegates[].auth.cert_sha256
+	if r.pinned(ace.KeySubject(spki)) {
+		return nil
 	}
 	ctx, cancel := f.g.requestContext(ctx)
 	defer cancel()
@@ -130,14 +170,15 @@ func (f front) Admit(ctx context.Context, p endpoint.Proof) (coap.Subject, error
 	defer release()
 	ctx, cancel := g.requestContext(ctx)
 	defer cancel()
-	if len(p.Certificates) > 0 {
-		return certificateSubject(p.Certificates[0])
-	}
 	if r := g.rooms.Load(); r != nil && p.PublicKey != nil {
-		if legacy := ace.KeySubject(p.PublicKey); r.delegates.Has(legacy) {
-			return legacy, nil
+		who := ace.KeySubject(p.PublicKey)
+		if r.delegates.Has(who) {
+			return who, nil
 		}
 		subject, err := r.access.Proved(ctx, p.PublicKey)
+		if errors.Is(err, ace.ErrIdentity) && (p.Certificates != nil || r.pinned(who)) {
+			return who, nil // whose certificate was verified; a token may follow
+		}
 		return subject, g.diskFull(ctx, err)
 	}
 	subject, err := g.subject(ctx, p.Identity, p.Exporter)

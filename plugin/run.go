@@ -100,19 +100,20 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 
 // built is everything that Run supervises.
 type built struct {
-	g        *Gateway
-	ace      *ace.Server
-	secure   *secure.Layer
-	gm       *gm.Manager
-	bridge   *bridge.Bridge
-	rd       *rd.Registrar // nil: no Resource Directory
-	dir      *outbound     // the way there
-	audit    *audit.Log
-	delegate *delegate.Room
-	asked    []*outbound  // the ways to Authorization Servers
-	proxy    *proxy.Proxy // nil: nothing is forwarded
-	op       *operator
-	rawKey   *dtls12.Key // from setup
+	g           *Gateway
+	ace         *ace.Server
+	secure      *secure.Layer
+	gm          *gm.Manager
+	bridge      *bridge.Bridge
+	rd          *rd.Registrar // nil: no Resource Directory
+	dir         *outbound     // the way there
+	audit       *audit.Log
+	delegate    *delegate.Room
+	asked       []*outbound  // the ways to Authorization Servers
+	proxy       *proxy.Proxy // nil: nothing is forwarded
+	op          *operator
+	rawKey      *dtls12.Key // from setup
+	certificate *dtls12.Key
 }
 
 // build makes the rooms. It does no I/O.
@@ -204,6 +205,10 @@ func (b *built) setup(ctx context.Context) error {
 	if err == nil {
 		b.rawKey, err = dtls12.NewKey(key)
 	}
+	if c := b.g.cfg.Listen.CoAPSCert; c != nil && err == nil {
+		b.certificate, err = dtls12.NewCertificate(c.Chain, c.Key)
+		b.g.noteExpiry(ctx, c.Leaf)
+	}
 	return err
 }
 
@@ -225,7 +230,7 @@ func (b *built) recover(ctx context.Context, st *store.Store) error {
 
 // rooms is the view of what was built that requests need.
 func (b *built) rooms() *rooms {
-	return &rooms{access: b.ace, rawKey: b.rawKey, authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), revoked: b.ace.RevokedTokens(), secure: b.secure, groups: b.gm, belongs: b.gm, grants: b.ace, tokenURIs: b.g.tokenEndpoints(),
+	return &rooms{access: b.ace, rawKey: b.rawKey, certificate: b.certificate, pins: proxyPins(&b.g.cfg.Proxy), authzInfo: b.ace.AuthzInfo(), token: b.ace.Token(), introspect: b.ace.Introspection(), revoked: b.ace.RevokedTokens(), secure: b.secure, groups: b.gm, belongs: b.gm, grants: b.ace, tokenURIs: b.g.tokenEndpoints(),
 		me: b.bridge.Me(), delegates: b.delegate, proxy: b.proxy, alive: func(p coap.Peer) {
 			b.bridge.Alive(p)
 			b.delegate.Heard(p)

@@ -84,19 +84,21 @@ type groups interface {
 
 // rooms are the running rooms as requests see them.
 type rooms struct {
-	access     access
-	rawKey     *dtls12.Key // of this gateway, for handshakes
-	authzInfo  coap.Handler
-	token      coap.Handler
-	introspect coap.Handler
-	revoked    coap.Handler  // /revoke/trl
-	secure     *secure.Layer // requests that OSCORE protects
-	groups     groups
-	belongs    belongs
-	grants     grants
-	me         coap.Handler    // /gw/me
-	delegates  *delegate.Room  // for legacy nodes
-	alive      func(coap.Peer) // told of every protected request
-	proxy      *proxy.Proxy    // nil: nothing is forwarded
-	tokenURIs  []string        // token endpoints, to be listed with the groups
+	access      access
+	rawKey      *dtls12.Key     // of this gateway, for handshakes
+	certificate *dtls12.Key     // and with its certificate; nil: there is none
+	pins        map[string]bool // public keys of peers of the proxy, by their SHA-256
+	authzInfo   coap.Handler
+	token       coap.Handler
+	introspect  coap.Handler
+	revoked     coap.Handler  // /revoke/trl
+	secure      *secure.Layer // requests that OSCORE protects
+	groups      groups
+	belongs     belongs
+	grants      grants
+	me          coap.Handler    // /gw/me
+	delegates   *delegate.Room  // for legacy nodes
+	alive       func(coap.Peer) // told of every protected request
+	proxy       *proxy.Proxy    // nil: nothing is forwarded
+	tokenURIs   []string        // token endpoints, to be listed with the groups
 }

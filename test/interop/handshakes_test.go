@@ -3,13 +3,16 @@
 package interop
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -118,6 +121,111 @@ func TestPSKHandshakes(t *testing.T) {
 			try("OpenSSL "+cipher, "openssl", "s_client", "-dtls1_2", "-connect", g.at.CoAPS, "-psk", key, "-psk_identity", client.Identity,
 				"-cipher", cipher+":@SECLEVEL=0", "-quiet")
 		}
+		for _, cid := range []string{"0", "6"} {
+			t.Run(handshake+"/Scandium, CID "+cid, func(t *testing.T) {
+				jars := os.Getenv(californiumJars)
+				if jars == "" {
+					t.Skipf("%s names no folder with the peer's jars; .ci/run interop makes one", californiumJars)
+				}
+				if err := compileOnce(jars); err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				nat := newNAT(t, g.at.CoAPS)
+				cmd := exec.CommandContext(ctx, "java", "-XX:TieredStopAtLevel=1", "-cp", jars+"/*:"+jars+"/classes", "RawKeyPeer", "PSK",
+					client.Identity, key, cid, "coaps://"+nat.addr()+"/.well-known/core")
+				in, err1 := cmd.StdinPipe()
+				out, err2 := cmd.StdoutPipe()
+				if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = cmd.Wait() }() // it was killed, or ended
+				lines := bufio.NewScanner(out)
+				if !lines.Scan() || lines.Text() != "2.05 same" {
+					t.Fatalf("%q", lines.Text())
+				}
+				nat.rebind()
+				if _, err := in.Write([]byte{1}); err != nil {
+					t.Fatal(err)
+				}
+				if !lines.Scan() || lines.Text() != "2.05 same" {
+					t.Fatalf("from a new address: %q", lines.Text())
+				}
+			})
+		}
 		try("pion v2", pion2, g.at.CoAPS, client.Identity, key)
 	}
+}
+
+// nat is between one client and a server, which sees another address after rebind.
+type nat struct {
+	t    *testing.T
+	near *net.UDPConn
+	to   string
+	wg   sync.WaitGroup
+
+	mu   sync.Mutex
+	from *net.UDPAddr // the client
+	far  net.Conn
+}
+
+func newNAT(t *testing.T, to string) *nat {
+	t.Helper()
+	near, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &nat{t: t, near: near, to: to}
+	n.rebind()
+	n.wg.Go(func() {
+		b := make([]byte, 4096)
+		for {
+			size, from, err := near.ReadFromUDP(b)
+			if err != nil {
+				return
+			}
+			n.mu.Lock()
+			n.from = from
+			_, _ = n.far.Write(b[:size]) // datagrams may be lost
+			n.mu.Unlock()
+		}
+	})
+	t.Cleanup(func() {
+		_ = near.Close()
+		n.mu.Lock()
+		_ = n.far.Close()
+		n.mu.Unlock()
+		n.wg.Wait()
+	})
+	return n
+}
+
+func (n *nat) addr() string { return n.near.LocalAddr().String() }
+
+// rebind gives the client another address.
+func (n *nat) rebind() {
+	n.t.Helper()
+	far, err := net.Dial("udp4", n.to)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.far != nil {
+		_ = n.far.Close()
+	}
+	n.far = far
+	n.wg.Go(func() {
+		b := make([]byte, 4096)
+		for {
+			size, err := far.Read(b)
+			if err != nil {
+				return
+			}
+			n.mu.Lock()
+			_, _ = n.near.WriteToUDP(b[:size], n.from)
+			n.mu.Unlock()
+		}
+	})
 }
