@@ -107,10 +107,11 @@ const (
 	keepAtOnce = 256
 
 	// idReserve is how many message identifiers are used before that is written,
-	// and idLeap by how many a restored session goes on: no identifier of before
-	// is used again while copies of it may be under way.
+	// and idLeap by how many, times one to idLeaps, a restored session goes on: no
+	// identifier of before is used again while copies of it may be under way.
 	idReserve = 4096
 	idLeap    = 2 * idReserve
+	idLeaps   = 4
 
 	// maxReply bounds an answer that outlives the process, and maxSubject what
 	// names a peer there, in bytes.

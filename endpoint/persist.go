@@ -96,7 +96,8 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	s.heard = e.stampUnix(k.heard, now)
 	s.window = record.From(k.edge)
 	s.seq = e.firstSeq
-	s.nextID = k.nextID + idLeap
+	// Starts that follow each other before this is written go on at different places.
+	s.nextID = k.nextID + idLeap*uint16(1+e.firstSeq>>startShift%idLeaps)
 	s.keptID = s.nextID
 	s.restored, s.stale, s.dirty = true, true, true // the new identifiers are written before they are used up
 	e.dirty = append(e.dirty, s)

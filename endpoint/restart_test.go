@@ -661,3 +661,25 @@ func FuzzKept(f *testing.F) {
 		_ = r.Apply(b)
 	})
 }
+
+// TestIdentifiersAfterQuickStarts: processes that die before they have written which
+// message identifiers they used do not use the same ones: a peer would take a new
+// message for a copy of an old one (RFC 7252, Section 4.5).
+func TestIdentifiersAfterQuickStarts(t *testing.T) {
+	var used []uint16
+	for start := uint32(70); start < 70+idLeaps; start++ {
+		e := New(nowhere{newWire(1).open("")}, Config{Server: front{&world{}}, Keys: front{&world{}}})
+		var r Recovery
+		if err := r.Apply(one(1)); err != nil {
+			t.Fatal(err)
+		}
+		e.Restore(blackHole{}, start, &r)
+		id := e.sessions[0].nextID
+		for _, other := range append(used, 0) { // 0 is on disk
+			if d := min(id-other, other-id); d < idLeap {
+				t.Errorf("start %d goes on at %d, another at %d", start, id, other)
+			}
+		}
+		used = append(used, id)
+	}
+}
