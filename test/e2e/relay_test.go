@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"github.com/seed4911071e/groupgate/test/ports"
+	"net"
 	"testing"
 )
 
@@ -18,6 +19,13 @@ func TestRelay(t *testing.T) {
 	edge.configure()
 	edge.run()
 
+	eventually(t, "the relay listens", func() bool {
+		c, err := net.ListenPacket("udp4", at)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	})
 	d := up.door()
 	d.coaps = at // all that the node knows
 	a := d.token()
