@@ -27,6 +27,9 @@ type own struct {
 	version atomic.Uint64
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
+
+	journal sync.WaitGroup     // it ends after all others
+	last    context.CancelFunc // ends it
 }
 
 func newOwn(ctx context.Context, opts Options, shards int) (Server, error) {
@@ -35,12 +38,12 @@ func newOwn(ctx context.Context, opts Options, shards int) (Server, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(ctx)
-	o := &own{at: socks[0].LocalAddr().(*net.UDPAddr).AddrPort(), stop: stop}
+	o := &own{at: socks[0].LocalAddr().(*net.UDPAddr).AddrPort(), stop: stop, last: func() {}}
 	o.version.Store(uint64(time.Now().UnixNano())) // above those of an earlier process
 	o.core = serve.New(coap.HandlerFunc(o.serve), serve.Config{PerPeerRPS: 1e9, PerPeerBurst: 1e9})
-	e := endpoint.NewShards(socks, endpoint.Config{Server: o.core, Keys: o, OwnPSK: true})
+	e := endpoint.NewShards(socks, endpoint.Config{Server: o.core, Keys: o, OwnPSK: true, Ending: o.core.Freeze})
 	if opts.Dir != "" {
-		if err := o.keep(ctx, e, opts.Dir); err != nil {
+		if err := o.keep(e, opts.Dir); err != nil {
 			stop()
 			return nil, err
 		}
@@ -82,7 +85,7 @@ func (stream) Keeps(string) bool { return true }
 
 // keep brings back sessions and observations, as the gateway does, and keeps them
 // from then on.
-func (o *own) keep(ctx context.Context, e *endpoint.Shards, dir string) error {
+func (o *own) keep(e *endpoint.Shards, dir string) error {
 	var peers endpoint.Recovery
 	var observers serve.Recovery
 	j, _, err := journal.Open(journal.Options{
@@ -104,7 +107,9 @@ func (o *own) keep(ctx context.Context, e *endpoint.Shards, dir string) error {
 		o.core.Restore(&observers, p)
 	}
 	o.core.Keep(stream{j, ofServe})
-	o.wg.Go(func() {
+	ctx, stop := context.WithCancel(context.Background())
+	o.last = stop
+	o.journal.Go(func() {
 		_ = j.Run(ctx) // ends with ctx
 		_ = j.Close()
 	})
@@ -116,6 +121,8 @@ func (o *own) Addr() netip.AddrPort { return o.at }
 func (o *own) Close() {
 	o.stop()
 	o.wg.Wait()
+	o.last()
+	o.journal.Wait()
 }
 
 // PSK has one key for everybody.
