@@ -50,6 +50,8 @@ func TestActivationOfRekeys(t *testing.T) {
 		last := func(what string, want groupcomm.Activation) {
 			t.Helper()
 			synctest.Wait()
+			d.mu.Lock()
+			defer d.mu.Unlock()
 			if got := d.plans[len(d.plans)-1].Activation; got != want {
 				t.Errorf("%s: %+v", what, got)
 			}
