@@ -33,7 +33,7 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 		SetAutoReconnect(false).
 		SetConnectRetry(false).
 		SetConnectTimeout(connectTimeout).
-		SetWriteTimeout(tokenTimeout).
+		SetWriteTimeout(writeTimeout).
 		SetKeepAlive(keepAlive).
 		SetPingTimeout(pingTimeout).
 		// An acknowledgement is acknowledged to the broker after it is on disk.

@@ -53,11 +53,14 @@ const (
 
 	connectTimeout = 10 * time.Second
 	tokenTimeout   = 20 * time.Second // a PUBACK or SUBACK that takes longer is a broken connection
-	keepAlive      = 30 * time.Second
-	pingTimeout    = 10 * time.Second
-	quiesce        = 250 // milliseconds for the DISCONNECT packet
-	backoffMin     = 100 * time.Millisecond
-	backoffMax     = 30 * time.Second
+	// writeTimeout is also how long a message waits for a connection that has just ended,
+	// whatever becomes of the gateway: paho does not notice that it ends.
+	writeTimeout = 5 * time.Second
+	keepAlive    = 30 * time.Second
+	pingTimeout  = 10 * time.Second
+	quiesce      = 250 // milliseconds for the DISCONNECT packet
+	backoffMin   = 100 * time.Millisecond
+	backoffMax   = 30 * time.Second
 
 	// maxPacket bounds an MQTT packet at the embedded broker. A rekey message
 	// is below 1 KiB unless very many Sender IDs are stale.

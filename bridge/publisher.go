@@ -297,6 +297,9 @@ func (p *publisher) deleteRetained(ctx context.Context, c *client, rids []string
 	var w inFlight
 	for _, rid := range rids {
 		for _, topic := range []string{rekeyTopic(p.b.cfg.Prefix, rid), ackTopic(p.b.cfg.Prefix, rid), presenceTopic(p.b.cfg.Prefix, rid)} {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			if err := w.add(ctx, c, c.publish(topic, nil), func(error) {}); err != nil {
 				return err
 			}
