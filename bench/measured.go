@@ -91,12 +91,10 @@ func ServeGateway(ctx context.Context, dir string, in io.Reader, out io.Writer) 
 
 // gateway is a whole gateway in a process of its own.
 type gateway struct {
-	begin func() (io.WriteCloser, io.ReadCloser, error)
+	child
+	again func() error // begins a process
 	spec  gatewaySpec
 
-	in    io.WriteCloser
-	out   io.ReadCloser
-	dec   *json.Decoder
 	hello gatewayHello
 	coaps netip.AddrPort
 	api   *admin.Client
@@ -105,18 +103,17 @@ type gateway struct {
 
 // newGateway starts a gateway with its data below dir.
 func newGateway(ctx context.Context, start Start, dir string, spec gatewaySpec) (*gateway, error) {
+	g := &gateway{child: child{kind: KindGateway}, spec: spec}
 	// Also those that take its place last as long as ctx.
-	begin := func() (io.WriteCloser, io.ReadCloser, error) { return start(ctx, KindGateway, dir) }
-	g := &gateway{begin: begin, spec: spec}
+	g.again = func() error { return g.begin(ctx, start, dir) }
 	return g, g.run()
 }
 
 func (g *gateway) run() (err error) {
 	began := time.Now()
-	if g.in, g.out, err = g.begin(); err != nil {
-		return fmt.Errorf("bench: starting the gateway: %w", err)
+	if err = g.again(); err != nil {
+		return err
 	}
-	g.dec = json.NewDecoder(bufio.NewReader(g.out))
 	if err = json.NewEncoder(g.in).Encode(g.spec); err == nil {
 		err = g.dec.Decode(&g.hello)
 	}
@@ -132,33 +129,17 @@ func (g *gateway) run() (err error) {
 
 // restart kills the gateway and starts another on its data, at the same addresses.
 func (g *gateway) restart() error {
-	p, ok := g.out.(*process)
-	if !ok {
-		return errors.New("bench: only a process of its own can be killed")
-	}
-	if err := p.cmd.Process.Kill(); err != nil {
+	if err := g.kill(); err != nil {
 		return err
 	}
-	_ = g.close() // it was killed
 	return g.run()
 }
 
 func (g *gateway) close() error {
-	if g == nil || g.in == nil {
+	if g == nil {
 		return nil
 	}
-	return errors.Join(g.in.Close(), g.out.Close())
-}
-
-// ask has the gateway tell what it has used; "collect": after a collection.
-func (g *gateway) ask(what string) (u peer.Usage, err error) {
-	if _, err = io.WriteString(g.in, what+"\n"); err == nil {
-		err = g.dec.Decode(&u)
-	}
-	if err != nil {
-		err = fmt.Errorf("bench: the gateway: %w", err)
-	}
-	return u, err
+	return g.end()
 }
 
 // resident is the memory of the gateway after a collection.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -222,7 +223,7 @@ func startOrigin(ctx context.Context, delay time.Duration) (netip.AddrPort, func
 	core := serve.New(coap.HandlerFunc(func(_ context.Context, req *coap.Request) (*coap.Response, error) {
 		r := &coap.Response{Code: coap.Content, Payload: []byte("21.5")}
 		age := uint32(0)
-		switch req.Path()[0] {
+		switch strings.Join(req.Path(), "/") {
 		case "cached":
 			age = 3600
 		case "far":

@@ -1,9 +1,7 @@
 package bench
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -65,23 +63,9 @@ func Command(args ...string) Start {
 	}
 }
 
-// process is waited for when its output is closed.
-type process struct {
-	io.ReadCloser
-	cmd *exec.Cmd
-}
-
-func (p *process) Close() error {
-	_, _ = io.Copy(io.Discard, p.ReadCloser) // until it ends: its input is closed
-	return p.cmd.Wait()
-}
-
 // rig is one server and the nodes at it.
 type rig struct {
-	kind   string
-	in     io.WriteCloser
-	out    io.ReadCloser
-	dec    *json.Decoder
+	child
 	hello  peer.Hello
 	nodes  int
 	swarm  *swarm.Swarm
@@ -91,44 +75,31 @@ type rig struct {
 
 // newRig starts a server and makes nodes for it, without any association.
 func newRig(ctx context.Context, start Start, kind, dir string, nodes int) (*rig, error) {
-	in, out, err := start(ctx, kind, dir)
+	r := &rig{child: child{kind: kind}, nodes: nodes}
+	err := r.begin(ctx, start, dir)
 	if err != nil {
-		return nil, fmt.Errorf("bench: starting the server %s: %w", kind, err)
+		return nil, err
 	}
-	r := &rig{kind: kind, in: in, out: out, dec: json.NewDecoder(bufio.NewReader(out)), nodes: nodes}
 	if err := r.dec.Decode(&r.hello); err != nil {
-		return nil, errors.Join(fmt.Errorf("bench: the server %s did not start: %w", kind, err), in.Close(), out.Close())
+		return nil, errors.Join(fmt.Errorf("bench: the server %s did not start: %w", kind, err), r.end())
 	}
 	r.swarm, err = swarm.New(swarm.Config{Gateway: r.hello.Addr, Nodes: nodes})
 	if err != nil {
-		return nil, errors.Join(err, in.Close(), out.Close())
+		return nil, errors.Join(err, r.end())
 	}
 	ctx, r.cancel = context.WithCancel(ctx)
 	r.wg.Go(func() { _ = r.swarm.Run(ctx) }) // ends with the rig
 	return r, nil
 }
 
-// kill ends the server as a crash would, and restart starts another in its place
-// for the same nodes; it says how long that took until it serves.
-func (r *rig) kill() error {
-	p, ok := r.out.(*process)
-	if !ok {
-		return errors.New("bench: only a process of its own can be killed")
-	}
-	if err := p.cmd.Process.Kill(); err != nil {
-		return err
-	}
-	_, _ = r.in.Close(), r.out.Close() // it was killed
-	return nil
-}
-
+// restart starts another server in the place of one that was killed, for the same
+// nodes; it says how long that took until it serves.
 func (r *rig) restart(ctx context.Context, start Start, dir string) (time.Duration, error) {
 	begin := time.Now()
-	var err error
-	if r.in, r.out, err = start(ctx, r.kind, dir); err != nil {
+	err := r.begin(ctx, start, dir)
+	if err != nil {
 		return 0, err
 	}
-	r.dec = json.NewDecoder(bufio.NewReader(r.out))
 	before := r.hello
 	if err = r.dec.Decode(&r.hello); err == nil && before != r.hello {
 		err = fmt.Errorf("bench: the server came back at %v, not %v", r.hello.Addr, before.Addr)
@@ -142,18 +113,7 @@ func (r *rig) close() error {
 	}
 	r.cancel()
 	r.wg.Wait()
-	return errors.Join(r.in.Close(), r.out.Close())
-}
-
-// ask sends one line and reads what the server has used.
-func (r *rig) ask(line string) (u peer.Usage, err error) {
-	if _, err := io.WriteString(r.in, line+"\n"); err != nil {
-		return u, fmt.Errorf("bench: the server %s: %w", r.kind, err)
-	}
-	if err := r.dec.Decode(&u); err != nil {
-		return u, fmt.Errorf("bench: the server %s: %w", r.kind, err)
-	}
-	return u, nil
+	return r.end()
 }
 
 // open has nodes shake hands and ask once for /state, observing or not.
