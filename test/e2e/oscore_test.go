@@ -356,6 +356,12 @@ func TestOSCOREOutlives(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL, syscall.SIGKILL} {
 		version = s.rekey()
 		p.holds(version)
+		// A request that is under way when the gateway ends is lost, and the node makes
+		// another context. Told of a rekey it shows the version; challenged for that, it
+		// gives up its two observations and makes them anew: five requests.
+		eventually(t, "the node asks no more", func() bool {
+			return metric(t, s, `groupgate_oscore_requests_total{result="served"}`) >= 5 && metric(t, s, "groupgate_serve_observations") == 2
+		})
 		gw.signal(sig)
 		gw = s.run()
 	}
