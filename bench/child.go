@@ -42,6 +42,14 @@ func (c *child) ask(line string) (u peer.Usage, err error) {
 	return u, err
 }
 
+// collected is what the server uses after a collection.
+func (c *child) collected() (u peer.Usage, err error) {
+	if u, err = c.ask("collect"); err == nil {
+		u, err = c.ask("collect") // what finalizers let go
+	}
+	return u, err
+}
+
 // kill ends the server as a crash would.
 func (c *child) kill() error {
 	p, ok := c.out.(*process)

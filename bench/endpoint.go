@@ -124,67 +124,6 @@ func Requests(ctx context.Context, start Start, n int, progress func(string)) (o
 		Result{Bench: "requests", Metric: "allocations_per_request", Unit: "1", N: n, Ours: all[0].allocs()}.withPeer(stockName, all[1].allocs())), nil
 }
 
-// Sessions measures what an observer that does nothing costs: the resident memory
-// of the server after a collection, with n associations that each observe, less
-// that without them, by n. idle is how long they do nothing before.
-func Sessions(ctx context.Context, start Start, n int, idle time.Duration, progress func(string)) (out []Result, err error) {
-	if n <= 0 {
-		return nil, fmt.Errorf("bench: %d nodes make no benchmark", n)
-	}
-	type figures struct{ rss, heap, goroutines float64 }
-	measure := func(kind string, n int) (f figures, err error) {
-		progress(fmt.Sprintf("%d nodes shake hands with %s", n, kind))
-		r, err := newRig(ctx, start, kind, "", n)
-		if err != nil {
-			return f, err
-		}
-		defer func() { err = errors.Join(err, r.close()) }()
-		before, err := r.ask("collect")
-		if err == nil {
-			err = r.open(ctx, 0, n, true, progress)
-		}
-		if err != nil {
-			return f, err
-		}
-		progress(fmt.Sprintf("%s idle for %v", kind, idle))
-		select {
-		case <-time.After(idle):
-		case <-ctx.Done():
-			return f, ctx.Err()
-		}
-		if _, err = r.ask("collect"); err != nil {
-			return f, err
-		}
-		after, err := r.ask("collect")
-		if err != nil {
-			return f, err
-		}
-		// All are still there: each gets one notification and acknowledges it.
-		got, lost, err := r.publish(true, payloadSize)
-		if err == nil && lost > 0 {
-			err = fmt.Errorf("bench: %s reached %d observers of %d after the pause", kind, got, n)
-		}
-		per := func(a, b int64) float64 { return float64(b-a) / float64(n) }
-		return figures{per(before.RSS, after.RSS), per(before.Heap, after.Heap), per(int64(before.Goroutines), int64(after.Goroutines))}, err
-	}
-	ours, err := measure(peer.Own, n)
-	if err != nil {
-		return nil, err
-	}
-	stock, err := measure(peer.Stock, min(n, stockMost))
-	if err != nil {
-		return nil, err
-	}
-	row := func(metric, unit string, value float64) Result {
-		return Result{Bench: "sessions", Metric: metric, Unit: unit, N: n, Ours: value}
-	}
-	return []Result{
-		row("rss_bytes_per_session", "B", ours.rss).below(stockName, stock.rss),
-		row("heap_bytes_per_session", "B", ours.heap).below(stockName, stock.heap),
-		row("goroutines_per_session", "1", ours.goroutines).withPeer(stockName, stock.goroutines),
-	}, nil
-}
-
 // Handshakes measures handshakes with a pre-shared key, 64 at once, each with one
 // request; and, while ClientHellos without a cookie come from invented addresses,
 // how many honest ones succeed and what the server keeps of each such hello.
@@ -327,10 +266,6 @@ func (r *rig) flood(ctx context.Context, first int) (f flooded, err error) {
 	}, nil
 }
 
-// settled is how long sessions are left alone before the server is killed: what
-// came within a moment before a crash may be lost with it.
-const settled = 2 * time.Second
-
 // Restart kills our server with n observers, starts it again and counts who is
 // reached by a confirmable notification and whose request is answered, without any
 // new handshake. dir is an empty folder for the journal.
@@ -347,9 +282,7 @@ func Restart(ctx context.Context, start Start, dir string, n int, progress func(
 	if err := r.open(ctx, 0, n, true, progress); err != nil {
 		return nil, err
 	}
-	select {
-	case <-time.After(settled):
-	case <-ctx.Done():
+	if !wait(ctx, settled) {
 		return nil, ctx.Err()
 	}
 	before := r.swarm.Stats()

@@ -28,7 +28,9 @@ func TestEndpoint(t *testing.T) {
 	for name, run := range map[string]func(context.Context) ([]Result, error){
 		"fanout":   func(ctx context.Context) ([]Result, error) { return Fanout(ctx, inProcess, 20, quiet) },
 		"requests": func(ctx context.Context) ([]Result, error) { return Requests(ctx, inProcess, 20, quiet) },
-		"sessions": func(ctx context.Context) ([]Result, error) { return Sessions(ctx, inProcess, 20, 0, quiet) },
+		"sessions": func(ctx context.Context) ([]Result, error) {
+			return Sessions(ctx, Command("serve"), t.TempDir(), 20, 0, quiet)
+		},
 	} {
 		results, err := run(t.Context())
 		if err != nil {
@@ -52,6 +54,13 @@ func TestEndpoint(t *testing.T) {
 			case "cpu_us_per_non_notification", "cpu_us_per_con_notification", "cpu_us_per_request":
 				if r.Ours <= 0 || r.Peer == nil || *r.Peer <= 0 || r.Ratio == nil {
 					t.Errorf("%+v", r)
+				}
+			}
+		}
+		if name == "sessions" {
+			for _, kind := range []string{"", "_member", "_persisted"} {
+				if !beside["rss_bytes_per_session"+kind+" of "+stockName] {
+					t.Errorf("rss_bytes_per_session%s is not measured", kind)
 				}
 			}
 		}
@@ -90,7 +99,7 @@ func TestNoServer(t *testing.T) {
 			return nil, nil, os.ErrNotExist
 		},
 	} {
-		if _, err := Sessions(t.Context(), start, 3, 0, func(string) {}); err == nil {
+		if _, err := Sessions(t.Context(), start, t.TempDir(), 3, 0, func(string) {}); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

@@ -141,12 +141,3 @@ func (g *gateway) close() error {
 	}
 	return g.end()
 }
-
-// resident is the memory of the gateway after a collection.
-func (g *gateway) resident() (int64, error) {
-	if _, err := g.ask("collect"); err != nil {
-		return 0, err
-	}
-	u, err := g.ask("collect") // what finalizers let go
-	return u.RSS, err
-}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/bench/peer"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
 	"github.com/seed4911071e/groupgate/node/swarm"
@@ -137,7 +138,7 @@ type rekeyBench struct {
 	follow  sync.WaitGroup     // what they do meanwhile
 	names   []string           // of the members, where one is evicted
 	watch   *watch             // of those who observe
-	empty   int64              // memory of the gateway without members
+	empty   peer.Usage         // of the gateway without members
 	http    http.Client
 
 	newcomers []*node.Member // with an association, not joined yet
@@ -150,7 +151,7 @@ func (b *rekeyBench) open(ctx context.Context, start Start, dir string, rps floa
 	if err != nil {
 		return err
 	}
-	if b.empty, err = b.g.resident(); err != nil {
+	if b.empty, err = b.g.collected(); err != nil {
 		return err
 	}
 	all := b.kind.n
@@ -267,7 +268,7 @@ func (b *rekeyBench) measure(ctx context.Context) (rows []Result, err error) {
 	if _, err := b.rekey(ctx, "", nil); err != nil {
 		return nil, err
 	}
-	idle, err := b.g.resident()
+	idle, err := b.g.collected()
 	if err != nil {
 		return nil, err
 	}
@@ -313,7 +314,7 @@ func (b *rekeyBench) measure(ctx context.Context) (rows []Result, err error) {
 		b.row("bytes_sent", "B", bytes),
 		b.row("join_p99_ms_meanwhile", "ms", float64(percentile(joins, 99).Microseconds())/1000),
 		b.row("gateway_cpu_us_per_member", "us", float64(busy.Nanoseconds())/1000/float64(b.kind.n)),
-		b.row("rss_bytes_per_member", "B", float64(idle-b.empty)/float64(b.kind.n)),
+		b.row("rss_bytes_per_member", "B", float64(idle.RSS-b.empty.RSS)/float64(b.kind.n)),
 	}
 	restart := b.restartObserved
 	if b.kind.mqtt {

@@ -6,13 +6,20 @@ import (
 	"os"
 	"testing"
 
+	"github.com/seed4911071e/groupgate/bench/peer"
 	"github.com/seed4911071e/groupgate/coap"
 )
 
-// TestMain is a gateway in a process of its own where the tests need one.
+// TestMain is a server in a process of its own where the tests need one.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 4 && os.Args[1] == "serve" && os.Args[2] == KindGateway {
-		if err := ServeGateway(context.Background(), os.Args[3], os.Stdin, os.Stdout); err != nil {
+	if len(os.Args) == 4 && os.Args[1] == "serve" {
+		var err error
+		if kind, dir := os.Args[2], os.Args[3]; kind == KindGateway {
+			err = ServeGateway(context.Background(), dir, os.Stdin, os.Stdout)
+		} else {
+			err = peer.Serve(context.Background(), kind, peer.Options{Dir: dir}, os.Stdin, os.Stdout)
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

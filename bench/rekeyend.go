@@ -130,7 +130,7 @@ func (b *rekeyBench) leave(ctx context.Context) ([]Result, error) {
 	if _, err := b.retained(ctx, 1, 0); err != nil {
 		return nil, err
 	}
-	idle, err := b.g.resident()
+	idle, err := b.g.collected()
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (b *rekeyBench) leave(ctx context.Context) ([]Result, error) {
 		b.row("bytes_sent", "B", bytes),
 		b.row("gateway_cpu_ms", "ms", milliseconds(percentile(busy, 50))),
 		b.row("seconds_to_the_first", "s", percentile(took, 50).Seconds()),
-		b.row("rss_bytes_per_member", "B", float64(idle-b.empty)/float64(b.kind.n)),
+		b.row("rss_bytes_per_member", "B", float64(idle.RSS-b.empty.RSS)/float64(b.kind.n)),
 	}, nil
 }
 

@@ -242,16 +242,21 @@ func (r *rig) publish(confirm bool, size int) (got, lost int, err error) {
 	if _, err := r.ask("publish " + kind + " " + strconv.Itoa(size)); err != nil {
 		return 0, 0, err
 	}
-	last, since := 0, time.Now()
+	got = await(r.nodes, stall, func() int { return int(r.swarm.Stats().Notifications - before) })
+	return got, max(0, r.nodes-got), nil
+}
+
+// await waits until count has come to want, or nothing more came for so long.
+func await(want int, quiet time.Duration, count func() int) (got int) {
+	last, since := count(), time.Now()
 	for {
-		got = int(r.swarm.Stats().Notifications - before)
-		if got >= r.nodes {
-			return got, 0, nil
+		if got = count(); got >= want {
+			return got
 		}
 		if got != last {
 			last, since = got, time.Now()
-		} else if time.Since(since) > stall {
-			return got, r.nodes - got, nil
+		} else if time.Since(since) > quiet {
+			return got
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -156,7 +156,7 @@ type Link interface {
 	Peer() Peer
 	// Send transmits m. done is called exactly once: nil when a confirmable
 	// message was acknowledged or another was handed to the network, else
-	// ErrReset, ErrTimeout or ErrGone; ErrRelayed where the acknowledgement is
+	// ErrReset, ErrTimeout, ErrWithheld or ErrGone; ErrRelayed where the acknowledgement is
 	// not the peer's own. From then on m is the caller's again.
 	Send(m *Message, done func(error))
 }

@@ -13,6 +13,10 @@ var (
 	ErrReset   = errors.New("coap: reset by the peer")
 	ErrTimeout = errors.New("coap: no acknowledgement")
 	ErrGone    = errors.New("coap: link is gone")
+
+	// ErrWithheld is an ErrTimeout that the peer has no part in: too little is known
+	// of where it is to send it there.
+	ErrWithheld = fmt.Errorf("%w: the address has not shown yet that it receives", ErrTimeout)
 )
 
 // responder is an error that knows its response. The outermost one in a chain

@@ -39,7 +39,7 @@ func FuzzMessages(f *testing.F) {
 		s.suite = record.PSKCCM8
 		e.register(s)
 		if len(a)%2 == 0 {
-			s.rare().probe = &probe{}
+			s.rare().probe = &probe{before: s.addr()}
 		}
 		for _, x := range [][]byte{b, a, b} {
 			s.message(x, s.addr(), time.Now())

@@ -51,7 +51,7 @@ func (s *session) message(b []byte, from netip.AddrPort, now time.Time) {
 	}
 	switch {
 	case m.Type == coap.Acknowledgement:
-		s.acknowledged(m)
+		s.acknowledged(m, from)
 	case m.Type == coap.Reset:
 		s.rejected(m, from)
 	case m.Code.IsRequest():
@@ -237,12 +237,15 @@ func (s *session) encode(t coap.Type, id uint16, token []byte, reply *coap.Messa
 
 // acknowledged ends a transmission of ours; the response to a request of ours
 // may come with it (RFC 7252, Section 5.2.1).
-func (s *session) acknowledged(m *coap.Message) {
+func (s *session) acknowledged(m *coap.Message, from netip.AddrPort) {
 	t := s.transmission(m.ID)
 	if t == nil || m.Code.IsRequest() {
 		return
 	}
 	s.fresh()
+	if t.probe != nil && t.probe == s.probing() && from == s.addr() {
+		s.unhold() // it went nowhere else
+	}
 	w := t.waiter
 	if m.Code.IsResponse() && (w == nil || !bytes.Equal(w.token, m.Token)) {
 		return // RFC 7252, Section 5.3.2: it answers nothing of ours

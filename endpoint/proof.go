@@ -10,14 +10,18 @@ import (
 // A peer with a connection ID may send from a new address (RFC 9146, Section
 // 6). The record that does so is authentic and newer than all before it; but
 // somebody on the way may have taken it and sent it on from elsewhere. Until
-// the new address has answered a ping of ours, at most three times as much is
-// sent there as came from it.
+// the new address has answered a ping of ours, or acknowledged what only it got,
+// at most three times as much is sent there as came from it. What is more goes to
+// the last address that has: if the peer is still there, it misses little, and its
+// next record ends the matter.
 
 // probe is what is known of an address that has not shown that it receives.
 type probe struct {
-	ping   uint16    // the message identifier of the question
-	asked  time.Time // zero: not yet
-	budget int       // bytes that may be sent there
+	ping   uint16         // the message identifier of the question
+	asked  time.Time      // zero: not yet
+	budget int            // bytes that may be sent there
+	before netip.AddrPort // the last that has shown that it receives
+	local  uint8          // where the peer was heard from there
 }
 
 // probing is what is known of the peer's address until it is proven; nil: it is.
@@ -29,17 +33,25 @@ func (s *session) probing() *probe {
 }
 
 // moved notes that an authentic record, newer than all before it, came from
-// another address than the last.
-func (s *session) moved(to netip.AddrPort, size int) {
+// another address than the last; local is where the peer was heard until then.
+func (s *session) moved(to netip.AddrPort, size int, local uint8) {
 	e := s.e
+	before := s.addr()
+	if p := s.probing(); p != nil {
+		before, local = p.before, p.local
+	}
 	e.leaveAddr(s)
 	s.setAddr(to)
 	s.moves = min(s.moves, maxMoves-1) + 1
 	if e.byAddr.Get(to) == nil {
 		e.byAddr.Put(s)
 	}
-	s.rare().probe = &probe{budget: proofFactor * size}
 	e.metrics.moves.Inc()
+	if to == before { // it never left
+		s.unhold()
+		return
+	}
+	s.rare().probe = &probe{budget: proofFactor * size, before: before, local: local}
 }
 
 // afford says whether n bytes may be sent to the peer's address now. If not,
@@ -63,13 +75,36 @@ func (s *session) afford(n int) bool {
 	return false
 }
 
-// proven notes that the peer answered the ping from the address that it went
-// to; what was held back goes out.
+// astray sends what the peer's address must not get yet to the one before.
+func (s *session) astray(b []byte) {
+	p := s.probing()
+	at, local := s.addr(), s.local
+	s.setAddr(p.before)
+	s.local = p.local
+	s.transmit(b)
+	s.setAddr(at)
+	s.local = local
+}
+
+// proven notes that the peer answered the ping from the address that it went to.
 func (s *session) proven() {
+	s.unhold()
+	s.fresh()
+}
+
+// unhold has the peer's address get everything, at first what was held back.
+func (s *session) unhold() {
 	if s.more != nil {
 		s.more.probe = nil
 	}
-	s.fresh()
+	if s.act != nil {
+		for _, t := range s.act.sent {
+			if t.withheld {
+				t.withheld = false
+				s.emit(t.b)
+			}
+		}
+	}
 	if s.shelf == nil {
 		return
 	}

@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -36,6 +37,13 @@ func TestRebind(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
+			o.e.mu.Lock()
+			for _, s := range o.e.sessions {
+				if s.probing() != nil {
+					t.Error("who acknowledges what only its new address got has to show more")
+				}
+			}
+			o.e.mu.Unlock()
 		}
 		if o.ended() != 0 || len(o.began()) != 1 {
 			t.Error("another association")
@@ -141,6 +149,69 @@ func TestSteering(t *testing.T) {
 	})
 }
 
+// TestDiverted: who sends a record on from elsewhere does not keep notifications from
+// the node, nor ends its observation; with its next record all is as before.
+func TestDiverted(t *testing.T) {
+	for _, confirm := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWire(1)
+			o := begin(t, w, true)
+			defer o.stop()
+			p := o.dial("node1", withCID)
+			defer p.close()
+			m := p.request(coap.GET, "obs", "")
+			m.Options.SetUint(coap.ObserveOption, 0)
+			p.ask(m)
+			elsewhere := w.open("203.0.113.9:999")
+			var taken []byte
+			w.mu.Lock()
+			w.tap = func(from, to netip.AddrPort, b []byte) bool {
+				if to != o.at || from == elsewhere.addr || taken != nil {
+					return false
+				}
+				taken = bytes.Clone(b)
+				return true
+			}
+			w.mu.Unlock()
+			p.send(p.request(coap.PUT, "b", "x"))
+			unlock := w.lock()
+			stolen := taken
+			unlock()
+			w.carry(elsewhere.addr, o.at, stolen)
+			synctest.Wait()
+			for i := range 10 { // more than may be missed
+				done := make(chan error, 1)
+				o.core.Publish(topic, coap.Notification{
+					Version: uint64(i + 2), Confirm: confirm, Body: &coap.Response{Code: coap.Content, Payload: make([]byte, 900)},
+					Done: func(_ coap.LinkID, _ uint64, err error) { done <- err },
+				})
+				for {
+					r := p.want()
+					if r.Type == coap.Confirmable {
+						p.send(&coap.Message{Type: coap.Acknowledgement, ID: r.ID})
+					}
+					if string(r.Token) == "obs" {
+						break
+					}
+				}
+				if err := <-done; err != nil && (confirm || !errors.Is(err, coap.ErrWithheld)) {
+					t.Fatal(err)
+				}
+			}
+			if p.ask(p.request(coap.PUT, "c", "x")); o.ended() != 0 {
+				t.Error("the association ended")
+			}
+			o.e.mu.Lock()
+			for _, s := range o.e.sessions {
+				if s.probing() != nil {
+					t.Error("the node has to show that it is where it was all the time")
+				}
+			}
+			o.e.mu.Unlock()
+		})
+	}
+}
+
 // TestLargeAnswer: what a new address may not get yet it gets as soon as it has
 // answered.
 func TestLargeAnswer(t *testing.T) {
@@ -150,11 +221,8 @@ func TestLargeAnswer(t *testing.T) {
 		p := o.dial("node1", withCID)
 		defer p.close()
 		p.ask(p.request(coap.PUT, "a", "x"))
-		o.e.mu.Lock()
-		for _, s := range o.e.sessions {
-			s.moved(s.addr(), 10) // as if it had moved there with a small record
-		}
-		o.e.mu.Unlock()
+		p.c.rebind()
+		p.ask(p.request(coap.PUT, "c", "x"))
 		m := p.request(coap.PUT, "b", "")
 		m.Payload = bytes.Repeat([]byte("x"), 500)
 		o.e.mu.Lock()

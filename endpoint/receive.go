@@ -120,6 +120,7 @@ func (s *session) record(r *record.Record, from netip.AddrPort, size int, now ti
 	s.heard = e.stamp(now)
 	s.wake()
 	s.touched()
+	was := s.local
 	if newest {
 		s.cameTo(e.came)
 	}
@@ -129,7 +130,7 @@ func (s *session) record(r *record.Record, from netip.AddrPort, size int, now ti
 			p.budget += proofFactor * size
 		}
 	case newest && r.Type == record.ConnectionID:
-		s.moved(from, size)
+		s.moved(from, size, was)
 	}
 	switch kind {
 	case record.ApplicationData:

@@ -21,15 +21,17 @@ var (
 
 // transmission is a confirmable message of ours that nobody acknowledged yet.
 type transmission struct {
-	s      *session
-	id     uint16
-	b      []byte
-	tries  int
-	wait   time.Duration
-	over   bool
-	ping   bool        // an empty message, to be rejected
-	done   func(error) // nil: nobody asks
-	waiter *waiter     // of a request; nil for other messages
+	s        *session
+	id       uint16
+	b        []byte
+	tries    int
+	wait     time.Duration
+	over     bool
+	withheld bool        // the peer's address did not get it yet
+	probe    *probe      // of the address that alone got it, if that was to be proven
+	ping     bool        // an empty message, to be rejected
+	done     func(error) // nil: nobody asks
+	waiter   *waiter     // of a request; nil for other messages
 
 	tick uint64 // in the wheel; 0: it is not there
 	at   int    // in its bucket
@@ -107,9 +109,8 @@ func (s *session) send(m *coap.Message, done func(error)) told {
 	}
 	s.e.message = b
 	if !s.emit(b) {
-		// The address has not shown that it receives. The server core sends it
-		// again at the next sign of life.
-		return told{done, coap.ErrTimeout}
+		// The server core sends it again at the next sign of life.
+		return told{done, coap.ErrWithheld}
 	}
 	s.rememberNON(c.ID, c.Token)
 	return told{done, nil}
@@ -182,7 +183,9 @@ func (s *session) confirmable(id uint16, b []byte) *transmission {
 	a.sent = append(a.sent, t)
 	e.room.sending += transmissionSize + len(b)
 	e.wheel.add(t, t.wait)
-	s.emit(b)
+	if t.withheld = !s.emit(b); !t.withheld {
+		t.probe = s.probing()
+	}
 	return t
 }
 
@@ -202,7 +205,9 @@ func (t *transmission) due(e *Endpoint) {
 	t.wait *= 2
 	e.wheel.add(t, t.wait)
 	e.metrics.retransmissions.Inc()
-	t.s.emit(t.b)
+	if t.withheld = !t.s.emit(t.b); t.withheld {
+		t.probe = nil
+	}
 }
 
 // end is the end of a transmission; what it returns tells who asked, and is to
@@ -276,12 +281,17 @@ func (s *session) newID() uint16 {
 	}
 }
 
-// emit sends one message, unless the peer's address must not get so much yet.
+// emit sends one message; false: not to the peer's address, which must not get so
+// much yet.
 func (s *session) emit(b []byte) bool {
-	if s.gone || !s.afford(len(b)) {
+	if s.gone {
 		return false
 	}
 	s.wake()
+	if !s.afford(len(b)) {
+		s.astray(b)
+		return false
+	}
 	s.transmit(b)
 	return true
 }

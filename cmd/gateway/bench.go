@@ -15,11 +15,12 @@ type benchCmd struct {
 	OSCORE benchOSCORECmd `cmd:"" name:"oscore" help:"Protecting and unprotecting messages with OSCORE; beside the bare cryptography."`
 	Join   benchJoinCmd   `cmd:"" help:"Joins over DTLS, durable, 64 at once; beside the floor of one verification and one signature on one core."`
 
-	Sessions   benchSessionsCmd   `cmd:"" help:"Memory of an idle DTLS observer; beside a stock go-coap and pion server."`
+	Sessions   benchSessionsCmd   `cmd:"" help:"Memory of an idle association: an observer, a member of a group, an observer brought back by a start; beside a stock go-coap and pion server."`
 	Fanout     benchFanoutCmd     `cmd:"" help:"Processor time of a notification over DTLS, confirmable or not; beside a stock go-coap and pion server."`
 	Requests   benchRequestsCmd   `cmd:"" help:"Processor time of a request over DTLS; beside a stock go-coap and pion server."`
 	Handshakes benchHandshakesCmd `cmd:"" help:"DTLS handshakes with a pre-shared key, also in a flood of ClientHellos; beside a stock go-coap and pion server."`
 	Restart    benchRestartCmd    `cmd:"" help:"Who is still there after kill -9 of the endpoint with observers over DTLS, and how long it is away."`
+	Rebind     benchRebindCmd     `cmd:"" help:"All nodes over DTLS change their port at once: who is served with no new handshake, the processor time of it, and what an address gets that has shown nothing; beside a stock go-coap and pion server."`
 	Serve      benchServeCmd      `cmd:"" help:"One of the servers that are measured."`
 
 	Proxy benchProxyCmd `cmd:"" help:"GETs through the proxy, cached and not, and the latency that it adds; beside the proxy of libcoap where that is installed."`

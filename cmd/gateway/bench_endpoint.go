@@ -11,15 +11,15 @@ import (
 
 // benchSessionsCmd measures the memory of sessions.
 type benchSessionsCmd struct {
-	N    int           `default:"10000" help:"Observers; the stock server has 20000 of them at most."`
+	N    int           `default:"10000" help:"Associations of each kind; the stock server has 20000 of them at most."`
 	Idle time.Duration `default:"5s" help:"How long they do nothing before memory is looked at."`
 	JSON bool          `help:"Print JSON."`
 }
 
 // Run measures servers in processes of their own.
 func (c *benchSessionsCmd) Run(e *env) error {
-	return e.bench(c.JSON, func(_ string, progress func(string)) ([]bench.Result, error) {
-		return bench.Sessions(e.ctx, measured, c.N, c.Idle, progress)
+	return e.bench(c.JSON, func(dir string, progress func(string)) ([]bench.Result, error) {
+		return bench.Sessions(e.ctx, measured, dir, c.N, c.Idle, progress)
 	})
 }
 
@@ -48,11 +48,13 @@ func (c *benchRequestsCmd) Run(e *env) error {
 type (
 	benchFanoutCmd     struct{ benchPair }
 	benchHandshakesCmd struct{ benchPair }
+	benchRebindCmd     struct{ benchPair }
 )
 
 // Run measures servers in processes of their own.
 func (c *benchFanoutCmd) Run(e *env) error     { return c.run(e, bench.Fanout) }
 func (c *benchHandshakesCmd) Run(e *env) error { return c.run(e, bench.Handshakes) }
+func (c *benchRebindCmd) Run(e *env) error     { return c.run(e, bench.Rebind) }
 
 func (c *benchPair) run(e *env, f func(context.Context, bench.Start, int, func(string)) ([]bench.Result, error)) error {
 	return e.bench(c.JSON, func(_ string, progress func(string)) ([]bench.Result, error) {

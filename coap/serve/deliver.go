@@ -251,7 +251,7 @@ func (d *delivery) finishLocked(s *Server) {
 			s.removeLocked(sub) // RFC 7641, Section 4.2
 		}
 	case !sub.gone:
-		if !sub.retried {
+		if !sub.retried && !errors.Is(err, coap.ErrWithheld) {
 			sub.misses++
 		}
 		if sub.misses >= maxMisses {

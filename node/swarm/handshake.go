@@ -31,7 +31,7 @@ func (s *Swarm) Open(ctx context.Context, i int, c Credential) error {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	s.mu.Lock()
-	side := s.nodes[i].side
+	side := s.side
 	s.mu.Unlock()
 	at := net.UDPAddrFromAddrPort(s.cfg.Gateway)
 	pipe := datagram.NewPipe(at, at, func(b []byte) { s.transmit([]datagram.Datagram{s.outgoing(i, side, b)}) })
@@ -112,7 +112,7 @@ func (s *Swarm) took(n *node, x *record.State, keep bool) error {
 		s.end(c, nil, errClosed)
 	}
 	*n = node{
-		side: n.side, live: true, suite: suite, read: read, write: write,
+		live: true, suite: suite, read: read, write: write,
 		waiting: n.waiting, seq: x.SequenceNumber, cid: x.RemoteConnectionID, mid: binary.BigEndian.Uint16(randomBytes(2)),
 	}
 	if len(n.cid) == 0 {

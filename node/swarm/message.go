@@ -183,7 +183,10 @@ func (s *Swarm) empty(i int, t coap.Type, id uint16) {
 }
 
 // seal sends one message.
-func (s *Swarm) seal(i int, b []byte) {
+func (s *Swarm) seal(i int, b []byte) { s.push(i, s.sealed(i, b)) }
+
+// sealed is the record of one message.
+func (s *Swarm) sealed(i int, b []byte) []byte {
 	n := &s.nodes[i]
 	c := n.out
 	if c == nil {
@@ -194,7 +197,7 @@ func (s *Swarm) seal(i int, b []byte) {
 	}
 	seq := n.seq
 	n.seq++
-	s.push(i, c.Seal(s.buffer(), record.ApplicationData, epoch, seq, n.cid, b))
+	return c.Seal(s.buffer(), record.ApplicationData, epoch, seq, n.cid, b)
 }
 
 // begin sends a request. done is called once, with mu held, and fn for each

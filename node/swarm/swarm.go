@@ -83,12 +83,16 @@ type Stats struct {
 type Swarm struct {
 	cfg  Config
 	lone bool              // a socket for each node
-	port [2]*datagram.Conn // of all nodes; the second after they moved
+	port [2]*datagram.Conn // of all nodes, who move from one to the other
 
 	conns []*net.UDPConn // one for each node; nil on loopback
-	wmu   [2]sync.Mutex  // guard writing to port
+	wmu   [2]sync.Mutex  // guard port, and writing to it
+	wg    sync.WaitGroup // who receives
 
 	mu    sync.Mutex // guards all below, and the nodes
+	side  uint8      // in port
+	ended bool       // the sockets are closed
+	thief *thief     // see Divert
 	nodes []node
 	calls map[*call]struct{}
 	plain []byte
@@ -101,8 +105,6 @@ type Swarm struct {
 
 // node is one node; guarded by Swarm.mu.
 type node struct {
-	side uint8 // which port of the swarm it uses
-
 	shake *datagram.Pipe // while a handshake is under way
 
 	live        bool
@@ -162,10 +164,18 @@ func New(cfg Config) (*Swarm, error) {
 }
 
 func (s *Swarm) closeSockets() {
-	for _, p := range s.port {
-		if p != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for i := range s.port {
+		s.wmu[i].Lock()
+		if p := s.port[i]; p != nil {
 			_ = p.Close()
 		}
+		s.wmu[i].Unlock()
+	}
+	if s.thief != nil {
+		_ = s.thief.conn.Close()
 	}
 	for _, c := range s.conns {
 		if c != nil {
@@ -177,13 +187,13 @@ func (s *Swarm) closeSockets() {
 // Run receives until ctx ends, then closes the sockets. It says no goodbye:
 // sleeping nodes do not.
 func (s *Swarm) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
 	if s.lone {
 		for i := range s.nodes {
-			wg.Go(func() { s.receiveLone(i) })
+			s.wg.Go(func() { s.receiveLone(i) })
 		}
 	} else {
-		wg.Go(func() { s.receive(s.port[0]) })
+		first := s.port[0]
+		s.wg.Go(func() { s.receive(first) })
 	}
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
@@ -195,7 +205,7 @@ func (s *Swarm) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 		s.closeSockets()
-		wg.Wait()
+		s.wg.Wait()
 		s.abandon()
 		return nil
 	}
@@ -231,27 +241,15 @@ func (s *Swarm) nodeAt(a netip.Addr) int {
 
 // receive reads what comes for all nodes.
 func (s *Swarm) receive(c *datagram.Conn) {
-	ds := make([]datagram.Datagram, datagram.Batch)
-	buffers := make([]byte, maxMessage*len(ds))
-	for {
-		for i := range ds {
-			ds[i].B = buffers[i*maxMessage : (i+1)*maxMessage]
-		}
-		n, err := c.Read(ds)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			continue // what a datagram of ours met
-		}
+	read(c, func(ds []datagram.Datagram) {
 		s.mu.Lock()
-		for _, d := range ds[:n] {
+		for _, d := range ds {
 			if i := s.nodeAt(d.Local); i >= 0 && d.Addr == s.cfg.Gateway {
 				s.datagram(i, d.B)
 			}
 		}
 		s.flush()
-	}
+	})
 }
 
 // receiveLone reads what comes for one node.
@@ -315,13 +313,7 @@ func (s *Swarm) transmit(out []datagram.Datagram) {
 			}
 		}
 		s.wmu[p].Lock()
-		for rest := out[:n]; len(rest) > 0; {
-			k, err := s.port[p].Write(rest)
-			if err != nil {
-				k = 1 // that one is lost
-			}
-			rest = rest[max(k, 1):]
-		}
+		writeAll(s.port[p], out[:n])
 		s.wmu[p].Unlock()
 		out = out[n:]
 	}
@@ -339,7 +331,7 @@ func (s *Swarm) buffer() []byte {
 
 // push takes a datagram of node i. One without an address goes by the second port.
 func (s *Swarm) push(i int, b []byte) {
-	s.out = append(s.out, s.outgoing(i, s.nodes[i].side, b))
+	s.out = append(s.out, s.outgoing(i, s.side, b))
 }
 
 func (s *Swarm) outgoing(i int, side uint8, b []byte) datagram.Datagram {
@@ -348,30 +340,6 @@ func (s *Swarm) outgoing(i int, side uint8, b []byte) datagram.Datagram {
 		d.Addr = s.cfg.Gateway
 	}
 	return d
-}
-
-// Move has all nodes on loopback send from another port from now on, as a NAT
-// that lost its bindings would. It works once.
-func (s *Swarm) Move(ctx context.Context) error {
-	if s.lone {
-		return errors.New("swarm: only nodes on a loopback address can move")
-	}
-	conn, err := datagram.ListenLocal(0)
-	if err != nil {
-		return fmt.Errorf("swarm: %w", err)
-	}
-	s.mu.Lock()
-	if s.port[1] != nil {
-		s.mu.Unlock()
-		return errors.Join(errors.New("swarm: the nodes moved before"), conn.Close())
-	}
-	s.port[1] = conn
-	for i := range s.nodes {
-		s.nodes[i].side = 1
-	}
-	s.mu.Unlock()
-	go s.receive(conn) // until Run closes the socket
-	return ctx.Err()
 }
 
 // randomBytes are from the system's source.

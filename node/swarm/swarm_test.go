@@ -125,14 +125,44 @@ func TestMove(t *testing.T) {
 	if out, err := s.Load(t.Context(), load); err != nil || out.Answered != nodes {
 		t.Fatalf("%+v, %v", out, err)
 	}
-	if err := s.Move(t.Context()); err != nil {
+	for range 3 { // also to where they were, as another port
+		if err := s.Move(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := s.Load(t.Context(), load); err != nil || out.Answered != nodes {
+			t.Fatalf("after the move: %+v, %v", out, err)
+		}
+	}
+}
+
+// TestDivert: what a server answers to a record that somebody sent on from elsewhere
+// comes there; the next one of the node is answered at its own address.
+func TestDivert(t *testing.T) {
+	at, _ := served(t, peer.Own)
+	const nodes = 20
+	s := newSwarm(t, swarm.Config{Gateway: at, Nodes: nodes})
+	if _, err := swarm.Each(t.Context(), 1, nodes, 8, nil, func(ctx context.Context, i int) error { return open(ctx, s, i) }); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := s.Load(t.Context(), load); err != nil || out.Answered != nodes {
-		t.Fatalf("after the move: %+v, %v", out, err)
+	load := swarm.Load{Message: func(int) *coap.Message { return post(nil) }}
+	if out, err := s.Load(t.Context(), load); err != nil || out.Answered != nodes-1 || out.Failed != 1 {
+		t.Fatalf("%+v, %v", out, err)
 	}
-	if err := s.Move(t.Context()); err == nil {
-		t.Error("they move twice")
+	if came := s.Diverted(); came != (swarm.Traffic{}) {
+		t.Errorf("%+v before anything was sent", came)
+	}
+	sent, err := s.Divert(0, nodes, post([]byte("stolen")))
+	if err != nil || sent.Datagrams != nodes-1 || sent.Bytes < 40*sent.Datagrams {
+		t.Fatalf("%+v, %v", sent, err)
+	}
+	for until := time.Now().Add(20 * time.Second); s.Diverted().Datagrams < nodes-1; {
+		if time.Now().After(until) {
+			t.Fatalf("%+v came, for %+v", s.Diverted(), sent)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if out, err := s.Load(t.Context(), load); err != nil || out.Answered != nodes-1 {
+		t.Fatalf("afterwards: %+v, %v", out, err)
 	}
 }
 
