@@ -98,6 +98,7 @@ func (s *Server) ask(ctx context.Context, e *TokenEntry, raw []byte) (_ []byte, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	coap.Waiting(ctx)
 	result := "away"
 	defer func() { s.metrics.asked.WithLabelValues(result).Inc() }()
 	select {

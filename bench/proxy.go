@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -249,23 +250,63 @@ func startLibcoap(ctx context.Context) (at netip.AddrPort, stop func(), err erro
 		if err != nil {
 			continue
 		}
-		probe, err := net.ListenPacket("udp4", "127.0.0.1:0")
-		if err != nil {
-			return at, none, err
+		for range libcoapTries {
+			at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), libcoapFirst+rand.N[uint16](libcoapPorts))
+			if stop, err = runLibcoap(ctx, path, at); err == nil || ctx.Err() != nil {
+				return at, stop, err
+			}
 		}
-		port := probe.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-		if err := probe.Close(); err != nil {
-			return at, none, err
-		}
-		ctx, cancel := context.WithCancel(ctx)
-		cmd := exec.CommandContext(ctx, path, "-A", "127.0.0.1", "-p", strconv.Itoa(int(port)), "-P", ",none.invalid", "-v", "2")
-		if err := cmd.Start(); err != nil {
-			cancel()
-			return at, none, err
-		}
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port), func() { cancel(); _ = cmd.Wait() }, nil
+		return netip.AddrPort{}, none, fmt.Errorf("bench: %s does not start: %w", name, err)
 	}
-	return at, none, nil
+	return netip.AddrPort{}, none, nil
+}
+
+// The server of libcoap has to be told its port. These are none that the system
+// gives to others meanwhile.
+const (
+	libcoapFirst = 20000
+	libcoapPorts = 12000
+	libcoapTries = 10
+	libcoapWait  = 5 * time.Second
+)
+
+// runLibcoap has the server run at an address, and waits until it answers a ping
+// (RFC 7252, Section 4.3).
+func runLibcoap(ctx context.Context, path string, at netip.AddrPort) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, path, "-A", at.Addr().String(), "-p", strconv.Itoa(int(at.Port())), "-P", ",none.invalid", "-v", "2")
+	if err := cmd.Start(); err != nil {
+		cancel()
+		return nil, err
+	}
+	over := make(chan struct{}) // it cannot have the port
+	go func() {
+		_ = cmd.Wait()
+		close(over)
+	}()
+	stop = func() { cancel(); <-over }
+	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	b := make([]byte, 16)
+	for end := time.Now().Add(libcoapWait); time.Now().Before(end); {
+		select {
+		case <-over:
+			return nil, fmt.Errorf("it ended at once: is %v in use?", at)
+		case <-time.After(10 * time.Millisecond):
+		}
+		// Errors are those of a port where nobody is yet.
+		_, _ = conn.Write([]byte{1 << 6, 0, 0x12, 0x34})
+		_ = conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if n, err := conn.Read(b); err == nil && n == 4 && b[0]>>4&3 == byte(coap.Reset) {
+			return stop, nil
+		}
+	}
+	stop()
+	return nil, fmt.Errorf("no answer from %v within %v", at, libcoapWait)
 }
 
 // getter is a client with one request outstanding.

@@ -18,6 +18,33 @@ type Exchange struct {
 
 type exchangeKey struct{}
 
+// Waiter is whoever is told that a handler waits: a link that would serve other
+// requests in the same goroutine next. It is the value of the context of a request
+// with the key [WaiterKey].
+type Waiter interface{ Waits() }
+
+// WaiterKey is the key of a [Waiter].
+type WaiterKey struct{}
+
+// Waiting is called by a handler that is about to wait for somebody else, an
+// upstream or a disk, with the context of its request: so that others are served
+// meanwhile. It may be called at any time, more than once, and with any context;
+// the best time is when everything is sent that is waited for.
+func Waiting(ctx context.Context) {
+	if w, ok := ctx.Value(WaiterKey{}).(Waiter); ok {
+		w.Waits()
+	}
+}
+
+// WithWaiter gives a context that has nothing else of request's what [Waiting] needs:
+// that of work which goes on in a handler's goroutine when the request is over.
+func WithWaiter(ctx, request context.Context) context.Context {
+	if w := request.Value(WaiterKey{}); w != nil {
+		return context.WithValue(ctx, WaiterKey{}, w)
+	}
+	return ctx
+}
+
 // WithExchange gives the context of a request its exchange, and time until
 // deadline. Nothing is spent on the latter until somebody waits for it: most
 // handlers answer at once.

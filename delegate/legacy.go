@@ -268,6 +268,7 @@ func (m *membership) send(ctx context.Context, dst netip.AddrPort, path []string
 			}
 		})
 	}()
+	coap.Waiting(ctx)
 	select {
 	case first, ok := <-answers:
 		if !ok {

@@ -286,7 +286,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 	e.out = newOutbox(sock, e.metrics.unsent.Inc)
 	e.crew.after = e.out.kick
 	e.later.crew = e.crew
-	e.shift.wake = make(chan struct{}, 1)
+	e.shift.wake, e.shift.readers = make(chan struct{}, 1), newCrew()
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e
 }
@@ -316,16 +316,15 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	var failed error
 	read := make(chan struct{})
 	in := newInbox() // of one shift after the other
-	start := func(turn uint64) {
-		e.shift.readers.Go(func() {
-			e.read(in, turn, func(err error) {
-				failed = err
-				close(read)
-			})
-		})
+	over := func(err error) {
+		failed = err
+		close(read)
 	}
-	start(0)
-	work.Go(func() { e.runShift(background, start) })
+	e.shift.start = func(turn uint64) {
+		e.shift.readers.do(func() { e.follow(in, turn, over) })
+	}
+	e.shift.readers.do(func() { e.read(in, 0, over) })
+	work.Go(func() { e.runShift(background) })
 	select {
 	case <-ctx.Done():
 	case <-read:
@@ -349,7 +348,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	e.out.close()
 	writer.Wait()
 	err := e.sock.Close()
-	e.shift.readers.Wait()
+	e.shift.readers.end()
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -33,6 +33,7 @@ type mirror struct {
 	plain  []byte
 	cid    [8]byte
 	errors int
+	tap    func(i int, b []byte) // is told of each message to a node; nil: nobody is
 }
 
 type mirrorNode struct {
@@ -95,6 +96,9 @@ func (m *mirror) Write(ds []Datagram) (int, error) {
 			continue // goodbye
 		}
 		m.plain = b[:0:cap(b)]
+		if m.tap != nil {
+			m.tap(i, b)
+		}
 		if b[0]>>4&3 == byte(coap.Confirmable) {
 			m.send(i, []byte{1<<6 | byte(coap.Acknowledgement)<<4, 0, b[2], b[3]})
 		}

@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"bytes"
+	"context"
 	"net/netip"
 	"slices"
 	"time"
@@ -23,13 +24,33 @@ type exchange struct {
 	pending bool // Admit had not succeeded
 	receipt *receipt
 	over    bool
+	apart   bool // nobody who reads waits for it: it sends its answer itself
 	held    []held
+	ctx     handling
 
 	// Memory of m, enough for most.
 	letter coap.Message
 	opts   [5]coap.Option
 	data   [80]byte
 }
+
+// handling is the context of the handler of a request: that of all, and its
+// [coap.Waiter].
+type handling struct {
+	context.Context
+	x *exchange
+}
+
+// Value is that of all but for who is told that the handler waits.
+func (c *handling) Value(key any) any {
+	if key == (coap.WaiterKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// Waits is told by a handler that is about to wait ([coap.Waiting]).
+func (c *handling) Waits() { c.x.s.e.handOver(c.x) }
 
 // held is a message of ours that must not overtake the answer to the request
 // with its token: the first response to a registration comes first.
@@ -91,7 +112,7 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	x := &exchange{s: s, con: m.Type == coap.Confirmable, id: m.ID, effects: effects(m), tells: tells(m), stale: s.stale, pending: s.pending() != nil}
 	m.CopyTo(&x.letter, x.opts[:0], x.data[:0])
 	m = &x.letter
-	x.m, x.token = m, m.Token
+	x.m, x.token, x.ctx = m, m.Token, handling{e.ctx, x}
 	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
 	x.observe = register && present
 	x.receipt = s.remember(m.ID, m.Token, s.safe(m, x.effects), now)
@@ -101,9 +122,14 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	e.soon(task{x: x})
 }
 
-// watch has a request that may take long acknowledged in time; nil is none.
-func (x *exchange) watch() {
-	if x != nil && x.con && !x.over {
+// leave is the end of a request's being served by who reads: it may take long, and is
+// acknowledged in time. nil is none.
+func (x *exchange) leave() {
+	if x == nil || x.over {
+		return
+	}
+	x.apart = true
+	if x.con {
 		x.s.e.wheel.add(x, processingDelay)
 	}
 }
@@ -127,16 +153,23 @@ func (x *exchange) serve() {
 		r := coap.ErrorResponse(err)
 		reply = &coap.Message{Code: r.Code, Token: m.Token, Options: r.Options, Payload: r.Payload}
 	} else if reply = x.challenge(m); reply == nil {
-		reply = e.cfg.Server.Handle(e.ctx, s, m)
+		reply = e.cfg.Server.Handle(&x.ctx, s, m)
 	}
 	kept := s.via == coap.Plain && x.tells && e.cfg.Keep != nil && e.cfg.Keep(s.id)
 	e.mu.Lock()
 	if kept {
 		s.stay(true)
 	}
+	apart := x.apart
+	if apart {
+		e.out.Hold()
+	}
 	after := x.finish(reply)
 	gone := s.gone
 	e.mu.Unlock()
+	if apart {
+		e.out.Release() // waking who sends takes as long
+	}
 	for _, t := range after {
 		t.tell()
 	}

@@ -11,9 +11,11 @@ import (
 // One goroutine at a time reads the socket: it is on shift. What a batch of
 // datagrams asks for it does itself, one after the other, and sends the answers
 // with one system call: most handlers answer at once, and to wake a goroutine for
-// each takes longer than they do. Should a batch take long, because a handler waits
-// for the disk or works hard, another takes over the shift, the rest of the batch
-// is spread over the crew, and so are the requests of the next time.
+// each takes longer than they do. A handler that says that it is about to wait
+// ([coap.Waiting]) keeps its goroutine, and another goes on with the batch and the shift.
+// Should a batch take long, because a handler works hard or waits without a word,
+// another takes over the shift, the rest of the batch is spread over the crew, and
+// so are the requests of the next time.
 const (
 	// shiftTick is how often a shift is looked at while it works: a batch that is
 	// under way at two looks takes long.
@@ -59,8 +61,9 @@ type shift struct {
 
 	apart time.Duration // the last time that requests went to the crew
 
-	readers sync.WaitGroup
-	tasksWG sync.WaitGroup // of batches; Add only while Endpoint.mu is held and closed is false
+	readers *crew             // who had a shift or has it
+	start   func(turn uint64) // has one of them take over
+	tasksWG sync.WaitGroup    // of batches; Add only while Endpoint.mu is held and closed is false, or by one of them
 }
 
 // inbox is the memory of whoever reads.
@@ -88,12 +91,20 @@ func (e *Endpoint) soon(t task) {
 	}
 	switch {
 	case t.x != nil:
-		t.x.watch()
+		t.x.leave()
 		e.crew.do(t.x.serve)
 	case t.f != nil:
 		e.crew.do(t.f)
 	default:
 		e.later.do(t.t)
+	}
+}
+
+// follow goes on with a shift that another began.
+func (e *Endpoint) follow(in *inbox, turn uint64, over func(error)) {
+	if e.work(turn) {
+		e.out.Release()
+		e.read(in, turn, over)
 	}
 }
 
@@ -183,9 +194,29 @@ func (e *Endpoint) work(turn uint64) bool {
 	}
 }
 
+// handOver has another goroutine go on with the batch of which x is, and with the
+// shift, if this one has it.
+func (e *Endpoint) handOver(x *exchange) {
+	h := &e.shift
+	h.mu.Lock()
+	if h.now != x {
+		h.mu.Unlock()
+		return
+	}
+	h.now = nil
+	h.turn++
+	turn := h.turn
+	h.tasksWG.Add(1) // for who follows; that of x is over with work
+	h.mu.Unlock()
+	h.start(turn)
+	e.mu.Lock()
+	x.leave()
+	e.mu.Unlock()
+}
+
 // relieve ends a shift that works on the same batch as at the last look.
 // It returns false when no batch came since.
-func (e *Endpoint) relieve(start func(turn uint64)) (active bool) {
+func (e *Endpoint) relieve() (active bool) {
 	h := &e.shift
 	h.mu.Lock()
 	if h.batches != h.seen {
@@ -204,6 +235,7 @@ func (e *Endpoint) relieve(start func(turn uint64)) (active bool) {
 	h.now = nil
 	clear(h.tasks)
 	h.tasks, h.next, h.working = h.tasks[:0], 0, false
+	h.tasksWG.Add(1) // for who follows
 	h.mu.Unlock()
 
 	e.mu.Lock()
@@ -214,21 +246,20 @@ func (e *Endpoint) relieve(start func(turn uint64)) (active bool) {
 		h.apart = min(2*h.apart, apartMost)
 	}
 	e.apart = now + stamp(h.apart)
-	stuck.watch()
+	stuck.leave()
 	for i := range rest {
-		rest[i].x.watch()
+		rest[i].x.leave()
 	}
 	e.mu.Unlock()
 	for i := range rest {
 		e.crew.do(rest[i].run)
 	}
-	start(turn)
-	e.out.Release() // in the place of who was relieved
+	h.start(turn)
 	return true
 }
 
 // runShift looks after the shifts until ctx ends.
-func (e *Endpoint) runShift(ctx context.Context, start func(turn uint64)) {
+func (e *Endpoint) runShift(ctx context.Context) {
 	t := time.NewTimer(shiftTick)
 	defer t.Stop()
 	for {
@@ -244,7 +275,7 @@ func (e *Endpoint) runShift(ctx context.Context, start func(turn uint64)) {
 			case <-ctx.Done():
 				return
 			}
-			if e.relieve(start) {
+			if e.relieve() {
 				idle = 0
 			} else {
 				idle++

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 )
@@ -109,6 +110,7 @@ func (m *Manager) awaitJoinRekey(ctx context.Context, g *group, arrived uint64) 
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
+	coap.Waiting(ctx)
 	select {
 	case <-changed:
 		return nil

@@ -156,6 +156,7 @@ func (d *datagrams) exchange(ctx context.Context, m *coap.Message, tok string, f
 	if _, err := d.conn.Write(b); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, d.lost(err)
 	}
+	coap.Waiting(ctx)
 	wait := ackTimeout + time.Duration(rand.Float64()*(ackRandomFactor-1)*float64(ackTimeout))
 	timer := time.NewTimer(wait)
 	defer timer.Stop()

@@ -49,8 +49,9 @@ func (p *Proxy) fetch(ctx context.Context, f *forwarded) (*coap.Response, error)
 	case fl == nil:
 		return p.fetchAlone(ctx, f, e.etag)
 	case first:
-		p.fly(f, e.etag, fl)
+		p.fly(ctx, f, e.etag, fl)
 	default:
+		coap.Waiting(ctx)
 		select {
 		case <-fl.done:
 		case <-ctx.Done():
@@ -91,7 +92,7 @@ func (p *Proxy) join(f *forwarded) (fl *flight, first bool, err error) {
 // fly asks the upstream for all who wait, and so goes on when the client that
 // asked first is gone. It is that client's goroutine nevertheless: waking another
 // one, and being woken by it, takes as long as all the rest.
-func (p *Proxy) fly(f *forwarded, etag []byte, fl *flight) {
+func (p *Proxy) fly(ctx context.Context, f *forwarded, etag []byte, fl *flight) {
 	defer p.work.Done()
 	defer func() {
 		p.mu.Lock()
@@ -99,7 +100,7 @@ func (p *Proxy) fly(f *forwarded, etag []byte, fl *flight) {
 		p.mu.Unlock()
 		close(fl.done)
 	}()
-	fl.resp, fl.err = p.fetchFlight(p.ctx, f, etag, fl)
+	fl.resp, fl.err = p.fetchFlight(coap.WithWaiter(p.ctx, ctx), f, etag, fl)
 	fl.shared = fl.err != nil || cacheable(fl.resp) > 0
 }
 

@@ -68,6 +68,7 @@ func (p *Proxy) observe(ctx context.Context, f *forwarded) (*coap.Response, erro
 		if f.hops < r.f.hops && !isClosed(r.ready) {
 			return p.fetchAlone(ctx, f, nil) // it may be this registration, come back in a loop
 		}
+		coap.Waiting(ctx)
 		select {
 		case <-r.ready:
 		case <-ctx.Done():

@@ -137,6 +137,7 @@ func (s *stream) observe(ctx context.Context, m *coap.Message, tok string, fn fu
 	}
 	s.byToken[tok] = w
 	s.mu.Unlock()
+	coap.Waiting(ctx) // to be sent as well
 	if err := s.send(ctx, &coap.Message{Code: m.Code, Token: []byte(tok), Options: m.Options, Payload: m.Payload}); err != nil {
 		return nil, err
 	}

@@ -203,6 +203,7 @@ func (u *upstream) alone(ctx context.Context, req *coap.Request) (done func(), e
 			}, nil
 		}
 		u.mu.Unlock()
+		coap.Waiting(ctx)
 		select {
 		case <-busy:
 		case <-ctx.Done():
@@ -285,6 +286,7 @@ func (u *upstream) turn(ctx context.Context) error {
 		u.queued--
 		u.mu.Unlock()
 	}()
+	coap.Waiting(ctx)
 	select {
 	case u.slots <- struct{}{}:
 		return nil
@@ -361,6 +363,7 @@ func (u *upstream) connect(ctx context.Context) (l link, fresh bool, err error) 
 		}
 	}
 	u.mu.Unlock()
+	coap.Waiting(ctx)
 	select {
 	case <-d.done:
 		return d.link, true, d.err

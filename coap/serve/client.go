@@ -34,6 +34,7 @@ func (s *Server) Do(ctx context.Context, id coap.LinkID, req *coap.Request) (*co
 	first := s.enqueueLocked(p, t)
 	link := p.link
 	s.mu.Unlock()
+	coap.Waiting(ctx)
 	if !first {
 		select {
 		case <-t.ready:

@@ -37,7 +37,9 @@ type exchange struct {
 // acknowledgement). The token of the reply is that of m, its type and message
 // identifier are the link's business. m is not used after Handle has returned.
 //
-// ctx bounds the work of the handler.
+// ctx bounds the work of the handler. Its [coap.Waiter] is told when the handler is
+// about to wait: a link that calls Handle for one request after the other then has
+// another goroutine go on with the others.
 func (s *Server) Handle(ctx context.Context, link coap.Link, m *coap.Message) *coap.Message {
 	if !m.Code.IsRequest() {
 		return nil
