@@ -30,7 +30,27 @@ type DeliveryInfo struct {
 	Held        int        `json:"held"`                 // of those that lack it: they wait for their turn
 	HeldUntil   *time.Time `json:"held_until,omitempty"` // at the latest; left out: nobody waits
 
+	Tree *DeliveryTree `json:"tree,omitempty"` // left out: the group has no key tree
+
 	Ledger []DeliveryMember `json:"ledger,omitzero"`
+}
+
+// DeliveryTree is the key tree of a group, and how its newest rekey went out. It has
+// no key, and names nodes as the broker and multicast show them to everybody.
+type DeliveryTree struct {
+	ID         string     `json:"id"`              // hex, in the identifiers of its keys
+	Topic      string     `json:"topic,omitempty"` // begins those of its nodes; left out: no MQTT
+	Degree     uint32     `json:"degree"`
+	Height     uint8      `json:"height"`
+	Leaves     int64      `json:"leaves"`
+	Version    uint64     `json:"version"`    // newest that it told; 0: none
+	Messages   int64      `json:"messages"`   // of that version
+	Published  *int       `json:"published"`  // of them, that the broker took in this session; null: this gateway has none
+	Multicasts int        `json:"multicasts"` // how often they were
+	Sent       *time.Time `json:"sent"`       // since when all are under way; null: they are not
+	Waiting    int64      `json:"leaves_out"` // taken out since: the next rekey shuts them out
+	Dirty      int64      `json:"keys_to_renew"`
+	Homeless   int64      `json:"without_place"` // members that get a place when they ask for the keying material
 }
 
 // DeliveryMember is one member of a group in its ledger.
@@ -48,6 +68,15 @@ type DeliveryMember struct {
 	Want      string            `json:"want,omitempty"`      // channel that it asked for
 	Channel   string            `json:"channel"`
 	Channels  []DeliveryChannel `json:"channels,omitempty"`
+	Tree      *DeliveryLeaf     `json:"tree,omitempty"` // left out: it does not follow a key tree
+}
+
+// DeliveryLeaf is a member's place in the key tree of its group.
+type DeliveryLeaf struct {
+	Leaf *int64 `json:"leaf"` // null: none
+	// CatchUp is why it cannot have the newest version by the tree, and must ask
+	// with GET: no-place, missed-link, or asked when it did since.
+	CatchUp string `json:"catch_up,omitempty"`
 }
 
 // DeliveryChannel is the newest outcome of one channel of a member since the

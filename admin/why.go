@@ -34,7 +34,24 @@ type WhyGroup struct {
 	Held         *uint64         `json:"held"` // last confirmed; null: it showed none
 	Associations []Association   `json:"associations"`
 	Delivery     *DeliveryMember `json:"delivery"`
-	Refused      *WhyRefusal     `json:"last_refused"` // since the gateway started
+	Tree         *WhyTree        `json:"tree,omitempty"` // left out: it does not follow a key tree
+	Refused      *WhyRefusal     `json:"last_refused"`   // since the gateway started
+}
+
+// WhyTree is the way of a member in the key tree of its group.
+type WhyTree struct {
+	Group *DeliveryTree `json:"group"`
+	Path  []WhyTreeNode `json:"path"`  // from its leaf to the root
+	Links int           `json:"links"` // messages on the way that it needs for the newest version
+}
+
+// WhyTreeNode is a node of a key tree, without its key.
+type WhyTreeNode struct {
+	Node       string `json:"node"`        // LEVEL/INDEX
+	KeyVersion uint32 `json:"key_version"` // as in the identifier of its key
+	KeyStep    uint8  `json:"key_step"`
+	Told       uint64 `json:"told"`            // newest version of which a message is under its key; 0: none is
+	Topic      string `json:"topic,omitempty"` // where that is published
 }
 
 // WhyMember is a membership.

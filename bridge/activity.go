@@ -27,6 +27,7 @@ type Attempt struct {
 type trace struct {
 	channel   string
 	heard     time.Time     // last sign of life
+	asked     time.Time     // for keying material
 	gap       time.Duration // learned: between the ends of its silences
 	asleepAt  time.Time     // announced; zero: nothing
 	wakeAt    time.Time     // announced; zero: it does not know

@@ -272,7 +272,9 @@ func (b *Bridge) Seen(_ context.Context, group, node string, p coap.Peer, observ
 		channel = channelObserve
 	}
 	b.activity.belongs(p.Subject, member{group, node})
-	b.activity.heard(member{group, node}, channel, time.Now())
+	now := time.Now()
+	b.activity.heard(member{group, node}, channel, now)
+	b.activity.change(member{group, node}, func(t *trace) { t.asked = now })
 }
 
 // confirm notes that m holds version. done, when not nil, is called after that

@@ -99,14 +99,14 @@ func (c *controls) of(group string) map[string]control {
 func (b *Bridge) Reached(group, node string, p coap.Peer, controlURI string, observing bool) {
 	m := member{group, node}
 	b.activity.belongs(p.Subject, m)
-	if controlURI != "" || observing {
-		b.lease(m)
-	}
 	if controlURI != "" {
 		b.controls.note(m, p, controlURI)
 	}
 	if observing {
 		b.observers.register(p.Link, m, p.Subject)
+	}
+	if controlURI != "" || observing {
+		b.lease(m, observing)
 	}
 }
 

@@ -28,44 +28,76 @@ const (
 )
 
 // leases are the members that have their newest association here, as far as is
-// known: by the number of the lease, 0 while it is being taken. The zero value is
-// ready.
+// known. The zero value is ready.
 type leases struct {
 	mu  sync.Mutex
-	own map[member]uint64
+	own map[member]lease
 }
 
-// begin says whether the lease of m is to be taken: it is not ours yet.
-func (l *leases) begin(m member) bool {
+type lease struct {
+	n      uint64 // number of the lease; 0: not written yet
+	taking int    // attempts under way
+	other  uint64 // newest lease of another gateway that came meanwhile
+}
+
+func (l *leases) begin(m member) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.own[m]; ok {
-		return false
-	}
 	if l.own == nil {
-		l.own = map[member]uint64{}
+		l.own = map[member]lease{}
 	}
-	l.own[m] = 0
-	return true
+	v := l.own[m]
+	v.taking++
+	l.own[m] = v
 }
 
-func (l *leases) taken(m member, n uint64) {
+// end notes what came of an attempt: the number of the lease, 0 for none. lost
+// says that another gateway took it after us.
+func (l *leases) end(m member, n uint64) (lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.own[m] = n
+	v, ok := l.own[m]
+	if !ok {
+		return false // the membership is over
+	}
+	v.taking--
+	v.n = max(v.n, n)
+	l.own[m] = v
+	if v.taking > 0 {
+		return false // the last one says
+	}
+	if lost = v.other > v.n; lost || v.n == 0 {
+		delete(l.own, m)
+	} else {
+		v.other = 0
+		l.own[m] = v
+	}
+	return lost
 }
 
 // lost notes lease number n of another gateway, and says whether what is here of
-// the member is older than it.
+// the member is older than it. Where that cannot be said yet, end does.
 func (l *leases) lost(m member, n uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	mine, ok := l.own[m]
-	if ok && (mine == 0 || mine > n) {
+	v, ok := l.own[m]
+	switch {
+	case ok && v.taking > 0:
+		v.other = max(v.other, n)
+		l.own[m] = v
+		return false
+	case ok && v.n > n:
 		return false // the newest association is here
 	}
 	delete(l.own, m)
 	return true
+}
+
+func (l *leases) has(m member) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v, ok := l.own[m]
+	return ok && v.n != 0
 }
 
 func (l *leases) forget(m member) {
@@ -74,43 +106,69 @@ func (l *leases) forget(m member) {
 	delete(l.own, m)
 }
 
-// lease has the deliveries of m be ours, some time soon.
-func (b *Bridge) lease(m member) {
-	if b.store.Shared() && b.leases.begin(m) {
-		b.calls.add(func(ctx context.Context) { b.takeLease(ctx, m) })
+// lease has the deliveries of m be ours before it is answered: only so is the order
+// of leases that of its associations, however fast it goes from one gateway to
+// another and back. What this process knows of its own lease is as old as the last
+// event, so each registration of an observer looks; a request of a member with a
+// control_uri, of which there are more, believes it.
+func (b *Bridge) lease(m member, observing bool) {
+	if !b.store.Shared() || !observing && b.leases.has(m) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
+	b.takeLease(ctx, m, true)
+}
+
+// takeLease writes the lease; one of another gateway is taken only if anyway is
+// set. Numbers only grow while a member is one.
+func (b *Bridge) takeLease(ctx context.Context, m member, anyway bool) {
+	b.leases.begin(m)
+	n, holder, err := b.writeLease(ctx, m, anyway)
+	if err != nil && !errors.Is(err, context.Canceled) { // its next registration tries again
+		b.log.WarnContext(ctx, "deliveries to a member may come from two gateways", "group", m.group, "node", m.node, "err", err)
+	}
+	elsewhere := err == nil && holder != b.store.Gateway()
+	if err != nil || elsewhere {
+		n = 0
+	}
+	if b.leases.end(m, n) || elsewhere {
+		b.letGo(ctx, m)
 	}
 }
 
-// takeLease writes the lease. Numbers only grow while a member is one.
-func (b *Bridge) takeLease(ctx context.Context, m member) {
-	var n uint64
-	err := b.store.Update(ctx, func(tx *store.Tx) error {
-		var holder string
+// writeLease returns the lease as it is then.
+func (b *Bridge) writeLease(ctx context.Context, m member, anyway bool) (n uint64, holder string, err error) {
+	own := b.store.Gateway()
+	read := func(tx *store.Tx) error {
+		n, holder = 0, ""
 		err := tx.QueryRow(`SELECT gateway, n FROM bridge_lease WHERE grp = ? AND node = ?`, m.group, m.node).Scan(&holder, &n)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return err
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
 		}
-		if holder == b.store.Gateway() {
-			return nil // from before a restart
-		}
-		n++
-		if _, err := tx.Exec(`INSERT INTO bridge_lease (grp, node, gateway, n) VALUES (?, ?, ?, ?)
-			ON CONFLICT (grp, node) DO UPDATE SET gateway = excluded.gateway, n = excluded.n`,
-			m.group, m.node, b.store.Gateway(), n); err != nil {
-			return err
-		}
-		return tx.Emit(eventLease, m.group, groupcomm.Event{
-			Group: m.group, Node: m.node, Version: n, Reason: b.store.Gateway(),
-		}.Encode())
-	})
-	if err != nil {
-		b.leases.forget(m) // its next registration tries again
-		if ctx.Err() == nil {
-			b.log.WarnContext(ctx, "deliveries to a member may come from two gateways", "group", m.group, "node", m.node, "err", err)
-		}
-		return
+		return err
 	}
-	b.leases.taken(m, n)
+	if err := b.store.View(ctx, read); err != nil || holder == own || holder != "" && !anyway {
+		return n, holder, err
+	}
+	err = b.store.Update(ctx, func(tx *store.Tx) error {
+		// One statement, because another gateway may write at the same time: each
+		// gets a number of its own.
+		change := `NOTHING`
+		if anyway {
+			change = `UPDATE SET gateway = excluded.gateway, n = bridge_lease.n + 1`
+		}
+		wrote, err := tx.Exec(`INSERT INTO bridge_lease (grp, node, gateway, n) VALUES (?, ?, ?, 1) ON CONFLICT (grp, node) DO `+change,
+			m.group, m.node, own)
+		if err != nil {
+			return err
+		}
+		if err := read(tx); err != nil || wrote == 0 {
+			return err
+		}
+		return tx.Emit(eventLease, m.group, groupcomm.Event{Group: m.group, Node: m.node, Version: n, Reason: own}.Encode())
+	})
+	return n, holder, err
 }
 
 // leased lets a member go that associated with another gateway. Its observations
@@ -120,6 +178,10 @@ func (b *Bridge) leased(ctx context.Context, e *groupcomm.Event) {
 	if e.Reason == b.store.Gateway() || !b.leases.lost(m, e.Version) {
 		return
 	}
+	b.letGo(ctx, m)
+}
+
+func (b *Bridge) letGo(ctx context.Context, m member) {
 	b.log.DebugContext(ctx, "a member is with another gateway now", "group", m.group, "node", m.node)
 	b.controls.take(m)
 	b.ended(m.group, m.node, nil)

@@ -38,6 +38,7 @@ type LedgerEntry struct {
 	Online     *bool     // whether it has a session at the MQTT broker; nil: not known
 	Want       string    // channel that the member asked for; "": all that it has
 	Channels   []Attempt // newest outcome of each channel since the gateway started
+	Tree       *TreeLeaf // nil: it does not follow a key tree
 }
 
 // Ledger returns the deliveries of a group's members, in the order of the
@@ -90,6 +91,7 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 		if e.State != StateCurrent && e.State != StateLapsed {
 			e.HeldUntil, _ = b.held(member{group, m.Node})
 		}
+		e.Tree = st.group.leaf(route, &e, &a, st.now)
 		entries = append(entries, e)
 	}
 	return entries, st.version, nil
@@ -175,13 +177,15 @@ func later(a, b time.Time) time.Time {
 // route is how an enrolled member is told.
 type route struct {
 	channel string
-	tree    bool // it has a place in the group's key tree
+	follows bool  // it follows the group's key tree
+	tree    bool  // and has a place in it
+	leaf    int64 // that
 }
 
 // byTree notes in a trace what was sent to all of a key tree at once.
 func (g *groupState) byTree(r route, version uint64, t *trace) {
-	if r.tree && t.relayed.IsZero() && g.branched.num == version && g.branched.at.After(t.heard) {
-		t.relayed = g.branched.at
+	if r.tree && t.relayed.IsZero() && g.tree.num == version && g.tree.at.After(t.heard) {
+		t.relayed = g.tree.at
 	}
 }
 
@@ -210,19 +214,18 @@ func (b *Bridge) readLedger(ctx context.Context, group string, brief bool) (conf
 		if err := rows.Err(); err != nil {
 			return err
 		}
-		regs, err := tx.Query(`SELECT node, route, leaf FROM bridge_registration WHERE grp = ?`, group)
+		regs, err := tx.Query(`SELECT node, route, leaf, tid FROM bridge_registration WHERE grp = ?`, group)
 		if err != nil {
 			return err
 		}
 		defer regs.Close()
 		for regs.Next() {
-			var node string
+			var node, tid string
 			var r route
-			var leaf int64
-			if err := regs.Scan(&node, &r.channel, &leaf); err != nil {
+			if err := regs.Scan(&node, &r.channel, &r.leaf, &tid); err != nil {
 				return err
 			}
-			r.tree = leaf >= 0
+			r.follows, r.tree = tid != "", r.leaf >= 0
 			routes[node] = r
 		}
 		return regs.Err()

@@ -89,11 +89,27 @@ var (
 		"Part of the group's members that confirmed the newest rekey; lapsed ones are not counted.", []string{"group"}, nil)
 )
 
+// Of groups with a key tree.
+var (
+	treeMembersDesc = prometheus.NewDesc("groupgate_bridge_tree_members",
+		"Members with a place in the key tree of a group.", []string{"group"}, nil)
+	treeHeightDesc = prometheus.NewDesc("groupgate_bridge_tree_height",
+		"Levels of the key tree of a group above its leaves.", []string{"group"}, nil)
+	treeOutDesc = prometheus.NewDesc("groupgate_bridge_tree_leaves_out",
+		"Leaves taken out of the key tree of a group since its newest rekey.", []string{"group"}, nil)
+	treeMessagesDesc = prometheus.NewDesc("groupgate_bridge_tree_messages",
+		"Messages of the newest rekey by the key tree of a group.", []string{"group"}, nil)
+)
+
 func (c pendingCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- pendingDesc
 	ch <- sinceDesc
 	ch <- doneDesc
 	ch <- heldDesc
+	ch <- treeMembersDesc
+	ch <- treeHeightDesc
+	ch <- treeOutDesc
+	ch <- treeMessagesDesc
 }
 
 func (c pendingCollector) Collect(ch chan<- prometheus.Metric) {
@@ -106,6 +122,13 @@ func (c pendingCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.b.mu.Unlock()
 	for _, g := range groups {
+		if t, err := c.b.Tree(ctx, g); err == nil && t != nil {
+			for desc, n := range map[*prometheus.Desc]int64{
+				treeMembersDesc: t.Leaves, treeHeightDesc: int64(t.Height), treeOutDesc: t.Out, treeMessagesDesc: t.Messages,
+			} {
+				ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), g)
+			}
+		}
 		p, err := c.b.tallied(ctx, g)
 		if err != nil {
 			continue // a group that is gone, or a store in trouble that reports itself

@@ -156,6 +156,7 @@ func (b *Bridge) cast(ctx context.Context, group string, d castDue) (next castDu
 		pause(ctx, castPace) // what receivers' buffers take
 	}
 	b.treeRelayed(group, num, time.Now())
+	b.changeSent(group, num, func(s *treeSent) { s.casts = d.sent })
 	return d, nil
 }
 

@@ -4,10 +4,13 @@ package bridge
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
 	"github.com/seed4911071e/groupgate/store/storetest"
@@ -107,4 +110,55 @@ func TestPairCommonBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "confirmed to the other", func() bool { return entry(t, two, "n1").Confirmed == num })
+}
+
+// Members that register at both gateways at once are with one of them in the end,
+// never with none; and those that register at one after the other, however fast, with
+// the later.
+func TestPairLeases(t *testing.T) {
+	m, pair := newManager(t), openPair(t)
+	var both [2]*Bridge
+	for i := range both {
+		both[i], _ = running(t, pair[i], m, nil, nil)
+	}
+	const members = 60
+	at := func(b *Bridge, node string) {
+		b.Reached(testGroup, node, coap.Peer{Link: coap.LinkID("link-" + node), Subject: subject(node)}, "", true)
+	}
+	var wg sync.WaitGroup
+	for i := range members {
+		node := fmt.Sprint("n", i)
+		m.join(t, both[0], node, nil)
+		wg.Go(func() {
+			for turn := range 3 {
+				switch i % 2 {
+				case 0:
+					var once sync.WaitGroup
+					for _, b := range both {
+						once.Go(func() { at(b, node) })
+					}
+					once.Wait()
+				default:
+					at(both[(i/2+turn)%2], node)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, "every member is with one gateway", func() bool {
+		for i := range members {
+			k := member{testGroup, fmt.Sprint("n", i)}
+			var here [2]bool
+			for j, b := range both {
+				here[j] = len(b.observers.links(k)) == 1
+				if here[j] != b.leases.has(k) {
+					return false
+				}
+			}
+			if here[0] == here[1] || i%2 == 1 && !here[(i/2)%2] {
+				return false
+			}
+		}
+		return true
+	})
 }

@@ -108,6 +108,7 @@ func (p *publisher) run(ctx context.Context) error {
 		err := p.session(ctx)
 		p.b.met.connected.Set(0)
 		p.b.activity.brokerLost()
+		p.b.treesLost()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -13,8 +13,7 @@ type groupState struct {
 	version uint64      // newest version handed to the hub by this process
 	since   time.Time   // when the group became known here
 	rekeys  []rekeyTime // the newest of the group, in order
-	// branched is when the newest version of the key tree was sent.
-	branched rekeyTime
+	tree    treeSent
 }
 
 // rekeyTime says when a version became due.

@@ -113,7 +113,9 @@ func (b *Bridge) recall(ctx context.Context) error {
 					t.channel = channelObserve
 				}
 			})
-			b.lease(m)
+			if b.store.Shared() {
+				b.calls.add(func(ctx context.Context) { b.takeLease(ctx, m, false) })
+			}
 			b.observers.register(o.Peer.Link, m, o.Peer.Subject)
 			if c, ok := confirmed[node]; repeats && (!ok || c.version < version) {
 				for _, topic := range o.Topics {

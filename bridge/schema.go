@@ -95,7 +95,7 @@ CREATE TABLE bridge_dormant (
 	num  BIGINT  NOT NULL,
 	body BLOB    NOT NULL
 );
-`}}
+`, schemaTreeCounts}}
 }
 
 // schemaTree: key trees.
@@ -110,6 +110,9 @@ CREATE TABLE bridge_dormant (
 //   - bridge_tree_free: places that were given back.
 //   - bridge_tree_message: the newest message under the key of a place; empty
 //     when what is retained is to be deleted. at is the seq of the tree then.
+//
+// out and messages, added by schemaTreeCounts, are leaves that were taken out since
+// the newest rekey, and how many messages that has.
 //
 // A registration with a leaf is told by the tree; its key is that of the leaf.
 // route is the channel that it asked for.
@@ -155,4 +158,11 @@ ALTER TABLE bridge_registration ADD COLUMN tid TEXT NOT NULL DEFAULT '';
 ALTER TABLE bridge_registration ADD COLUMN leaf BIGINT NOT NULL DEFAULT -1;
 ALTER TABLE bridge_registration ADD COLUMN route TEXT NOT NULL DEFAULT 'mqtt';
 CREATE INDEX bridge_registration_single ON bridge_registration (grp) WHERE leaf < 0;
+`
+
+const schemaTreeCounts = `
+ALTER TABLE bridge_tree ADD COLUMN out BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE bridge_tree ADD COLUMN messages BIGINT NOT NULL DEFAULT 0;
+UPDATE bridge_tree SET messages = (SELECT COUNT(*) FROM bridge_tree_message m
+	WHERE m.tid = bridge_tree.tid AND m.num = bridge_tree.num AND LENGTH(m.body) > 0);
 `

@@ -31,12 +31,15 @@ type tree struct {
 	spare  int64  // places that were given back
 	num    uint64
 	baseIV []byte
+	// For operators: leaves taken out since the newest rekey, and the messages of
+	// that.
+	out, messages int64
 }
 
-const treeColumns = `tid, grp, degree, height, seq, next, spare, num, base_iv`
+const treeColumns = `tid, grp, degree, height, seq, next, spare, num, base_iv, out, messages`
 
 func (t *tree) dst() []any {
-	return []any{&t.tid, &t.group, &t.Degree, &t.Height, &t.Seq, &t.next, &t.spare, &t.num, &t.baseIV}
+	return []any{&t.tid, &t.group, &t.Degree, &t.Height, &t.Seq, &t.next, &t.spare, &t.num, &t.baseIV, &t.out, &t.messages}
 }
 
 // treeOf reads the tree of a group; nil: it has none.
@@ -56,7 +59,7 @@ func plantTree(tx *store.Tx, group string, degree uint32) (*tree, error) {
 		Shape: keytree.Shape{Degree: degree}, tid: base64.RawURLEncoding.EncodeToString(random(ridLen)),
 		group: group, baseIV: random(baseIVLen),
 	}
-	_, err := tx.Exec(`INSERT INTO bridge_tree (`+treeColumns+`) VALUES (?, ?, ?, 0, 0, 0, 0, 0, ?)`, t.tid, group, degree, t.baseIV)
+	_, err := tx.Exec(`INSERT INTO bridge_tree (`+treeColumns+`) VALUES (?, ?, ?, 0, 0, 0, 0, 0, ?, 0, 0)`, t.tid, group, degree, t.baseIV)
 	return t, err
 }
 
@@ -224,8 +227,8 @@ func (w *treeWrite) write(tx *store.Tx, t *tree) error {
 			return err
 		}
 	}
-	_, err := tx.Exec(`UPDATE bridge_tree SET grp = ?, height = ?, seq = ?, next = ?, spare = ? WHERE tid = ?`,
-		t.group, t.Height, t.Seq, t.next, t.spare, t.tid)
+	_, err := tx.Exec(`UPDATE bridge_tree SET grp = ?, height = ?, seq = ?, next = ?, spare = ?, out = ?, messages = ? WHERE tid = ?`,
+		t.group, t.Height, t.Seq, t.next, t.spare, t.out, t.messages, t.tid)
 	return err
 }
 
@@ -347,6 +350,7 @@ func (b *Bridge) vacate(tx *store.Tx, tid string, leaf int64) error {
 		return err
 	}
 	t.spare++
+	t.out++
 	return b.changeTree(tx, t, true, func(k *keytree.Tree) error { return k.Remove(uint32(leaf)) })
 }
 

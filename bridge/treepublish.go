@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/seed4911071e/groupgate/groupcomm/keytree"
@@ -36,23 +37,31 @@ func (p *publisher) publishTree(ctx context.Context, c *client, group string, do
 	if t == nil {
 		return nil
 	}
-	sent, err := p.publishBranches(ctx, c, t.tid, done[t.tid])
+	after := done[t.tid]
+	if after == 0 { // the session is new
+		p.b.changeSent(group, t.num, func(s *treeSent) { s.mqtt, s.taken = true, 0 })
+	}
+	sent, err := p.publishBranches(ctx, c, t.tid, after, t.seq, func(num uint64) {
+		p.b.changeSent(group, num, func(s *treeSent) { s.taken++ })
+	})
 	if err != nil {
 		return err
 	}
 	done[t.tid] = t.seq
+	p.b.changeSent(group, t.num, func(s *treeSent) { s.all = true })
 	if sent > 0 {
 		p.b.treeRelayed(group, t.num, time.Now())
 	}
 	return nil
 }
 
-// publishBranches publishes the messages of a tree that came after a change.
-func (p *publisher) publishBranches(ctx context.Context, c *client, tid string, after uint32) (sent int, err error) {
+// publishBranches publishes the messages of a tree that came after a change and up
+// to another, and tells of each that is more than a deletion when the broker took it.
+func (p *publisher) publishBranches(ctx context.Context, c *client, tid string, after, last uint32, taken func(num uint64)) (sent int, err error) {
 	var w inFlight
 	at, pos := after, int64(maxPosition)
 	for {
-		msgs, err := p.b.treeMessages(ctx, tid, at, pos)
+		msgs, err := p.b.treeMessages(ctx, tid, at, last, pos)
 		if err != nil {
 			return sent, fmt.Errorf("bridge: read messages of a key tree: %w", err)
 		}
@@ -63,6 +72,8 @@ func (p *publisher) publishBranches(ctx context.Context, c *client, tid string, 
 				outcome := "relayed"
 				if err != nil {
 					outcome = "failed"
+				} else if len(m.body) > 0 {
+					taken(m.num)
 				}
 				p.b.met.published.WithLabelValues(outcome).Inc()
 			})
@@ -81,12 +92,12 @@ func (p *publisher) publishBranches(ctx context.Context, c *client, tid string, 
 const maxPosition = 1 << 40
 
 // treeMessages reads a page of messages of a tree, by the change with which they
-// came and the lowest first, after the given one.
-func (b *Bridge) treeMessages(ctx context.Context, tid string, at uint32, pos int64) (out []treeMessage, err error) {
+// came and the lowest first, after the given one and not after the last change.
+func (b *Bridge) treeMessages(ctx context.Context, tid string, at, last uint32, pos int64) (out []treeMessage, err error) {
 	err = b.store.View(ctx, func(tx *store.Tx) error {
 		out = nil
 		rows, err := tx.Query(`SELECT pos, num, at, body FROM bridge_tree_message
-			WHERE tid = ? AND at >= ? AND (at > ? OR pos > ?) ORDER BY at, pos LIMIT ?`, tid, at, at, pos, page)
+			WHERE tid = ? AND at >= ? AND at <= ? AND (at > ? OR pos > ?) ORDER BY at, pos LIMIT ?`, tid, at, last, at, pos, page)
 		if err != nil {
 			return err
 		}
@@ -129,7 +140,7 @@ func (p *publisher) clearTrees(ctx context.Context, c *client) error {
 		return fmt.Errorf("bridge: read key trees: %w", err)
 	}
 	for _, tid := range tids {
-		if _, err := p.publishBranches(ctx, c, tid, 0); err != nil {
+		if _, err := p.publishBranches(ctx, c, tid, 0, math.MaxUint32, func(uint64) {}); err != nil {
 			return err
 		}
 		err := p.b.store.Update(ctx, func(tx *store.Tx) error { return removeTree(tx, tid) })
@@ -138,16 +149,4 @@ func (p *publisher) clearTrees(ctx context.Context, c *client) error {
 		}
 	}
 	return nil
-}
-
-// treeRelayed notes that the messages of a version are on their way to all
-// members of a tree at once.
-func (b *Bridge) treeRelayed(group string, num uint64, at time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	g, ok := b.groups[group]
-	if ok && (g.branched.num != num) {
-		g.branched = rekeyTime{num: num, at: at}
-		b.groups[group] = g
-	}
 }

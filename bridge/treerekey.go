@@ -121,6 +121,7 @@ func (r *treeRekey) commit(tx *store.Tx) error {
 		return nil
 	}
 	t := *r.t // commit may run again
+	t.out, t.messages = 0, int64(len(r.messages)/2)
 	n, err := tx.Exec(`UPDATE bridge_tree SET num = ? WHERE tid = ? AND seq = ?`, int64(r.num), t.tid, t.seq)
 	if err != nil {
 		return err

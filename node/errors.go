@@ -34,6 +34,9 @@ var (
 	// ErrBadAnswer: an answer is malformed or contradicts the request. It was
 	// dropped and the state is what it was before.
 	ErrBadAnswer = errors.New("node: unusable answer of the Group Manager")
+	// ErrMoving: the group is rekeyed faster than a member asks what became stale.
+	// It holds a version of a moment ago; to ask again is all there is to do.
+	ErrMoving = errors.New("node: the group is rekeyed faster than can be followed")
 	// ErrUnsupported: the group uses something that this client lacks.
 	ErrUnsupported = errors.New("node: unsupported group configuration")
 	// ErrLost: the transport is gone; what it carried is not.

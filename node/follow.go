@@ -145,7 +145,9 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription, 
 		signalOne(m.behind)
 	}
 	for {
-		if err := m.catchUp(ctx); err != nil {
+		if err := m.catchUp(ctx); errors.Is(err, ErrMoving) {
+			m.signal() // go on, after whatever else there is to do
+		} else if err != nil {
 			return err
 		}
 		broker.follow(m)

@@ -250,7 +250,12 @@ func (m *Member) catchUp(ctx context.Context) error {
 			return err
 		}
 	}
-	return badAnswer("rekey", "the version grew %d times within one procedure", maxRounds)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.missed == nil {
+		return nil
+	}
+	return ErrMoving
 }
 
 // StaleSIDs asks for the Sender IDs that became stale since the version held.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
@@ -75,5 +76,35 @@ func TestNotificationFirst(t *testing.T) {
 	m.onGroup(observed(g.full(held).Encode(), 7), false, fail)
 	if s := state(t, m); s.Version != held+1 || !s.Installed {
 		t.Errorf("version %d, installed %v", s.Version, s.Installed)
+	}
+}
+
+// A group that is rekeyed again and again while a member asks what became stale: the
+// member says so and goes on from there, nothing is wrong with the answers.
+func TestMovingGroup(t *testing.T) {
+	t.Parallel()
+	for _, moves := range []int{maxRounds - 1, maxRounds, 3*maxRounds + 1} {
+		g := newFakeGM(t)
+		m, _ := joinedMember(t, g, nil)
+		left := moves
+		g.mu.Lock()
+		g.num++
+		g.spoil = func(req *coap.Request, _ *coap.Response) {
+			if req.Code == coap.FETCH && left > 0 {
+				left--
+				g.num++
+			}
+		}
+		g.mu.Unlock()
+		err := m.Poll(t.Context())
+		for asked := 1; err != nil; asked++ {
+			if !errors.Is(err, ErrMoving) || errors.Is(err, ErrBadAnswer) || asked > moves {
+				t.Fatalf("%d moves, asked %d times: %v", moves, asked, err)
+			}
+			err = m.Poll(t.Context())
+		}
+		if s := state(t, m); s.Version != g.version() || !s.Installed {
+			t.Errorf("%d moves: version %d of %d, installed %v", moves, s.Version, g.version(), s.Installed)
+		}
 	}
 }

@@ -65,6 +65,7 @@ func DialRawKey(ctx context.Context, addr string, key, server *cose.Key) (Transp
 	}
 	c := newConn(nil)
 	c.raw = d
+	c.separates.wire = d
 	c.cc = c.over(d)
 	return c, nil
 }

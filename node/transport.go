@@ -82,6 +82,8 @@ type conn struct {
 	taker  atomic.Pointer[func(*coap.Request) *coap.Response]
 	active atomic.Int32  // requests and registrations under way
 	busy   chan struct{} // one slot: active rose
+
+	separates separates // with wire set before cc
 }
 
 func newConn(d *dtls.Conn) *conn {
@@ -96,6 +98,7 @@ func DialUDP(ctx context.Context, addr string) (Transport, error) {
 		return nil, err
 	}
 	c := newConn(nil)
+	c.separates.wire = raw
 	c.cc = udp.Client(raw, c.options()...)
 	return c, nil
 }
@@ -107,6 +110,7 @@ func dialMessages(ctx context.Context, addr string) (*conn, error) {
 		return nil, err
 	}
 	c := newConn(nil)
+	c.separates.wire = raw
 	c.cc = udp.Client(raw, append(c.options(), options.WithBlockwise(false, 0, 0), options.WithMaxMessageSize(maxMessage))...)
 	return c, nil
 }
@@ -151,6 +155,7 @@ func DialDTLS(ctx context.Context, addr string, identity, psk []byte) (Transport
 		return nil, fmt.Errorf("node: dial %s: %w", addr, err)
 	}
 	c := newConn(d)
+	c.separates.wire = d
 	c.cc = coapdtls.Client(d, c.options()...)
 	return c, nil
 }
@@ -176,6 +181,7 @@ func (c *conn) options() []udp.Option {
 		options.WithLimitClientEndpointParallelRequest(0),
 		options.WithCloseSocket(),
 		options.WithHandlerFunc(c.handle),
+		options.WithProcessReceivedMessageFunc(c.separates.receive),
 	}
 }
 

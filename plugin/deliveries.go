@@ -24,6 +24,11 @@ func (o *operator) Delivery(ctx context.Context, group string, members bool) (*a
 		Members: p.Members, Delivered: p.Delivered, Pending: p.Pending, Asleep: p.Asleep, Unreachable: p.Unreachable,
 		Lapsed: p.Lapsed, Percent: p.Percent(), Held: p.Held, HeldUntil: admin.TimeOrNil(p.HeldUntil),
 	}
+	tree, err := o.bridge.Tree(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	out.Tree = deliveryTree(tree)
 	if !members {
 		return out, nil
 	}
@@ -42,8 +47,25 @@ func deliveryMember(e bridge.LedgerEntry) admin.DeliveryMember {
 	if e.Shown {
 		m.Version = &e.Confirmed
 	}
+	if e.Tree != nil {
+		m.Tree = &admin.DeliveryLeaf{CatchUp: e.Tree.CatchUp}
+		if e.Tree.Leaf >= 0 {
+			m.Tree.Leaf = &e.Tree.Leaf
+		}
+	}
 	for _, a := range e.Channels {
 		m.Channels = append(m.Channels, admin.DeliveryChannel{Channel: a.Channel, Result: a.Result, At: a.At.UTC(), Error: a.Error})
 	}
 	return m
+}
+
+func deliveryTree(t *bridge.TreeStatus) *admin.DeliveryTree {
+	if t == nil {
+		return nil
+	}
+	return &admin.DeliveryTree{
+		ID: t.ID, Topic: t.Topic, Degree: t.Degree, Height: t.Height, Leaves: t.Leaves, Version: t.Version,
+		Messages: t.Messages, Published: t.Taken, Multicasts: t.Casts, Sent: admin.TimeOrNil(t.Sent),
+		Waiting: t.Out, Dirty: t.Dirty, Homeless: t.Homeless,
+	}
 }

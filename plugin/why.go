@@ -88,6 +88,9 @@ func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupS
 		if e.Node == node {
 			d := deliveryMember(e)
 			w.Delivery, w.Held = &d, d.Version
+			if w.Tree, err = o.whyTree(ctx, g.Name, &e); err != nil {
+				return nil, err
+			}
 		}
 	}
 	verdict(w, m, g, time.Now())
@@ -171,6 +174,9 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 	}
 	if d.LastError != "" {
 		next("the last attempt failed: %s", d.LastError)
+	}
+	if w.Tree != nil {
+		w.Next = append(w.Next, treeNext(w)...)
 	}
 }
 

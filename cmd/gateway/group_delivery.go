@@ -69,6 +69,11 @@ func printDelivery(w io.Writer, d *admin.DeliveryInfo, all bool) error {
 	if _, err := fmt.Fprintf(w, "group %s, version %d since %s: %s\n", d.Group, d.Version, ago(d.Since), tally(d)); err != nil {
 		return err
 	}
+	if d.Tree != nil {
+		if _, err := fmt.Fprintln(w, treeLine(d.Tree)); err != nil {
+			return err
+		}
+	}
 	rank := map[string]int{"unreachable": 0, "asleep": 1, "pending": 2, "lapsed": 3, "current": 4}
 	list := slices.Clone(d.Ledger)
 	slices.SortStableFunc(list, func(a, b admin.DeliveryMember) int { return cmp.Compare(rank[a.State], rank[b.State]) })
@@ -103,6 +108,9 @@ func channels(m *admin.DeliveryMember) string {
 	}
 	if m.HeldUntil != nil {
 		list = append(list, "held, "+rough(time.Until(*m.HeldUntil))+" at most")
+	}
+	if s := missed(m.Tree); s != "" {
+		list = append(list, s)
 	}
 	if m.Connected != nil && !*m.Connected {
 		list = append(list, "not at the broker")
@@ -213,7 +221,7 @@ func (s *shower) progress(d *admin.DeliveryInfo) (err error) {
 		}
 		return err
 	}
-	line := tally(d)
+	line := tally(d) + treeTally(d.Tree)
 	switch {
 	case s.term:
 		_, err = fmt.Fprintf(s.w, "\r\x1b[K%s %s", bar(d), line)

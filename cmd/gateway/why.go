@@ -95,6 +95,9 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 			line("channel", "it asked for %s only", d.Want)
 		}
 	}
+	if t := g.Tree; t != nil {
+		explainTree(line, g.Delivery, t)
+	}
 	if r := g.Refused; r != nil {
 		text := fmt.Sprintf("%s %s: %s, %s", r.Method, r.Path, r.Code, ago(&r.At))
 		if r.Error != "" {
