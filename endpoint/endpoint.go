@@ -236,11 +236,14 @@ type Endpoint struct {
 	room       room
 
 	// See persist.go.
-	journal  Journal // nil: sessions end with the process
-	firstSeq uint64  // of restored sessions
-	dirty    []*session
-	scratch  []byte
-	echoKey  [16]byte
+	journal Journal   // nil: sessions end with the process
+	start   uint32    // the number of this start
+	starts  uint32    // the last number of a start that is taken for this one, on disk
+	taking  bool      // more of them are being taken
+	takeAt  time.Time // not before this time: the disk refused
+	dirty   []*session
+	scratch []byte
+	echoKey [16]byte
 }
 
 // New makes an endpoint on a socket, which it takes over. Run serves it.
@@ -268,7 +271,8 @@ func New(sock Socket, cfg Config) *Endpoint {
 		cfg.Registerer = prometheus.NewRegistry()
 	}
 	e := &Endpoint{
-		cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), sock: sock,
+		starts: 1<<24 - 1,
+		cfg:    cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), sock: sock,
 		crew: newCrew(), wheel: newWheel(), lately: time.Now(),
 		handshakes: make(map[netip.AddrPort]*handshake),
 		halfByCID:  make(map[uint64]*handshake),

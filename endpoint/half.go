@@ -403,7 +403,7 @@ func (h *half) end(reason string) {
 // for it.
 func (h *half) takeOver() *session {
 	s := h.session
-	s.seq = h.m.Number()
+	s.countFrom(h.m.Number())
 	h.forget()
 	h.session, h.reader, h.m = nil, nil, nil
 	if !h.e.register(s) {

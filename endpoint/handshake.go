@@ -260,7 +260,7 @@ func (h *handshake) takeOver() *session {
 		e.metrics.handshakes.WithLabelValues(kindPSK, "failed").Inc()
 		return nil
 	}
-	s.seq = x.SequenceNumber
+	s.countFrom(x.SequenceNumber)
 	if !e.register(s) {
 		return nil
 	}

@@ -21,11 +21,12 @@ import (
 //	reply    the answer to a request that had side effects
 //	end      it is over
 const (
-	keptSession = 'S'
+	keptSession = 'T'
 	keptMark    = 'M'
 	keptPinned  = 0x20 // beside either of these: with the address of this machine that the peer uses
 	keptReply   = 'R'
 	keptEnd     = 'E'
+	keptBefore  = 'S' // a session whose records have numbers that Scandium drops: it is over
 
 	linkSize = 8 // bytes of a LinkID, before it is hexadecimal
 )
@@ -48,6 +49,7 @@ type image struct {
 	via         coap.Security
 	suite       record.Suite
 	read, write record.Keys
+	born        uint32 // the start whose records have the numbers from 0
 	cid         uint64
 	peerCID     string
 	subject     coap.Subject
@@ -95,6 +97,7 @@ func (m *image) append(b []byte) []byte {
 		b = append(b, k.Key[:]...)
 		b = append(b, k.IV[:]...)
 	}
+	b = binary.BigEndian.AppendUint32(b, m.born)
 	b = binary.BigEndian.AppendUint64(b, m.cid)
 	b = rec.AppendString(b, m.peerCID)
 	b = append(b, byte(m.subject.Kind))
@@ -166,10 +169,10 @@ func decodeKept(b []byte) (any, error) {
 	case keptSession, keptSession | keptPinned:
 		m := &image{id: r.id(), via: coap.Security(r.U8()), suite: record.Suite(r.U16())}
 		m.read, m.write = r.keys(), r.keys()
-		m.cid, m.peerCID = r.U64(), r.String(255)
+		m.born, m.cid, m.peerCID = r.U32(), r.U64(), r.String(255)
 		m.subject = coap.Subject{Kind: coap.SubjectKind(r.U8()), ID: r.String(maxSubject)}
 		m.began, m.mark = r.seconds(), r.mark(kind&keptPinned != 0)
-		if m.via != coap.DTLSPSK && m.via != coap.DTLSCert && m.via != coap.DTLSRPK || !m.suite.Supported() || m.subject.Kind > coap.SubjectOSCORE {
+		if m.via != coap.DTLSPSK && m.via != coap.DTLSCert && m.via != coap.DTLSRPK || !m.suite.Supported() || m.subject.Kind > coap.SubjectOSCORE || m.born >= 1<<24 {
 			return nil, errKept
 		}
 		out = m
@@ -177,6 +180,8 @@ func decodeKept(b []byte) (any, error) {
 		out = marked{r.id(), r.mark(kind&keptPinned != 0)}
 	case keptReply:
 		out = &replyImage{id: r.id(), mid: r.U16(), at: r.seconds(), token: r.String(8), reply: r.String(maxReply)}
+	case keptBefore, keptBefore | keptPinned:
+		return ended(r.id()), nil
 	case keptEnd:
 		out = ended(r.id())
 	default:

@@ -17,11 +17,12 @@ import (
 // Sessions outlive the process in a journal. What makes that safe, argued in
 // docs/endpoint.md:
 //
-//   - Record numbers that we send: a start has a number of its own, and every
-//     session counts within start<<24 … start<<24 + 2^24 - 1, but for its first
-//     life, which counts from its handshake to the end of that range (protocol.md,
-//     Section 10). So no number is used twice under a key, whatever of the
-//     counting was on disk.
+//   - Record numbers that we send: a start has a number of its own, greater than
+//     those of all before it, and a session that has outlived n of these numbers
+//     counts from n·2^16. A process takes further numbers, on disk, before a session
+//     needs more than 2^16 records. So none is used twice under a key, whatever of
+//     the counting was on disk. And none reaches 2^40, which Scandium takes for
+//     forged, whatever the clock says.
 //   - Record numbers that we receive: nothing below the edge on disk is taken. What
 //     came after it was written may be replayed, so a restored session is stale:
 //     no request with side effects is served until the peer shows, by Echo or by
@@ -35,9 +36,36 @@ type Journal interface {
 	Append(rec []byte)
 }
 
-// startShift is how many record numbers each start has, as a power of two
-// (protocol.md, Section 10).
-const startShift = 24
+const (
+	// startShift is how many record numbers a start has for each session, as a power
+	// of two.
+	startShift = 16
+	// seqBits is how many bits a record number has at most, of the 48 of RFC 6347:
+	// those of a start's number and of its records.
+	seqBits = 24 + startShift
+	// startsLow is how many records are left to a session when more numbers of starts
+	// are taken, and startsMore how many those are.
+	startsLow  = 3 << (startShift - 2)
+	startsMore = 16
+	// startsAgain is when that is tried again after the disk refused.
+	startsAgain = time.Second
+)
+
+// sent counts the records that went out in a session: the number of the next one,
+// and above its seqBits that of the start in which the counting began.
+type sent uint64
+
+func (n sent) seq() uint64  { return uint64(n) & (1<<seqBits - 1) }
+func (n sent) born() uint32 { return uint32(n >> seqBits) }
+
+// countFrom begins to count, with a number that the handshake left.
+func (s *session) countFrom(seq uint64) { s.sent = sent(s.e.start)<<seqBits | sent(seq) }
+
+// reserver is a [Journal] that takes further numbers of starts for this one: all up
+// to n are on disk as used when it returns.
+type reserver interface {
+	Reserve(n uint32) error
+}
 
 // Restore begins to keep sessions in a journal, and brings back those of r. start
 // is the number of this start, of 24 bits. It is called before Run serves, see
@@ -46,11 +74,11 @@ func (e *Endpoint) Restore(j Journal, start uint32, r *Recovery) []Peer {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.journal = j
-	e.firstSeq = uint64(start) << startShift
+	e.start, e.starts = start, start
 	now := time.Now()
 	all := make([]*recovered, 0, len(r.sessions))
 	for _, k := range r.sessions {
-		if now.Sub(time.Unix(k.heard, 0)) <= e.cfg.Idle {
+		if now.Sub(time.Unix(k.heard, 0)) <= e.cfg.Idle && k.born < start {
 			all = append(all, k)
 		}
 	}
@@ -95,9 +123,9 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	s.began, s.moves = e.stampUnix(k.began, now).seconds(), uint16(min(k.moves, maxMoves))
 	s.heard = e.stampUnix(k.heard, now)
 	s.window = record.From(k.edge)
-	s.seq = e.firstSeq
+	s.sent = sent(k.born)<<seqBits | sent(e.start-k.born)<<startShift
 	// Starts that follow each other before this is written go on at different places.
-	s.nextID = k.nextID + idLeap*uint16(1+e.firstSeq>>startShift%idLeaps)
+	s.nextID = k.nextID + idLeap*uint16(1+e.start%idLeaps)
 	s.keptID = s.nextID
 	s.restored, s.stale, s.dirty = true, true, true // the new identifiers are written before they are used up
 	e.dirty = append(e.dirty, s)
@@ -120,13 +148,32 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 	return s
 }
 
-// lastSeq is the first record number that a session must not use: its start has
-// no more.
-func (e *Endpoint) lastSeq() uint64 {
-	if e.journal == nil {
-		return record.MaxSeq + 1
+// lastSeq is the first record number that a session must not use: the next start
+// may.
+func (s *session) lastSeq() uint64 {
+	return min(uint64(s.e.starts-s.sent.born()+1)<<startShift, 1<<seqBits-1)
+}
+
+// takeStarts has more numbers of starts taken for this one, soon: a session sends
+// more records than one has.
+func (e *Endpoint) takeStarts() {
+	j, ok := e.journal.(reserver)
+	if !ok || e.taking || time.Now().Before(e.takeAt) {
+		return
 	}
-	return e.firstSeq + 1<<startShift
+	e.taking = true
+	n := e.starts + startsMore
+	e.crew.do(func() {
+		err := j.Reserve(n)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.taking = false; err == nil {
+			e.starts = n
+			return
+		}
+		e.takeAt = time.Now().Add(startsAgain)
+		e.log.Warn("no further record numbers: busy sessions will shake hands anew", "err", err)
+	})
 }
 
 // persistent says that the session is written.
@@ -150,7 +197,7 @@ func (s *session) image() *image {
 	s.keptID = s.nextID
 	return &image{
 		id: linkBytes(s.id), via: s.via, suite: s.suite, read: s.read, write: s.write,
-		cid: s.cid, peerCID: string(s.remoteCID()), subject: s.subject(), began: s.e.unix(s.began.stamp()), mark: s.mark(),
+		born: s.sent.born(), cid: s.cid, peerCID: string(s.remoteCID()), subject: s.subject(), began: s.e.unix(s.began.stamp()), mark: s.mark(),
 	}
 }
 

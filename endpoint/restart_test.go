@@ -3,12 +3,14 @@ package endpoint
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -493,8 +495,8 @@ func TestHibernate(t *testing.T) {
 	})
 }
 
-// TestNumbersUsedUp: a start has 2^24 record numbers for a session; then the peer
-// is told goodbye, and shakes hands anew.
+// TestNumbersUsedUp: a start has 2^16 record numbers for a session. Where no more of
+// them can be had the peer is told goodbye, and shakes hands anew.
 func TestNumbersUsedUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWire(4)
@@ -517,10 +519,10 @@ func TestNumbersUsedUp(t *testing.T) {
 		p.o = o
 		s := o.only()
 		o.e.mu.Lock()
-		if s.seq != 6<<24 {
-			t.Errorf("begins with %#x", s.seq)
+		if s.sent != 5<<40|1<<16 {
+			t.Errorf("begins with %#x", s.sent)
 		}
-		s.seq = 7<<24 - 3
+		s.sent = 5<<40 | 2<<16 - 3
 		o.e.mu.Unlock()
 		p.ask(p.request(coap.GET, "b", ""))
 		p.ask(p.request(coap.GET, "c", ""))
@@ -528,11 +530,77 @@ func TestNumbersUsedUp(t *testing.T) {
 		synctest.Wait()
 		unlock := w.lock()
 		defer unlock()
-		if highest != 7<<24-1 {
+		if highest != 2<<16-1 {
 			t.Errorf("the last number is %#x", highest)
 		}
 		if n := o.sessions(); n != 0 {
 			t.Errorf("%d sessions", n)
+		}
+	})
+}
+
+// reserving is a disk that takes numbers of starts.
+type reserving struct {
+	side
+	fails atomic.Bool
+	taken atomic.Uint32
+}
+
+func (r *reserving) Reserve(n uint32) error {
+	if r.fails.Load() {
+		return errors.New("the disk is full")
+	}
+	r.taken.Store(n)
+	return nil
+}
+
+// TestNumbersTaken: a session that needs more record numbers than a start has gets
+// those of further starts, which no later start has; when the disk refuses it is
+// tried again.
+func TestNumbersTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(4)
+		d := &disk{}
+		o := resume(t, w, d, 5)
+		p := o.dial("node1")
+		defer p.close()
+		p.ask(p.request(coap.GET, "a", ""))
+		j := &reserving{side: side{d, false}}
+		s := o.only()
+		use := func(n sent) {
+			t.Helper()
+			s.e.mu.Lock()
+			s.e.journal, s.sent = j, 5<<40|n
+			s.e.mu.Unlock()
+			p.ask(p.request(coap.GET, "b", ""))
+			synctest.Wait()
+		}
+		use(10)
+		if n := j.taken.Load(); n != 0 {
+			t.Errorf("start %d is taken without need", n)
+		}
+		j.fails.Store(true)
+		use(1 << 15)
+		j.fails.Store(false)
+		use(1<<15 + 10)
+		if n := j.taken.Load(); n != 0 {
+			t.Errorf("start %d is taken at once after the disk refused", n)
+		}
+		time.Sleep(startsAgain)
+		use(1<<15 + 20)
+		if n := j.taken.Load(); n != 5+startsMore {
+			t.Errorf("start %d is taken", n)
+		}
+		use(1<<16 + 20)
+		use((startsMore+1)<<16 - 10)
+		if n := j.taken.Load(); n != 5+2*startsMore {
+			t.Errorf("start %d is taken", n)
+		}
+		o.stop()
+		o = resume(t, w, d, 6+2*startsMore)
+		defer o.stop()
+		if s := o.only(); s.sent.seq() != (1+2*startsMore)<<16 {
+			t.Errorf("goes on with %#x", s.sent)
 		}
 	})
 }

@@ -24,7 +24,7 @@ type session struct {
 
 	// The record layer; unused over plain UDP.
 	window      record.Window
-	seq         uint64 // the next to be sent
+	sent        sent   // see persist.go
 	cid         uint64 // ours, by which the peer is known wherever it is; 0: none
 	read, write record.Keys
 
@@ -373,16 +373,18 @@ func (s *session) alert(level, description byte) {
 
 // seal sends one record to the session's address.
 func (s *session) seal(kind uint8, b []byte) {
-	last := s.e.lastSeq()
-	if s.seq >= last {
+	last, seq := s.lastSeq(), s.sent.seq()
+	if seq >= last {
 		return // RFC 6347, Section 4.1: never again
 	}
-	seq := s.seq
-	s.seq++
-	if s.seq == last-1 && kind != record.Alert {
+	s.sent++
+	switch left := last - seq - 1; {
+	case left == 1 && kind != record.Alert:
 		// One is left to say goodbye with: the peer shakes hands anew.
 		s.e.metrics.exhausted.Inc()
 		s.e.crew.do(s.Close)
+	case left < startsLow:
+		s.e.takeStarts()
 	}
 	s.push(s.writer().Seal(s.e.out.buffer(), kind, epoch, seq, s.remoteCID(), b))
 }

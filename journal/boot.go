@@ -21,6 +21,8 @@ import (
 //
 // The generation is that of the log which this start begins. Files that end
 // more than one below it are an older copy: nothing is restored either.
+//
+// A process may take further numbers (Reserve); then the file has the last of them.
 const (
 	bootName  = "boot"
 	bootMagic = "groupgate boot 1\n"
@@ -109,9 +111,18 @@ func (j *Journal) start(newest uint64) (boot uint32, stale string, err error) {
 	case newest+1 < last.gen:
 		stale = "the files are older than the last start: were they put back from a copy?"
 	}
+	j.mark = bootMark{boot, newest + 1}
+	if err := j.writeBoot(j.mark); err != nil {
+		return 0, "", fmt.Errorf("journal: number of this start: %w", err)
+	}
+	return boot, stale, nil
+}
+
+// writeBoot replaces the file, and has that on disk.
+func (j *Journal) writeBoot(m bootMark) error {
 	f, err := j.fs.create(bootName + ".new")
 	if err == nil {
-		_, err = f.Write(bootMark{boot, newest + 1}.encode())
+		_, err = f.Write(m.encode())
 		if err == nil {
 			err = f.Sync()
 		}
@@ -123,8 +134,29 @@ func (j *Journal) start(newest uint64) (boot uint32, stale string, err error) {
 	if err == nil {
 		err = j.fs.sync()
 	}
-	if err != nil {
-		return 0, "", fmt.Errorf("journal: number of this start: %w", err)
+	return err
+}
+
+// Reserve takes the numbers of starts up to n for this one: when it returns nil it
+// is on disk that the next start has a greater one.
+func (j *Journal) Reserve(n uint32) error {
+	j.write.Lock()
+	defer j.write.Unlock()
+	j.mu.Lock()
+	closed := j.closed
+	j.mu.Unlock()
+	switch {
+	case closed:
+		return ErrClosed
+	case n > maxBoot:
+		return ErrStarts
+	case n <= j.mark.boot:
+		return nil
 	}
-	return boot, stale, nil
+	m := bootMark{n, j.mark.gen}
+	if err := j.writeBoot(m); err != nil {
+		return fmt.Errorf("journal: reserve numbers of starts: %w", err)
+	}
+	j.mark = m
+	return nil
 }

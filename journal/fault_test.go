@@ -219,6 +219,10 @@ func (l *life) live(t *testing.T, f *faulty, rng *rand.Rand, clock func() time.T
 	l.s, l.promised = s, maps.Clone(s.m)
 	for range 40 {
 		switch n := rng.IntN(20); {
+		case n == 1 && rng.IntN(4) == 0:
+			if n := l.boot + 1 + rng.Uint32N(3); j.Reserve(n) == nil && !f.down {
+				l.boot = n // those of later starts are greater
+			}
 		case n == 0:
 			j.compact()
 			if !f.down && !j.behind() {

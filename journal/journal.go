@@ -95,6 +95,7 @@ type Journal struct {
 	write sync.Mutex // held while a file is written; before mu
 	out   *writer    // guarded by write; nil after a failure
 	gen   uint64     // guarded by write: of out, the newest
+	mark  bootMark   // guarded by write: what the file "boot" says
 	spare []byte     // guarded by write
 	base  int64      // guarded by write: bytes of the newest snapshot
 	owing bool       // guarded by write: the newest log needs a snapshot, and has none yet

@@ -289,6 +289,32 @@ func TestGivenUp(t *testing.T) {
 	})
 }
 
+// TestReserve: numbers that a start takes for itself are those of no later one, also
+// of one after a crash; a closed journal, and one whose numbers end, takes none.
+func TestReserve(t *testing.T) {
+	dir := t.TempDir()
+	o := Options{now: func() time.Time { return bootZero }}
+	j, _, _ := open(t, dir, o)
+	for _, n := range []uint32{j.Boot() + 5, j.Boot() + 3} { // the second is taken already
+		if err := j.Reserve(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Reserve(maxBoot + 1); !errors.Is(err, ErrStarts) {
+		t.Errorf("more than there are: %v", err)
+	}
+	next, found, _ := open(t, dir, o) // nothing was closed
+	if next.Boot() != j.Boot()+6 || found.Stale != "" {
+		t.Errorf("start %d after %d, %q", next.Boot(), j.Boot(), found.Stale)
+	}
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Reserve(next.Boot() + 1); !errors.Is(err, ErrClosed) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
 // TestBootEncoding: every start has its number on disk in one piece.
 func TestBootEncoding(t *testing.T) {
 	b := bootMark{77, 1 << 40}.encode()

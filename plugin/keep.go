@@ -107,6 +107,7 @@ func (g *Gateway) keep(ctx context.Context, layer *secure.Layer) (*journal.Journ
 	}
 	var observing []bridge.Observer
 	var observations int
+	k.observers.Start = j.Boot()
 	restore := func(l coap.Link) {
 		if topics := g.server.Restore(&k.observers, l); len(topics) > 0 {
 			observing = append(observing, bridge.Observer{Peer: l.Peer(), Topics: topics})

@@ -103,6 +103,7 @@ func (o *own) keep(e *endpoint.Shards, dir string) error {
 	if err != nil {
 		return err
 	}
+	observers.Start = j.Boot()
 	for _, p := range e.Restore(stream{j, ofEndpoint}, j.Boot(), &peers) {
 		o.core.Restore(&observers, p)
 	}

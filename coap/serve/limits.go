@@ -103,8 +103,10 @@ const (
 	// sweepEvery is how often Run looks for what has expired.
 	sweepEvery = 10 * time.Second
 
-	// seqLeap is by how much the numbers of notifications go on after a restart.
-	seqLeap = 1024
+	// seqLeap is by how much, times one to seqLeaps, the numbers of notifications go on
+	// after a restart: less than 2^23, so that they are newer (RFC 7641, Section 3.4).
+	seqLeap  = 1024
+	seqLeaps = 4096
 
 	// dumpAtOnce is how many peers' observations are written without letting
 	// others work.

@@ -136,6 +136,10 @@ func decodeKept(b []byte) (any, error) {
 
 // Recovery collects what was kept of observations. The zero value is ready.
 type Recovery struct {
+	// Start is the number of this start, greater than those before it: a start that
+	// died before anything was written has other numbers of notifications.
+	Start uint32
+
 	of map[string][]*registration // by link
 }
 
@@ -215,7 +219,10 @@ func (s *Server) Restore(r *Recovery, link coap.Link) (topics []string) {
 		back := s.observeLocked(sub, []byte(o.token))
 		s.lookLocked(back, view{key: o.key, szx: min(o.szx, s.szx), noResponse: o.noResponse})
 		// Some may have been sent of which nothing was written.
-		back.seq = (o.seq + seqLeap) & seqMask
+		if back.seq = uint32(now.Unix()) & seqMask; newer(o.seq, back.seq) {
+			back.seq = o.seq
+		}
+		back.seq = (back.seq + seqLeap*(1+r.Start%seqLeaps)) & seqMask
 		if !slices.Contains(topics, o.topic) {
 			topics = append(topics, o.topic)
 		}

@@ -163,6 +163,37 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestNumbersAfterQuickStarts: processes that die before they have written what they
+// sent use numbers of notifications that are newer from one to the next: a client
+// takes no notification whose number is not (RFC 7641, Section 3.4).
+func TestNumbersAfterQuickStarts(t *testing.T) {
+	const onDisk = 77
+	kept := (&registration{link: "0011", token: "t", topic: "gm/g", szx: 6, seq: onDisk, shown: 5, heard: time.Now().Unix()}).append(nil)
+	node := coap.Peer{Link: "0011", Via: coap.DTLSPSK}
+	last := uint32(onDisk)
+	for start := uint32(70); start < 80; start++ {
+		r := &Recovery{Start: start}
+		if err := r.Apply(kept); err != nil {
+			t.Fatal(err)
+		}
+		s, l := New(coap.HandlerFunc(func(context.Context, *coap.Request) (*coap.Response, error) { return nil, nil }), Config{}), &keptLink{peer: node}
+		s.Restore(r, l)
+		for v := range uint64(3) {
+			s.Publish("gm/g", coap.Notification{Version: 6 + v, Body: &coap.Response{Code: coap.Content}})
+		}
+		if len(l.sent) != 3 {
+			t.Fatalf("start %d: %d notifications", start, len(l.sent))
+		}
+		for _, m := range l.sent {
+			is, _ := m.Options.Uint(coap.ObserveOption)
+			if !newer(is, last) {
+				t.Fatalf("start %d: number %d after %d", start, is, last)
+			}
+			last = is
+		}
+	}
+}
+
 // TestNumbersOfNotifications: they begin with the clock, and are newer than all
 // before.
 func TestNumbersOfNotifications(t *testing.T) {

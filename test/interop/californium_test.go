@@ -29,7 +29,7 @@ var compiled struct {
 // compileOnce compiles the peers: from their sources they start several times slower.
 func compileOnce(jars string) error {
 	compiled.once.Do(func() {
-		out, err := exec.Command("javac", "-cp", jars+"/*", "-d", jars+"/classes", "californium/Peer.java", "californium/RawKeyPeer.java").CombinedOutput()
+		out, err := exec.Command("javac", "-cp", jars+"/*", "-d", jars+"/classes", "californium/Peer.java", "californium/NodePeer.java", "californium/RawKeyPeer.java").CombinedOutput()
 		if err != nil {
 			compiled.err = fmt.Errorf("javac: %w\n%s", err, out)
 		}

@@ -68,6 +68,17 @@ func exchange(t *testing.T, cmd *exec.Cmd, request []byte, ok func(*coap.Message
 	}
 }
 
+func buildPion2(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "pion2")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", name, ".")
+	build.Dir = "pion2"
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build in pion2: %v\n%s", err, out)
+	}
+	return name
+}
+
 // TestPSKHandshakes: the clients of GnuTLS, OpenSSL and pion/dtls v2 with a
 // pre-shared key, at handshakes of the gateway's own and of pion's.
 func TestPSKHandshakes(t *testing.T) {
@@ -77,12 +88,7 @@ func TestPSKHandshakes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pion2 := filepath.Join(t.TempDir(), "pion2")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", pion2, ".")
-	build.Dir = "pion2"
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build in pion2: %v\n%s", err, out)
-	}
+	pion2 := buildPion2(t)
 	for _, handshake := range []string{config.HandshakeOwn, config.HandshakePion} {
 		cfg := config.Embedded()
 		cfg.DataDir = filepath.Join(t.TempDir(), "data")
@@ -165,9 +171,10 @@ type nat struct {
 	to   string
 	wg   sync.WaitGroup
 
-	mu   sync.Mutex
-	from *net.UDPAddr // the client
-	far  net.Conn
+	mu     sync.Mutex
+	from   *net.UDPAddr // the client
+	far    net.Conn
+	hellos int // of the client
 }
 
 func newNAT(t *testing.T, to string) *nat {
@@ -187,6 +194,9 @@ func newNAT(t *testing.T, to string) *nat {
 			}
 			n.mu.Lock()
 			n.from = from
+			if size > 13 && b[0] == 22 && b[13] == 1 { // a handshake record, ClientHello
+				n.hellos++
+			}
 			_, _ = n.far.Write(b[:size]) // datagrams may be lost
 			n.mu.Unlock()
 		}
@@ -202,6 +212,13 @@ func newNAT(t *testing.T, to string) *nat {
 }
 
 func (n *nat) addr() string { return n.near.LocalAddr().String() }
+
+// handshakes counts the ClientHellos so far.
+func (n *nat) handshakes() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.hellos
+}
 
 // rebind gives the client another address.
 func (n *nat) rebind() {
@@ -220,8 +237,11 @@ func (n *nat) rebind() {
 		b := make([]byte, 4096)
 		for {
 			size, err := far.Read(b)
-			if err != nil {
+			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			if err != nil {
+				continue // no gateway there now
 			}
 			n.mu.Lock()
 			_, _ = n.near.WriteToUDP(b[:size], n.from)

@@ -6,12 +6,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/hex"
+	"fmt"
 	"io"
 	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed4911071e/groupgate/cose"
 
 	servers "github.com/seed4911071e/groupgate/bench/peer"
 )
@@ -73,5 +77,37 @@ func TestLibcoap(t *testing.T) {
 			_ = watch.Process.Kill() // it would observe on
 			_ = watch.Wait()
 		})
+	}
+}
+
+// TestLibcoapConfigured: coap-client with a pre-shared key of the configuration, which
+// is hexadecimal there and text here (docs/interop.md), and what it says when identity
+// or key are others.
+func TestLibcoapConfigured(t *testing.T) {
+	libcoapProgram(t, "coap-client") // or skip before anything is built
+	p := newProgram(t, buildGateway(t), cose.AlgEdDSA, fmt.Sprintf("  - {identity: sensor7, key: %q, may: [proxy]}\n", hex.EncodeToString([]byte(proxyKey))))
+	for _, program := range []string{"coap-client-openssl", "coap-client-gnutls"} {
+		t.Run(program, func(t *testing.T) {
+			path := libcoapProgram(t, program)
+			ask := func(identity, key string) string {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				// The status is 0 in any case.
+				out, _ := exec.CommandContext(ctx, path, "-v", "4", "-B", "1", "-u", identity, "-k", key, "-m", "get", "coaps://"+p.coaps+"/.well-known/core").CombinedOutput()
+				return string(out)
+			}
+			if out := ask("sensor7", proxyKey); !strings.Contains(out, "/ace-group") {
+				t.Errorf("%s", out)
+			}
+			if out := ask("nobody", proxyKey); !strings.Contains(strings.ToLower(out), "illegal parameter") || !strings.Contains(out, "cannot send") {
+				t.Errorf("unknown identity: %s", out)
+			}
+			if out := ask("sensor7", hex.EncodeToString([]byte(proxyKey))); !strings.Contains(out, "cannot send") {
+				t.Errorf("another key: %s", out)
+			}
+		})
+	}
+	if m := p.metrics(); !strings.Contains(m, `groupgate_endpoint_handshakes_total{kind="psk",listener="coaps",result="done"} 2`) {
+		t.Errorf("the gateway counts\n%s", m)
 	}
 }

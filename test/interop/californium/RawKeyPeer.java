@@ -1,32 +1,16 @@
 import java.net.URI;
-import java.security.KeyFactory;
 import java.security.Principal;
-import java.security.PrivateKey;
-import java.security.PublicKey;
-import java.security.spec.PKCS8EncodedKeySpec;
-import java.security.spec.X509EncodedKeySpec;
 import java.util.Arrays;
-import java.util.Collections;
 import java.util.HexFormat;
 
 import org.eclipse.californium.core.CoapClient;
 import org.eclipse.californium.core.CoapResponse;
 import org.eclipse.californium.core.coap.CoAP.Code;
 import org.eclipse.californium.core.coap.Request;
-import org.eclipse.californium.core.config.CoapConfig;
 import org.eclipse.californium.core.network.CoapEndpoint;
 import org.eclipse.californium.elements.DtlsEndpointContext;
 import org.eclipse.californium.elements.auth.RawPublicKeyIdentity;
-import org.eclipse.californium.elements.config.Configuration;
-import org.eclipse.californium.elements.config.UdpConfig;
-import org.eclipse.californium.scandium.DTLSConnector;
-import org.eclipse.californium.scandium.config.DtlsConfig;
-import org.eclipse.californium.scandium.config.DtlsConnectorConfig;
-import org.eclipse.californium.scandium.dtls.CertificateType;
-import org.eclipse.californium.scandium.dtls.cipher.CipherSuite;
-import org.eclipse.californium.scandium.dtls.pskstore.AdvancedSinglePskStore;
-import org.eclipse.californium.scandium.dtls.x509.SingleCertificateProvider;
-import org.eclipse.californium.scandium.dtls.x509.StaticNewAdvancedCertificateVerifier;
+import org.eclipse.californium.scandium.dtls.PskPublicInformation;
 
 /**
  * A client on Californium and Scandium with a raw public key (RFC 7250) or a
@@ -47,39 +31,17 @@ import org.eclipse.californium.scandium.dtls.x509.StaticNewAdvancedCertificateVe
  */
 public class RawKeyPeer {
 	public static void main(String[] args) throws Exception {
-		CoapConfig.register();
-		UdpConfig.register();
-		DtlsConfig.register();
-		Configuration config = Configuration.createStandardWithoutFile();
 		if (args[0].equals("PSK")) {
-			usePSK(args, config);
+			usePSK(args);
 			return;
 		}
-		KeyFactory keys = KeyFactory.getInstance(args[0]);
-		PrivateKey own = keys.generatePrivate(new PKCS8EncodedKeySpec(bytes(args[1])));
-		PublicKey shown = keys.generatePublic(new X509EncodedKeySpec(bytes(args[2])));
-		PublicKey server = KeyFactory.getInstance("EC").generatePublic(new X509EncodedKeySpec(bytes(args[3])));
-		config.set(DtlsConfig.DTLS_ROLE, DtlsConfig.DtlsRole.CLIENT_ONLY);
-		config.setAsList(DtlsConfig.DTLS_CIPHER_SUITES, CipherSuite.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8);
-		int cid = Integer.parseInt(args[4]);
-		if (cid >= 0) {
-			config.set(DtlsConfig.DTLS_CONNECTION_ID_LENGTH, cid);
-		}
-		DtlsConnectorConfig.Builder dtls = DtlsConnectorConfig.builder(config);
-		dtls.setCertificateIdentityProvider(new SingleCertificateProvider(own, shown));
-		dtls.setAdvancedCertificateVerifier(StaticNewAdvancedCertificateVerifier.builder()
-				.setTrustedRPKs(new RawPublicKeyIdentity(server))
-				.setSupportedCertificateTypes(Collections.singletonList(CertificateType.RAW_PUBLIC_KEY)).build());
-		CoapEndpoint endpoint = CoapEndpoint.builder().setConfiguration(config)
-				.setConnector(new DTLSConnector(dtls.build())).build();
-		CoapClient client = new CoapClient();
-		client.setEndpoint(endpoint);
-		client.setTimeout(10000L);
+		byte[] server = NodePeer.bytes(args[3]);
+		CoapClient client = client(NodePeer.connect(Integer.parseInt(args[4]), args[0], NodePeer.bytes(args[1]), NodePeer.bytes(args[2]), server));
 		for (int i = 5; i + 2 < args.length; i += 3) {
 			Request request = new Request(Code.valueOf(args[i]));
 			request.setURI(new URI(args[i + 1]));
 			if (!args[i + 2].equals("-")) {
-				request.setPayload(bytes(args[i + 2]));
+				request.setPayload(NodePeer.bytes(args[i + 2]));
 				request.getOptions().setContentFormat(261);
 			}
 			CoapResponse r = client.advanced(request);
@@ -88,7 +50,7 @@ public class RawKeyPeer {
 				System.exit(1);
 			}
 			Principal peer = r.advanced().getSourceContext().getPeerIdentity();
-			if (!(peer instanceof RawPublicKeyIdentity) || !Arrays.equals(((RawPublicKeyIdentity) peer).getKey().getEncoded(), bytes(args[3]))) {
+			if (!(peer instanceof RawPublicKeyIdentity) || !Arrays.equals(((RawPublicKeyIdentity) peer).getKey().getEncoded(), server)) {
 				System.out.println("other server " + peer);
 				System.exit(1);
 			}
@@ -98,20 +60,15 @@ public class RawKeyPeer {
 		System.exit(0);
 	}
 
-	static void usePSK(String[] args, Configuration config) throws Exception {
-		config.set(DtlsConfig.DTLS_ROLE, DtlsConfig.DtlsRole.CLIENT_ONLY);
-		config.setAsList(DtlsConfig.DTLS_CIPHER_SUITES, CipherSuite.TLS_PSK_WITH_AES_128_CCM_8);
-		int cid = Integer.parseInt(args[3]);
-		if (cid >= 0) {
-			config.set(DtlsConfig.DTLS_CONNECTION_ID_LENGTH, cid);
-		}
-		DtlsConnectorConfig.Builder dtls = DtlsConnectorConfig.builder(config);
-		dtls.setAdvancedPskStore(new AdvancedSinglePskStore(args[1], bytes(args[2])));
-		DTLSConnector connector = new DTLSConnector(dtls.build());
-		CoapEndpoint endpoint = CoapEndpoint.builder().setConfiguration(config).setConnector(connector).build();
+	static CoapClient client(CoapEndpoint endpoint) {
 		CoapClient client = new CoapClient();
 		client.setEndpoint(endpoint);
 		client.setTimeout(10000L);
+		return client;
+	}
+
+	static void usePSK(String[] args) throws Exception {
+		CoapClient client = client(NodePeer.connect(Integer.parseInt(args[3]), new PskPublicInformation(args[1]), NodePeer.bytes(args[2])));
 		String session = null;
 		for (int i = 0; i < 2; i++) {
 			if (i == 1) {
@@ -130,9 +87,5 @@ public class RawKeyPeer {
 		}
 		client.shutdown();
 		System.exit(0);
-	}
-
-	static byte[] bytes(String hex) {
-		return HexFormat.of().parseHex(hex);
 	}
 }
