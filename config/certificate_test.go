@@ -64,7 +64,7 @@ func TestCertificate(t *testing.T) {
 		cfg := Embedded()
 		cfg.DataDir, cfg.Endpoint.Kind = dir, c.kind
 		if c.kind == EndpointStock {
-			cfg.Endpoint.Handshake, cfg.Endpoint.PersistSessions = HandshakePion, false
+			cfg.Endpoint.PersistSessions = false
 		}
 		l := &cfg.Listen
 		l.CoAPSCertFile, l.CoAPSKeyFile, l.CoAPSRootsFile = c.cert, c.key, c.roots

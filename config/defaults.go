@@ -30,7 +30,7 @@ func Default() *Config {
 		Multicast:           Multicast{Hops: 1},
 		AuthorizationServer: AuthorizationServer{Enabled: true, Issuer: "as1"},
 		Seal:                Seal{KeyFile: SealKeyFile},
-		Endpoint:            Endpoint{Kind: EndpointOwn, Handshake: HandshakePion, Shards: 1, PersistSessions: true, HibernateAfter: time.Minute},
+		Endpoint:            Endpoint{Kind: EndpointOwn, Handshake: HandshakeOwn, Shards: 1, PersistSessions: true, HibernateAfter: time.Minute},
 		Limits:              Limits{Sessions: 200000, Handshakes: 256, MemoryMB: 512, PerPeerRPS: 50, NotifyRPS: 20000},
 		MQTT:                MQTT{TopicPrefix: "groupgate"},
 		ResourceDirectory:   ResourceDirectory{Lifetime: 25 * time.Hour},

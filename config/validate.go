@@ -48,9 +48,6 @@ func (c *Config) validate(f *faults) {
 	}
 	oneOf(f, "endpoint.kind", c.Endpoint.Kind, EndpointOwn, EndpointStock)
 	oneOf(f, "endpoint.handshake", c.Endpoint.Handshake, HandshakePion, HandshakeOwn)
-	if c.Endpoint.Kind == EndpointStock && c.Endpoint.Handshake == HandshakeOwn {
-		f.add("endpoint.handshake", "own is for endpoint.kind: own: the servers of go-coap have their handshakes done by pion")
-	}
 	inRange(f, "endpoint.shards", c.Endpoint.Shards, 0, maxShards)
 	if c.Endpoint.Kind == EndpointStock && c.Endpoint.Shards != 1 {
 		f.add("endpoint.shards", "is for endpoint.kind: own: the servers of go-coap have one socket")
