@@ -111,10 +111,12 @@ func (s *Server) addContext(tx *store.Tx, subject coap.Subject, c *contextRow, n
 
 const contextColumns = `SELECT id2, subject, nonce1, nonce2, id1, made, proved, reserved, epoch FROM ace_contexts `
 
-func scanContext(row interface{ Scan(...any) error }) (*contextRow, error) {
+// scanContext reads the columns of a context, and those behind them.
+func scanContext(row interface{ Scan(...any) error }, more ...any) (*contextRow, error) {
 	var c contextRow
 	var id []byte
-	if err := row.Scan(&c.id2, &id, &c.nonce1, &c.nonce2, &c.id1, &c.made, &c.proved, &c.reserved, &c.epoch); err != nil {
+	into := append([]any{&c.id2, &id, &c.nonce1, &c.nonce2, &c.id1, &c.made, &c.proved, &c.reserved, &c.epoch}, more...)
+	if err := row.Scan(into...); err != nil {
 		return nil, err
 	}
 	if len(id) == 0 {
@@ -161,17 +163,7 @@ func (s *Server) Context(ctx context.Context, kid []byte) (*secure.Stored, error
 	if err != nil {
 		return nil, fmt.Errorf("ace: read context: %w", err)
 	}
-	raw, err := s.store.Unseal(sealContext(k.subject), k.sealed)
-	if err != nil {
-		return nil, fmt.Errorf("ace: stored material: %w", err)
-	}
-	m, err := oscore.DecodeMaterial(raw)
-	if err != nil {
-		return nil, fmt.Errorf("ace: stored material: %w", err)
-	}
-	return &secure.Stored{
-		Setup: c.setup(m), Link: c.link(), Subject: c.subject, Reserved: uint64(c.reserved), Epoch: c.epoch,
-	}, nil
+	return s.openContext(c, k.sealed)
 }
 
 // Take has the caller own a Security Context, or says that it still does.

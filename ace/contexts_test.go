@@ -68,7 +68,15 @@ func (b *bench) context(kid []byte) *secure.Stored {
 	if err != nil {
 		b.t.Fatalf("context %x: %v", kid, err)
 	}
+	if many, err := b.Many(b.t.Context(), [][]byte{kid, []byte("nobody")}); err != nil || len(many) != 1 || !same(many[string(kid)], c) {
+		b.t.Fatalf("context %x among many: %v, %v", kid, many, err)
+	}
 	return c
+}
+
+func same(a, b *secure.Stored) bool {
+	return a.Link == b.Link && a.Subject == b.Subject && a.Reserved == b.Reserved && a.Epoch == b.Epoch && bytes.Equal(a.ID1, b.ID1) &&
+		bytes.Equal(a.Nonce1, b.Nonce1) && bytes.Equal(a.Nonce2, b.Nonce2) && bytes.Equal(a.MasterSecret.Bytes(), b.MasterSecret.Bytes())
 }
 
 func (b *bench) take(c *secure.Stored, held bool) error { return b.Take(b.t.Context(), c, held) }
@@ -78,6 +86,54 @@ func (b *bench) none(what string, kid []byte) {
 	if _, err := b.Context(b.t.Context(), kid); !errors.Is(err, secure.ErrNone) {
 		b.t.Errorf("%s: %v", what, err)
 	}
+	if many, err := b.Many(b.t.Context(), [][]byte{kid}); err != nil || len(many) != 0 {
+		b.t.Errorf("%s, among many: %v, %v", what, many, err)
+	}
+}
+
+// BenchmarkContexts reads contexts as a start with many in use does, µs for each: one
+// by one, and together.
+func BenchmarkContexts(bb *testing.B) {
+	b := newBench(bb)
+	kids := make([][]byte, 4*contextsAtOnce)
+	for i := range kids {
+		c := b.setup(b.token(forOSCORE, func(c *cwt.Claims) {
+			m := oscMaterial()
+			m.ID = fmt.Appendf(nil, "material %d", i)
+			c.Cnf = &cwt.Confirmation{OSCORE: m}
+		}))
+		if err := b.take(c, false); err != nil {
+			bb.Fatal(err)
+		}
+		kids[i] = c.ID2
+	}
+	each := func(bb *testing.B, read func() int) {
+		for bb.Loop() {
+			if n := read(); n != len(kids) {
+				bb.Fatalf("%d contexts of %d", n, len(kids))
+			}
+		}
+		bb.ReportMetric(float64(bb.Elapsed().Microseconds())/float64(bb.N)/float64(len(kids)), "µs/context")
+	}
+	bb.Run("one by one", func(bb *testing.B) {
+		each(bb, func() (n int) {
+			for _, kid := range kids {
+				if _, err := b.Context(bb.Context(), kid); err == nil {
+					n++
+				}
+			}
+			return n
+		})
+	})
+	bb.Run("together", func(bb *testing.B) {
+		each(bb, func() int {
+			many, err := b.Many(bb.Context(), kids)
+			if err != nil {
+				bb.Fatal(err)
+			}
+			return len(many)
+		})
+	})
 }
 
 func over(c *secure.Stored) coap.Peer {

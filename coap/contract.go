@@ -167,6 +167,12 @@ type Batcher interface {
 	Outlet() Outlet
 }
 
+// Homed is a [Link] that knows which address of this machine its peer uses, where
+// there are several; else it is not valid.
+type Homed interface {
+	Home() netip.Addr
+}
+
 // Outlet is shared by links that send together: what is sent after Hold may wait
 // for Release, which belongs to each Hold.
 type Outlet interface {

@@ -48,6 +48,13 @@ func (s *session) cameTo(a netip.Addr) {
 	}
 }
 
+// Home is the address of this machine that the peer uses, where the socket tells.
+func (s *session) Home() netip.Addr {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	return s.e.locals.at(s.local)
+}
+
 // push sends a datagram to the peer.
 func (s *session) push(b []byte) {
 	s.e.out.push(s.addr(), s.e.locals.at(s.local), b)

@@ -206,6 +206,45 @@ func TestPinned(t *testing.T) {
 	})
 }
 
+// TestHome: who is reached over plain UDP after a restart is sent to from the address
+// that it used, until it is heard at another.
+func TestHome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(1)
+		o := begin(t, w, false)
+		defer o.stop()
+		one, two := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::2")
+		port := w.open("")
+		unlock := w.lock()
+		w.pins, w.from = map[netip.AddrPort]netip.Addr{port.addr: one}, map[netip.AddrPort]netip.Addr{}
+		unlock()
+		p := o.all.Reach(port.addr, two)
+		ask := &coap.Message{Type: coap.Confirmable, Code: coap.PUT, ID: 1, Token: []byte("t")}
+		b, err := ask.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []netip.Addr{two, one} {
+			p.Send(&coap.Message{Type: coap.NonConfirmable, Code: coap.Content, Token: []byte("o")}, func(err error) {
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+			unlock := w.lock()
+			if got := w.from[port.addr]; got != want || p.(coap.Homed).Home() != want {
+				t.Errorf("from %v, home %v, want %v", got, p.(coap.Homed).Home(), want)
+			}
+			unlock()
+			w.carry(port.addr, o.at, b)
+			time.Sleep(time.Second)
+		}
+		if again := o.all.Reach(port.addr, two); again != p || p.(coap.Homed).Home() != one {
+			t.Errorf("who is known already moved to %v", p.(coap.Homed).Home())
+		}
+	})
+}
+
 // TestLocals: the table of addresses is bounded, and beyond it the system chooses.
 func TestLocals(t *testing.T) {
 	var l locals

@@ -95,14 +95,16 @@ func (e *Endpoint) Restore(j Journal, start uint32, r *Recovery) []Peer {
 }
 
 // Reach brings back a peer on plain UDP that others reach by its address after a
-// restart; its association is theirs to protect. nil: there is no room.
-func (e *Endpoint) Reach(addr netip.AddrPort) Peer {
+// restart, from the address home of this machine if that is valid; its association is
+// theirs to protect. nil: there is no room.
+func (e *Endpoint) Reach(addr netip.AddrPort, home netip.Addr) Peer {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s := e.byAddr.Get(addr); s != nil {
 		return s
 	}
 	s := e.newSession(coap.Plain, addr)
+	s.cameTo(home)
 	s.restored = true
 	if !e.register(s) {
 		return nil

@@ -17,6 +17,7 @@ var (
 	_ coap.Link      = (*session)(nil)
 	_ coap.Requester = (*session)(nil)
 	_ coap.Batcher   = (*session)(nil)
+	_ coap.Homed     = (*session)(nil)
 )
 
 // transmission is a confirmable message of ours that nobody acknowledged yet.

@@ -128,8 +128,8 @@ func (s *Shards) Restore(j Journal, start uint32, r *Recovery) (peers []Peer) {
 }
 
 // Reach brings back a peer on plain UDP, as [Endpoint.Reach] does.
-func (s *Shards) Reach(addr netip.AddrPort) Peer {
-	return s.all[shardByAddr(addr, len(s.all))].Reach(addr)
+func (s *Shards) Reach(addr netip.AddrPort, home netip.Addr) Peer {
+	return s.all[shardByAddr(addr, len(s.all))].Reach(addr, home)
 }
 
 // Keep has everything written that moved on.

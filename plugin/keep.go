@@ -127,7 +127,7 @@ func (g *Gateway) keep(ctx context.Context, layer *secure.Layer) (*journal.Journ
 			return p
 		}
 		if c.Addr.IsValid() && g.plain != nil {
-			if p := g.plain.Reach(c.Addr); p != nil {
+			if p := g.plain.Reach(c.Addr, c.Home); p != nil {
 				return p
 			}
 		}

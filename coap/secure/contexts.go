@@ -16,6 +16,8 @@ type Contexts interface {
 	// Context finds the context of the requests with a kid, as it is stored.
 	// [ErrNone]: there is none that may be used now.
 	Context(ctx context.Context, kid []byte) (*Stored, error)
+	// Many is Context for many, by kid; those that are [ErrNone] are left out.
+	Many(ctx context.Context, kids [][]byte) (map[string]*Stored, error)
 	// Take is called for every request that was found authentic, before it is
 	// served, and has the caller own what the requests of the context leave behind
 	// in memory: the Replay Window. With held it says that nobody else took it

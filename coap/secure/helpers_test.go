@@ -50,6 +50,16 @@ func (s *shelf) Context(_ context.Context, kid []byte) (*secure.Stored, error) {
 	return &c, nil
 }
 
+func (s *shelf) Many(ctx context.Context, kids [][]byte) (map[string]*secure.Stored, error) {
+	out := map[string]*secure.Stored{}
+	for _, kid := range kids {
+		if c, err := s.Context(ctx, kid); err == nil {
+			out[string(kid)] = c
+		}
+	}
+	return out, nil
+}
+
 func (s *shelf) Take(_ context.Context, c *secure.Stored, held bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

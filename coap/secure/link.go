@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,8 +29,9 @@ type link struct {
 	outerID coap.LinkID // guarded by Layer.mu
 
 	mu    sync.Mutex
-	outer coap.Link // nil: none yet; guarded by mu
-	bound []bound   // oldest first; guarded by mu
+	outer coap.Link  // nil: none yet; guarded by mu
+	home  netip.Addr // that was written of outer; guarded by mu
+	bound []bound    // oldest first; guarded by mu
 }
 
 // bound is a request that notifications answer.
@@ -53,14 +55,14 @@ func (c *link) Reserve(ctx context.Context, upTo uint64) error {
 func (c *link) over(outer coap.Link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.outer == outer {
-		return
-	}
+	same := c.outer == outer
 	c.outer = outer
 	if len(c.bound) == 0 {
 		return
 	}
-	if over, ok := carrierOf(outer); ok {
+	over, ok := carrierOf(outer)
+	if ok && (!same || over.Home != c.home) {
+		c.home = over.Home
 		c.layer.write(&carriedRecord{string(c.stored.Link), over})
 	}
 }

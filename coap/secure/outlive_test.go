@@ -18,12 +18,15 @@ import (
 // shore is a link that keeps what is sent, which nobody acknowledges.
 type shore struct {
 	peer coap.Peer
+	home netip.Addr // of this machine
 
 	mu   sync.Mutex
 	sent []*coap.Message
 }
 
 func (s *shore) Peer() coap.Peer { return s.peer }
+
+func (s *shore) Home() netip.Addr { return s.home }
 
 func (s *shore) Send(m *coap.Message, done func(error)) {
 	s.mu.Lock()
@@ -119,12 +122,18 @@ func TestOutlive(t *testing.T) {
 			served++
 			return resource(ctx, req)
 		}
-		plain := &shore{peer: coap.Peer{Link: "p1", Via: coap.Plain, Addr: netip.MustParseAddrPort("192.0.2.1:5683")}}
+		plain := &shore{
+			peer: coap.Peer{Link: "p1", Via: coap.Plain, Addr: netip.MustParseAddrPort("192.0.2.1:5683")},
+			home: netip.MustParseAddr("198.51.100.1"),
+		}
 		inside := &shore{peer: coap.Peer{Link: "d1", Via: coap.DTLSPSK}}
 		foreign := &shore{peer: coap.Peer{Link: "t1", Via: coap.OSCORE}} // of a kind that does not outlive
 		found := func(c secure.Carrier) coap.Link {
 			switch {
 			case c.Addr == plain.peer.Addr:
+				if c.Home != plain.home {
+					t.Errorf("reached from %v, not %v", c.Home, plain.home)
+				}
 				return plain
 			case c.Link == "d1":
 				return inside
@@ -154,7 +163,14 @@ func TestOutlive(t *testing.T) {
 		first, openPlain := register(1, 7, plain)
 		_, openInside := register(2, 8, inside)
 		register(3, 9, foreign)
-		register(4, 10, plain)
+		fourth, _ := register(4, 10, plain)
+		plain.home = netip.MustParseAddr("2001:db8::1") // they use another address of this machine
+		for _, c := range []*client{first, fourth} {
+			p, ex := c.protect(get("t"))
+			if r := c.open(ex, l.srv.Handle(t.Context(), plain, p)); r.Code != coap.Content {
+				t.Fatal(r.Code)
+			}
+		}
 		check := func(what string) {
 			t.Helper()
 			version++

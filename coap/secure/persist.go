@@ -33,6 +33,7 @@ type Keeper interface{ Append(rec []byte) }
 type Carrier struct {
 	Link coap.LinkID    // "" over plain UDP
 	Addr netip.AddrPort // zero but for plain UDP
+	Home netip.Addr     // of this machine, that the peer at Addr uses; zero: the system chooses
 }
 
 // carrierOf names a link; false: it does not outlive the process.
@@ -42,7 +43,11 @@ func carrierOf(outer coap.Link) (Carrier, bool) {
 	}
 	switch p := outer.Peer(); p.Via {
 	case coap.Plain:
-		return Carrier{Addr: p.Addr}, p.Addr.IsValid()
+		c := Carrier{Addr: p.Addr}
+		if h, ok := outer.(coap.Homed); ok {
+			c.Home = h.Home().WithZone("")
+		}
+		return c, p.Addr.IsValid()
 	case coap.DTLSPSK, coap.DTLSCert, coap.DTLSRPK:
 		return Carrier{Link: p.Link}, len(p.Link) <= maxKeptLink
 	}
@@ -54,13 +59,16 @@ func carrierOf(outer coap.Link) (Carrier, bool) {
 //	bound    a request that notifications answer: kid and epoch of the context, carrier,
 //	         token, exchange
 //	carried  the context is reached over another link
+//	both…At  likewise, where the peer uses one of several addresses of this machine
 //	released no notification follows with a token
 //	gone     nor with any other: the context is out of use
 const (
-	keptBound    = 'B'
-	keptCarried  = 'C'
-	keptReleased = 'X'
-	keptGone     = 'G'
+	keptBound     = 'B'
+	keptBoundAt   = 'b'
+	keptCarried   = 'C'
+	keptCarriedAt = 'c'
+	keptReleased  = 'X'
+	keptGone      = 'G'
 
 	maxKeptLink     = 64
 	maxKeptExchange = 512
@@ -84,13 +92,25 @@ type releasedRecord struct{ link, token string }
 
 type goneRecord string
 
+// kind is that of a record with the carrier: one of two.
+func (c Carrier) kind(plain, at byte) byte {
+	if c.Home.IsValid() {
+		return at
+	}
+	return plain
+}
+
 func (c Carrier) append(b []byte) []byte {
 	b = rec.AppendString(b, string(c.Link))
 	addr, _ := c.Addr.MarshalBinary() // cannot fail
-	return rec.AppendString(b, string(addr))
+	b = rec.AppendString(b, string(addr))
+	if c.Home.IsValid() {
+		b = rec.AppendString(b, string(c.Home.AsSlice()))
+	}
+	return b
 }
 
-func readCarrier(r *rec.Reader) (c Carrier) {
+func readCarrier(r *rec.Reader, home bool) (c Carrier) {
 	c.Link = coap.LinkID(r.String(maxKeptLink))
 	raw := []byte(r.String(maxKeptLink))
 	again := []byte{}
@@ -98,11 +118,16 @@ func readCarrier(r *rec.Reader) (c Carrier) {
 		again, _ = c.Addr.MarshalBinary()
 	}
 	r.Fail(c.Addr.IsValid() == (c.Link != "") || string(again) != string(raw))
+	if home {
+		var ok bool
+		c.Home, ok = netip.AddrFromSlice([]byte(r.String(16)))
+		r.Fail(!ok || c.Link != "")
+	}
 	return c
 }
 
 func (m *boundRecord) append(b []byte) []byte {
-	b = rec.AppendString(append(b, keptBound), m.link)
+	b = rec.AppendString(append(b, m.over.kind(keptBound, keptBoundAt)), m.link)
 	b = rec.AppendString(b, m.kid)
 	b = binary.BigEndian.AppendUint64(b, uint64(m.epoch))
 	b = m.over.append(b)
@@ -111,7 +136,7 @@ func (m *boundRecord) append(b []byte) []byte {
 }
 
 func (m *carriedRecord) append(b []byte) []byte {
-	return m.over.append(rec.AppendString(append(b, keptCarried), m.link))
+	return m.over.append(rec.AppendString(append(b, m.over.kind(keptCarried, keptCarriedAt)), m.link))
 }
 
 func (m *releasedRecord) append(b []byte) []byte {
@@ -126,13 +151,13 @@ func decodeKept(b []byte) (any, error) {
 	kind, link := r.U8(), r.String(maxKeptLink)
 	var out any
 	switch kind {
-	case keptBound:
-		m := &boundRecord{link: link, kid: r.String(maxKeptLink), epoch: int64(r.U64()), over: readCarrier(r), token: r.String(8)}
+	case keptBound, keptBoundAt:
+		m := &boundRecord{link: link, kid: r.String(maxKeptLink), epoch: int64(r.U64()), over: readCarrier(r, kind == keptBoundAt), token: r.String(8)}
 		m.exchange = []byte(r.String(maxKeptExchange))
 		r.Fail(m.epoch < 0 || new(oscore.Exchange).UnmarshalBinary(m.exchange) != nil)
 		out = m
-	case keptCarried:
-		out = &carriedRecord{link, readCarrier(r)}
+	case keptCarried, keptCarriedAt:
+		out = &carriedRecord{link, readCarrier(r, kind == keptCarriedAt)}
 	case keptReleased:
 		out = &releasedRecord{link, r.String(8)}
 	case keptGone:
@@ -203,16 +228,17 @@ func (k *kept) without(token string) []*boundRecord {
 // before requests are served and before Keep. A context that cannot be used any more is
 // left out, and so are its observations.
 func (l *Layer) Restore(ctx context.Context, r *Recovery, carrier func(Carrier) coap.Link) (links []coap.Link, err error) {
+	kids := make([][]byte, 0, len(r.of))
+	for _, k := range r.of {
+		kids = append(kids, []byte(k.kid))
+	}
+	contexts, err := l.cfg.Contexts.Many(ctx, kids)
+	if err != nil {
+		return nil, err
+	}
 	for link, k := range r.of {
-		stored, err := l.cfg.Contexts.Context(ctx, []byte(k.kid))
-		switch {
-		case ctx.Err() != nil:
-			return links, ctx.Err()
-		case coap.Deliberate(err), errors.Is(err, ErrNone):
-			continue
-		case err != nil:
-			return links, err
-		case string(stored.Link) != link || stored.Epoch != k.epoch || stored.New():
+		stored := contexts[k.kid]
+		if stored == nil || string(stored.Link) != link || stored.Epoch != k.epoch || stored.New() {
 			continue // another context, or somebody else's by now
 		}
 		c, err := l.newLink(stored)
@@ -272,6 +298,7 @@ func (c *link) imageLocked(b *bound) *boundRecord {
 	if !ok || len(c.stored.Link) > maxKeptLink || len(b.token) > 8 {
 		return nil
 	}
+	c.home = over.Home
 	ex, _ := b.ex.MarshalBinary() // cannot fail
 	return &boundRecord{link: string(c.stored.Link), kid: string(c.stored.ID2), token: b.token, epoch: c.stored.Epoch, over: over, exchange: ex}
 }

@@ -2,9 +2,13 @@ package secure
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"net/netip"
 	"testing"
 
+	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/oscore"
 )
 
@@ -16,11 +20,14 @@ func keptRecords(t testing.TB) [][]byte {
 	}
 	plain := Carrier{Addr: netip.MustParseAddrPort("[fe80::1%eth0]:5683")}
 	var out [][]byte
+	at := Carrier{Addr: netip.MustParseAddrPort("192.0.2.1:1"), Home: netip.MustParseAddr("2001:db8::1")}
 	for _, m := range []interface{ append([]byte) []byte }{
 		&boundRecord{link: "oscore-1", kid: "\x01", epoch: 3, over: plain, token: "t", exchange: ex},
 		&boundRecord{link: "oscore-1", kid: "\x01", epoch: 3, over: Carrier{Link: "0011"}, exchange: ex},
 		&carriedRecord{"oscore-1", Carrier{Addr: netip.MustParseAddrPort("192.0.2.1:1")}},
 		&releasedRecord{"oscore-1", "t"}, goneRecord("oscore-2"),
+		&boundRecord{link: "oscore-3", kid: "\x02", epoch: 3, over: at, token: "t", exchange: ex},
+		&carriedRecord{"oscore-3", Carrier{Addr: at.Addr, Home: netip.MustParseAddr("192.0.2.9")}},
 	} {
 		out = append(out, m.append(nil))
 	}
@@ -100,4 +107,51 @@ func FuzzKept(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// row has one context under every kid.
+type row struct{ Stored }
+
+func (r *row) Many(_ context.Context, kids [][]byte) (map[string]*Stored, error) {
+	out := make(map[string]*Stored, len(kids))
+	for _, kid := range kids {
+		c := r.Stored
+		c.ID2, c.Link = kid, coap.LinkID("oscore-"+string(kid))
+		out[string(kid)] = &c
+	}
+	return out, nil
+}
+
+func (*row) Context(context.Context, []byte) (*Stored, error) { return nil, ErrNone }
+func (*row) Take(context.Context, *Stored, bool) error        { return ErrNone }
+func (*row) Reserve(context.Context, *Stored, uint64) error   { return ErrTaken }
+
+// BenchmarkRestore brings contexts back that something is observed over, without
+// reading them.
+func BenchmarkRestore(b *testing.B) {
+	const n = 10_000
+	ex, err := oscore.Exchange{}.MarshalBinary()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &row{Stored{Epoch: 3, Setup: oscore.Setup{
+		Material: oscore.Material{ID: []byte{1}, MasterSecret: cose.NewSecret(make([]byte, 16))},
+		Nonce1:   []byte("nonce one"), Nonce2: []byte("nonce two"), ID1: []byte{0xc0},
+	}}}
+	over := Carrier{Addr: netip.MustParseAddrPort("192.0.2.1:5683")}
+	for b.Loop() {
+		var r Recovery
+		for i := range n {
+			kid := fmt.Sprintf("%05d", i)
+			m := &boundRecord{link: "oscore-" + kid, kid: kid, epoch: 3, over: over, token: "t", exchange: ex}
+			if err := r.Apply(m.append(nil)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		links, err := New(Config{Contexts: s}).Restore(b.Context(), &r, func(Carrier) coap.Link { return nil })
+		if err != nil || len(links) != n {
+			b.Fatal(len(links), err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/n, "µs/context")
 }
