@@ -152,6 +152,7 @@ type Deps struct {
 
 	Deliveries Deliveries
 	Delegates  Delegates
+	Identity   Identity
 	Explainer  Explainer
 
 	Nodes     Nodes
@@ -218,6 +219,7 @@ func New(cfg Config, d Deps) *Server {
 		"GET /v1/why/{node}":             s.why,
 		"GET /v1/groups/{name}/liveness": s.liveness,
 
+		"GET /v1/identity":                 s.identity,
 		"GET /v1/delegates":                s.listDelegates,
 		"POST /v1/delegates/{name}/rejoin": s.rejoinDelegate,
 		"POST /v1/groups/{name}/trust":     s.trustGM,

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 )
@@ -54,4 +55,11 @@ func (k *Key) PrivateKey() (crypto.Signer, error) {
 		return nil, errors.New("no usable private key")
 	}
 	return p, nil
+}
+
+// Thumbprint is the SHA-256 thumbprint of a public key of kind OKP or EC2 (RFC 9679,
+// Section 3): of its required members alone, in deterministic CBOR.
+func (k *Key) Thumbprint() []byte {
+	sum := sha256.Sum256((&Key{Kty: k.Kty, Crv: k.Crv, X: k.X, Y: k.Y}).Encode())
+	return sum[:]
 }

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +29,8 @@ type operator struct {
 	delegates *delegate.Room
 	log       *slog.Logger
 	ready     <-chan struct{}
+
+	certificate *x509.Certificate // of listen.coaps; nil: none
 
 	// links are the associations that are open, and the handshakes that were made.
 	links func(coap.Subject) ([]admin.Association, int)

@@ -187,6 +187,9 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		return nil, err
 	}
 	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, delegates: b.delegate, links: g.associations, refused: g.refusals.newest}
+	if c := g.cfg.Listen.CoAPSCert; c != nil {
+		b.op.certificate = c.Leaf
+	}
 	b.op.contexts = b.contexts
 	return b, nil
 }
@@ -258,7 +261,7 @@ func (b *built) admin(ctx context.Context) error {
 	}
 	srv := admin.New(admin.Config{Token: string(g.cfg.AdminToken.Bytes()), Version: Version(), Listeners: g.listeners}, admin.Deps{
 		Groups: b.gm, Members: b.op, Tokens: b.op, Nodes: b.op, Audit: b.op, Readiness: b.op, Gatherer: g.registry, Log: g.log.With("part", "admin"),
-		Moves: b.gm, Deliveries: b.op, Explainer: b.op, Liveness: b.op, Delegates: b.op,
+		Moves: b.gm, Deliveries: b.op, Explainer: b.op, Liveness: b.op, Delegates: b.op, Identity: b.op,
 	})
 	return srv.Run(ctx, l)
 }

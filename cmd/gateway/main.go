@@ -27,6 +27,7 @@ type cli struct {
 	Token    tokenCmd    `cmd:"" help:"Issue access tokens by hand."`
 	Node     nodeCmd     `cmd:"" help:"Play a constrained node; enroll nodes, list, disable, enable and remove them."`
 	Delegate delegateCmd `cmd:"" help:"Look at legacy nodes that the gateway joins groups for."`
+	Identity identityCmd `cmd:"" help:"Print the public key and the certificate of the running gateway, to pin in nodes."`
 	Audit    auditCmd    `cmd:"" help:"Read the audit log of the running gateway."`
 	Bench    benchCmd    `cmd:"" help:"Measure, beside peers in the same run."`
 	Demo     demoCmd     `cmd:"" help:"Tell the whole story in one process: four nodes, a rekey, a leave, a wake-up."`

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -23,6 +24,7 @@ type certPeer struct {
 	t    *testing.T
 	conn *dtls.Conn
 	mid  uint16
+	leaf *x509.Certificate // of the gateway
 }
 
 // shows dials with a certificate; an error is that of the handshake.
@@ -33,10 +35,11 @@ func (d *door) shows(t *testing.T, own tls.Certificate, roots *x509.CertPool) (*
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = raw.Close() })
+	var leaf *x509.Certificate
 	c, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(raw), raw.RemoteAddr(), dtls.WithCertificates(own),
 		dtls.WithRootCAs(roots), dtls.WithInsecureSkipVerify(true), dtls.WithVerifyPeerCertificate(func(shown [][]byte, _ [][]*x509.Certificate) error {
-			leaf, err := x509.ParseCertificate(shown[0])
-			if err == nil {
+			var err error
+			if leaf, err = x509.ParseCertificate(shown[0]); err == nil {
 				_, err = leaf.Verify(x509.VerifyOptions{Roots: roots})
 			}
 			return err
@@ -49,7 +52,7 @@ func (d *door) shows(t *testing.T, own tls.Certificate, roots *x509.CertPool) (*
 		return nil, err
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	return &certPeer{t: t, conn: c}, nil
+	return &certPeer{t: t, conn: c, leaf: leaf}, nil
 }
 
 // ask sends a request and waits for what comes back with it.
@@ -107,6 +110,10 @@ func TestCertificateAssociations(t *testing.T) {
 	p, err := g.shows(t, node, roots)
 	if err != nil {
 		t.Fatal(err)
+	}
+	shown, err := g.admin.Identity(soon(t))
+	if err != nil || shown.Certificate == nil || !bytes.Equal(shown.Certificate.DER, p.leaf.Raw) || !bytes.Equal(shown.Certificate.Key.SPKI, p.leaf.RawSubjectPublicKeyInfo) {
+		t.Errorf("the gateway says that it shows %+v, %v", shown, err)
 	}
 	if r := p.ask(coap.GET, nil, ".well-known", "core"); r.Code != coap.Content {
 		t.Errorf("discovery: %v", r.Code)
