@@ -132,6 +132,11 @@ func TestNotJoined(t *testing.T) {
 	if got := code(request("/gw/groups")); got != coap.Content {
 		t.Errorf("/gw/groups: %v", got)
 	}
+	once := request("/gw/groups") // RFC 7252, Section 5.10.8
+	once.Options.Add(coap.IfNoneMatch, nil)
+	if got := code(once); got != coap.PreconditionFailed {
+		t.Errorf("/gw/groups, If-None-Match: %v", got)
+	}
 	put := request("/gw/groups")
 	put.Code = coap.PUT
 	if got := code(put); got != coap.MethodNotAllowed {

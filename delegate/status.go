@@ -131,6 +131,9 @@ func (n *legacy) groups(req *coap.Request) (*coap.Response, error) {
 	if req.Code != coap.GET {
 		return nil, errOnlyGroup
 	}
+	if err := coap.Precondition(req.Options); err != nil {
+		return nil, err
+	}
 	format := coap.TextPlain
 	if v, ok := req.Options.Uint(coap.Accept); ok {
 		format = coap.Format(v)

@@ -171,6 +171,20 @@ func (m *Manager) gate(ctx context.Context, req *coap.Request) (*call, error) {
 	return c, m.pass(ctx, c)
 }
 
+// precondition judges the conditions of a request that may be served (RFC 7252,
+// Section 5.10.8): all resources are there, and those that have an entity tag have
+// the version for it.
+func (c *call) precondition() error {
+	if !coap.Conditional(c.req.Options) {
+		return nil
+	}
+	switch c.target.res {
+	case resGroup, resNode, resNum:
+		return coap.Precondition(c.req.Options, versionTag(c.row.num))
+	}
+	return coap.Precondition(c.req.Options)
+}
+
 func (m *Manager) pass(ctx context.Context, c *call) (err error) {
 	req := c.req
 	if c.grant, err = m.auth.Grant(ctx, req.Peer); err != nil {
@@ -181,7 +195,10 @@ func (m *Manager) pass(ctx context.Context, c *call) (err error) {
 		if !ok {
 			return errMethod
 		}
-		return row.who[typeOther].err()
+		if err := row.who[typeOther].err(); err != nil {
+			return err
+		}
+		return c.precondition()
 	}
 	if c.roles = c.grant.Scope.RolesFor(c.target.group); c.roles == 0 {
 		return errForbidden
@@ -198,7 +215,7 @@ func (m *Manager) pass(ctx context.Context, c *call) (err error) {
 	if !ok {
 		return errMethod
 	}
-	if t.res == resGroup && req.Code == coap.POST && c.roles&joinRoles != 0 && c.g.guess(c) {
+	if t.res == resGroup && req.Code == coap.POST && c.roles&joinRoles != 0 && !coap.Conditional(req.Options) && c.g.guess(c) {
 		return nil // every type of client may
 	}
 	if err := m.st.View(ctx, func(tx *store.Tx) error { return m.see(tx, c) }); err != nil {
@@ -226,6 +243,9 @@ func (m *Manager) pass(ctx context.Context, c *call) (err error) {
 	if mb := c.row.member; mb != nil && mb.roles&^c.roles != 0 &&
 		!c.leaving() && (t.res != resGroup || req.Code != coap.POST) {
 		return errForbidden
+	}
+	if err := c.precondition(); err != nil {
+		return err
 	}
 	m.reached(c)
 	return nil

@@ -119,6 +119,11 @@ func (g *Gateway) route(ctx context.Context, req *coap.Request) (*coap.Response,
 	if req.Peer.Via != coap.Plain {
 		r.alive(req.Peer)
 	}
+	return g.conditioned(ctx, r, req)
+}
+
+// serveOwn hands a request for this gateway to the room that owns its path.
+func (g *Gateway) serveOwn(ctx context.Context, r *rooms, req *coap.Request) (*coap.Response, error) {
 	path := req.Path()
 	switch {
 	case discovery(path):

@@ -117,16 +117,21 @@ func (s *Server) blockwiseOut(x *exchange, r *coap.Response) (*coap.Response, er
 	return out, err
 }
 
+// ETag is the entity tag that a body gets when it goes out in blocks and its handler
+// gave none. It is keyed, so that it says nothing about a secret in the body.
+func (s *Server) ETag(body []byte) []byte {
+	mac := hmac.New(sha256.New, s.etagKey[:])
+	mac.Write(body)
+	return mac.Sum(nil)[:8]
+}
+
 // keep stores r for later blocks and gives it an entity tag when the handler
 // gave none.
 func (s *Server) keep(p *peer, key cacheKey, token []byte, r *coap.Response) *coap.Response {
 	kept := &coap.Response{Code: r.Code, Options: slices.Clone(r.Options), Payload: r.Payload, MaxBlock: r.MaxBlock}
 	kept.Options.Remove(coap.ObserveOption)
 	if r.Code == coap.Content && !kept.Options.Has(coap.ETag) {
-		// Keyed, so that the tag says nothing about a secret in the body.
-		mac := hmac.New(sha256.New, s.etagKey[:])
-		mac.Write(r.Payload)
-		kept.Options.Add(coap.ETag, mac.Sum(nil)[:8])
+		kept.Options.Add(coap.ETag, s.ETag(r.Payload))
 	}
 	snap := &snapshot{peer: p, key: key, token: bytes.Clone(token), r: kept, used: time.Now()}
 
