@@ -89,8 +89,11 @@ func (g *Gateway) forwards(o message.Options, path []string) bool {
 	}
 	var have coap.Options
 	have.SetPath(path...)
-	if host, err := o.GetString(message.URIHost); err == nil {
-		have.AddString(coap.UriHost, host)
+	for _, x := range o {
+		switch id := coap.OptionID(x.ID); id {
+		case coap.UriHost, coap.UriPort, coap.UriQuery, proxy.MulticastTimeout:
+			have.Add(id, x.Value)
+		}
 	}
 	return r.proxy.Takes(have)
 }

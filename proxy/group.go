@@ -32,23 +32,23 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 	if err := p.permit(f.rule, f.target, group); err != nil {
 		return nil, err
 	}
-	raw, ok := f.req.Options.Get(multicastTimeout)
-	seconds, valid := f.req.Options.Uint(multicastTimeout)
+	raw, ok := f.req.Options.Get(MulticastTimeout)
+	seconds, valid := f.req.Options.Uint(MulticastTimeout)
 	if !ok || !valid || len(raw) > 4 {
 		// Section 5.2, step 3: the client did not show that it takes many responses.
 		r := &coap.Response{Code: coap.BadRequest, Payload: []byte("a group answers with many responses: Multicast-Timeout says how long they are wanted")}
-		r.Options.Add(multicastTimeout, nil)
+		r.Options.Add(MulticastTimeout, nil)
 		return nil, coap.Respond(r, nil)
 	}
 	if len(f.req.Payload) > f.rule.BlockSize {
 		return nil, coap.Errorf(coap.RequestEntityTooLarge, "a group takes one block")
 	}
 	register, present := f.req.Observe()
-	g, err := p.askGroup(ctx, f, group, present && register)
+	wanted := min(time.Duration(seconds)*time.Second, p.cfg.GroupTimeout)
+	g, err := p.askGroup(ctx, f, group, present && register, wanted)
 	if err != nil {
 		return nil, err
 	}
-	wanted := min(time.Duration(seconds)*time.Second, p.cfg.GroupTimeout)
 	if wanted == 0 {
 		g.finish()
 		return nil, coap.ErrSilent // step 6: nobody waits
@@ -92,7 +92,7 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 // earlyStop says whether a request asks for the end of an earlier one to a group
 // (draft-ietf-core-groupcomm-proxy, Section 4.1.3).
 func earlyStop(o coap.Options) bool {
-	v, ok := o.Get(multicastTimeout)
+	v, ok := o.Get(MulticastTimeout)
 	return ok && len(v) == 0 && !Proxied(o) && !slices.ContainsFunc(o, func(x coap.Option) bool {
 		return x.ID == coap.UriHost || x.ID == coap.UriPort || x.ID == coap.UriPath || x.ID == coap.UriQuery
 	})
@@ -156,13 +156,14 @@ type member struct {
 
 // askGroup sends the request and books what it takes: the place of a request that
 // waits, or that of an observation.
-func (p *Proxy) askGroup(ctx context.Context, f *forwarded, group netip.Addr, observe bool) (*asked, error) {
+func (p *Proxy) askGroup(ctx context.Context, f *forwarded, group netip.Addr, observe bool, wanted time.Duration) (*asked, error) {
 	done, err := p.wait()
 	if err != nil {
 		return nil, err
 	}
 	own := *f
-	own.req, own.opts = f.req.Clone(), f.opts.Clone() // they outlive the request
+	own.req = f.req.Clone()                       // it outlives the request
+	own.opts = without(f.opts.Clone(), groupETag) // Section 7.3: it is for proxies, and this one validates nothing
 	g := &asked{p: p, f: &own, group: group, observe: observe, members: map[netip.AddrPort]*member{}, seen: map[seenKey]bool{}, buf: make([]byte, maxMessage)}
 	if x, ok := coap.ExchangeOf(ctx); ok {
 		g.key = askedKey{f.req.Peer.Link, string(x.Token)}
@@ -211,7 +212,7 @@ func (p *Proxy) askGroup(ctx context.Context, f *forwarded, group netip.Addr, ob
 	if observe {
 		p.groupsObserved++
 		p.metrics.relays.WithLabelValues("group").Inc()
-		time.AfterFunc(p.cfg.GroupTimeout, free) // it waits for nothing any more
+		time.AfterFunc(wanted, free) // it waits for nothing any more
 	}
 	return g, nil
 }
@@ -356,6 +357,7 @@ func (g *asked) response(ctx context.Context, b []byte, from netip.AddrPort) *co
 		r.Options.SetUint(coap.ObserveOption, number)
 	}
 	r.Options.Set(replyFrom, cri(from)) // an upstream's own would be a lie
+	r.Options.Remove(groupETag)         // and so would this
 	g.p.metrics.responses.Inc()
 	return r
 }

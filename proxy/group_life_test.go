@@ -95,7 +95,7 @@ func (s *site) asked() int {
 
 func groupRequest(port uint16, timeout uint32) *coap.Request {
 	req := proxied(coap.GET, fmt.Sprintf("coap://%s:%d/lamp", testGroup, port), nil)
-	req.Options.SetUint(multicastTimeout, timeout)
+	req.Options.SetUint(MulticastTimeout, timeout)
 	return req
 }
 
@@ -106,7 +106,7 @@ func TestGroupEarlyEnd(t *testing.T) {
 	lit := light(t, func(n int, m *coap.Message) *coap.Message { return state(n, uint16(n), m.Token, -1, "on") })
 	s := house(t, Config{Rules: []Rule{groupRule(lit.port)}}, nil)
 	stop := &coap.Request{Code: coap.GET, Peer: coap.Peer{Link: "a", Via: coap.DTLSPSK}}
-	stop.Options.SetUint(multicastTimeout, 0)
+	stop.Options.SetUint(MulticastTimeout, 0)
 	if !s.p.Takes(stop.Options) {
 		t.Error("an Early Stop Request is the proxy's")
 	}
@@ -224,7 +224,7 @@ func TestGroupMembers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := s.p.askGroup(t.Context(), f, netip.MustParseAddr(testGroup), true)
+	g, err := s.p.askGroup(t.Context(), f, netip.MustParseAddr(testGroup), true, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,11 +298,11 @@ func TestGroupByPath(t *testing.T) {
 	req := &coap.Request{Code: coap.GET}
 	req.Options.SetPath("lamps", "hall")
 	r := do(t, l, req)
-	if v, ok := r.Options.Get(multicastTimeout); r.Code != coap.BadRequest || !ok || len(v) != 0 {
+	if v, ok := r.Options.Get(MulticastTimeout); r.Code != coap.BadRequest || !ok || len(v) != 0 {
 		t.Errorf("%v %+v", r.Code, r.Options)
 	}
 	receive(t, responses)
-	req.Options.SetUint(multicastTimeout, 30)
+	req.Options.SetUint(MulticastTimeout, 30)
 	do(t, l, req)
 	for range 2 {
 		if m := receive(t, responses); m.Code != coap.Content || !m.Options.Has(replyFrom) {

@@ -4,17 +4,15 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/net/ipv4"
-
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/coaptest"
+	"github.com/seed4911071e/groupgate/test/peers"
 )
 
 const testGroup = "239.255.77.1"
@@ -23,49 +21,7 @@ const testGroup = "239.255.77.1"
 // n-th.
 func members(t *testing.T, n int, answer func(n int, m *coap.Message) []*coap.Message) (port uint16) {
 	t.Helper()
-	lo, err := net.InterfaceByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range n {
-		lc := net.ListenConfig{Control: reuse}
-		pc, err := lc.ListenPacket(t.Context(), "udp4", fmt.Sprintf("%s:%d", testGroup, port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn := pc.(*net.UDPConn)
-		port = conn.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-		if err := ipv4.NewPacketConn(conn).JoinGroup(lo, &net.UDPAddr{IP: net.ParseIP(testGroup)}); err != nil {
-			t.Fatal(err)
-		}
-		own, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, byte(i+1))})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var wg sync.WaitGroup
-		for _, c := range []*net.UDPConn{conn, own} {
-			wg.Go(func() {
-				buf := make([]byte, 2048)
-				for {
-					k, from, err := c.ReadFromUDPAddrPort(buf)
-					if err != nil {
-						return
-					}
-					m, err := coap.DecodeMessage(buf[:k])
-					if err != nil || !m.Code.IsRequest() {
-						continue
-					}
-					for _, r := range answer(i, m.Clone()) {
-						if b, err := r.MarshalBinary(); err == nil {
-							_, _ = own.WriteToUDPAddrPort(b, from)
-						}
-					}
-				}
-			})
-		}
-		t.Cleanup(func() { _ = conn.Close(); _ = own.Close(); wg.Wait() })
-	}
-	return port
+	return peers.Group(t, testGroup, n, answer).At.Port()
 }
 
 // TestGroup: one request to a group, and every response of its members within the
@@ -108,7 +64,7 @@ func TestGroup(t *testing.T) {
 
 	r := do(t, l, proxied(coap.GET, uri, nil))
 	<-responses
-	if v, ok := r.Options.Get(multicastTimeout); r.Code != coap.BadRequest || !ok || len(v) != 0 || len(r.Payload) == 0 {
+	if v, ok := r.Options.Get(MulticastTimeout); r.Code != coap.BadRequest || !ok || len(v) != 0 || len(r.Payload) == 0 {
 		t.Fatalf("without Multicast-Timeout: %v %+v", r.Code, r.Options)
 	}
 	if r := s.ask(plainRequest("198.51.100.1:7000", uri)); r.Code != coap.Unauthorized {
@@ -116,7 +72,7 @@ func TestGroup(t *testing.T) {
 	}
 
 	req := proxied(coap.GET, uri, nil)
-	req.Options.SetUint(multicastTimeout, 30)
+	req.Options.SetUint(MulticastTimeout, 30)
 	do(t, l, req)
 	got := map[string]string{}
 	for len(got) < 4 {
@@ -137,20 +93,20 @@ func TestGroup(t *testing.T) {
 	mu.Lock()
 	first := asked[0]
 	mu.Unlock()
-	if first.Type != coap.NonConfirmable || first.Options.Has(multicastTimeout) || first.Options.Has(coap.ProxyUri) || !slices.Equal(first.Options.Path(), []string{"a"}) {
+	if first.Type != coap.NonConfirmable || first.Options.Has(MulticastTimeout) || first.Options.Has(coap.ProxyUri) || !slices.Equal(first.Options.Path(), []string{"a"}) {
 		t.Errorf("%v %+v", first.Type, first.Options)
 	}
 
 	// Nobody waits: nothing is relayed.
 	req = proxied(coap.POST, uri, []byte("x"))
-	req.Options.SetUint(multicastTimeout, 0)
+	req.Options.SetUint(MulticastTimeout, 0)
 	req.Peer = coap.Peer{Link: "b", Via: coap.DTLSPSK}
 	if _, err := s.p.ServeCoAP(t.Context(), req); err != coap.ErrSilent {
 		t.Errorf("Multicast-Timeout 0: %v", err)
 	}
 	// Nobody answers: nothing is said.
 	rule2 := proxied(coap.GET, fmt.Sprintf("coap://%s:%d/a", testGroup, port), nil)
-	rule2.Options.SetUint(multicastTimeout, 1)
+	rule2.Options.SetUint(MulticastTimeout, 1)
 	rule2.Peer = req.Peer
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -9,12 +9,13 @@ import (
 // Options of draft-ietf-core-groupcomm-proxy-07. Their numbers are those that the
 // draft asks for; nothing is registered yet.
 const (
-	multicastTimeout coap.OptionID = 2   // request: seconds in which responses are wanted
+	MulticastTimeout coap.OptionID = 2   // request: seconds in which responses are wanted
+	groupETag        coap.OptionID = 24  // request, response: of what a proxy has cached of a whole group
 	replyFrom        coap.OptionID = 248 // response: who sent it
 )
 
 // understood says whether an option means something to this proxy.
-func understood(id coap.OptionID) bool { return id.Known() || id == multicastTimeout }
+func understood(id coap.OptionID) bool { return id.Known() || id == MulticastTimeout }
 
 // checkRequest refuses what must not be forwarded (RFC 7252, Section 5.7.1:
 // "Unsafe options in a request that are not recognized by the proxy MUST lead to
@@ -34,7 +35,7 @@ func checkRequest(o coap.Options) error {
 // the answer is there (RFC 7967, Section 2: it is no business of the next hop).
 func toUpstream(o coap.Options) coap.Options {
 	return without(o, coap.ObserveOption, coap.Block1, coap.Block2, coap.Size1, coap.Size2, coap.RequestTag,
-		coap.NoResponse, coap.MaxAge, coap.HopLimit, multicastTimeout)
+		coap.NoResponse, coap.MaxAge, coap.HopLimit, MulticastTimeout)
 }
 
 // hop counts down the Hop-Limit (RFC 8768, Section 3).

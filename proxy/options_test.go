@@ -46,7 +46,7 @@ func TestRequestOptions(t *testing.T) {
 		{"Hop-Limit 1", opt(coap.HopLimit, "\x01"), coap.HopLimitReached, false},
 		{"Hop-Limit of two bytes is ignored", opt(coap.HopLimit, "\x01\x01"), 0, false},
 		{"Uri-Host beside Proxy-Uri is of no meaning", opt(coap.UriHost, "elsewhere"), 0, false},
-		{"Multicast-Timeout to one server", opt(multicastTimeout, "\x05"), 0, false},
+		{"Multicast-Timeout to one server", opt(MulticastTimeout, "\x05"), 0, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

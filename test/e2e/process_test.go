@@ -140,6 +140,7 @@ type site struct {
 	group  string // more lines about the group, for the configuration
 	scheme string // more about its rekeys
 	more   string // more sections
+	may    string // more of what the client may
 }
 
 const anyPort = "127.0.0.1:0"
@@ -174,7 +175,7 @@ listen: {coaps: %[2]q, coap: %[3]q, http: %[4]q, mqtt: %[5]q}
 tokens:
   - {issuer: as1, audience: rs, symmetric_key_file: as.key}
 psk:
-  - {identity: clientA, key_file: %[1]s/client.key, may: [token]}
+  - {identity: clientA, key_file: %[1]s/client.key, may: [token%[9]s]}
 authorization_server:
   issuer: as1
   policies:
@@ -182,7 +183,7 @@ authorization_server:
 groups:
   - name: sensors
     rekey: {batch_window: 50ms%[8]s}
-%[6]s%[7]s`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"], s.group, s.more, s.scheme))
+%[6]s%[7]s`, s.dir, s.at["coaps"], s.at["coap"], s.at["http"], s.at["mqtt"], s.group, s.more, s.scheme, s.may))
 }
 
 // run starts the gateway and waits until it serves.
