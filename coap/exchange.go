@@ -49,10 +49,17 @@ func WithWaiter(ctx, request context.Context) context.Context {
 // deadline. Nothing is spent on the latter until somebody waits for it: most
 // handlers answer at once.
 func WithExchange(ctx context.Context, x Exchange, deadline time.Time) *RequestContext {
+	c := &RequestContext{}
+	c.Begin(ctx, x, deadline)
+	return c
+}
+
+// Begin makes of a zero RequestContext what [WithExchange] returns.
+func (c *RequestContext) Begin(ctx context.Context, x Exchange, deadline time.Time) {
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
-	return &RequestContext{parent: ctx, x: x, deadline: deadline}
+	c.parent, c.x, c.deadline = ctx, x, deadline
 }
 
 // RequestContext is a context with a deadline that is watched only when it is

@@ -235,6 +235,9 @@ type Endpoint struct {
 	safe       receiptList // of the others
 	room       room
 
+	spareReceipts []*receipt
+	spareReplies  [][]byte // of receipts
+
 	// See persist.go.
 	journal Journal   // nil: sessions end with the process
 	start   uint32    // the number of this start
@@ -398,8 +401,8 @@ func (e *Endpoint) sweep(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.lately = now
-	e.receipts.expire(now, exchangeLifetime)
-	e.safe.expire(now, maxTransmitSpan)
+	e.receipts.expire(e.stamp(now), exchangeLifetime)
+	e.safe.expire(e.stamp(now), maxTransmitSpan)
 	for i := range e.ciphers {
 		if c := &e.ciphers[i]; c.of != nil && now.Sub(c.used) > cipherIdle {
 			*c = ciphers{}

@@ -92,8 +92,12 @@ const (
 
 	// maxSpareSent bounds the transmissions that are kept for the next, and their
 	// messages, of maxSpareBytes each at most.
-	maxSpareSent  = 512
+	maxSpareSent  = 2048
 	maxSpareBytes = 512
+
+	// maxSpareReply bounds the memory of an answer, in bytes, that is kept for the next,
+	// which may be smaller. There are maxSpareSent of them at most, and of receipts.
+	maxSpareReply = 128
 
 	// cipherSlots is how many sessions have expanded keys at a time, some 1.3 kB
 	// each; cipherIdle is when they are given up.

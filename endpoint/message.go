@@ -99,8 +99,8 @@ func (s *session) request(m *coap.Message, now time.Time) {
 		switch {
 		case m.Type != coap.Confirmable:
 		case r.reply != nil:
-			r.withheld = !s.emit(r.reply)
-		case r.acked:
+			r.set(withheld, !s.emit(r.reply))
+		case r.has(acked):
 			s.empty(coap.Acknowledgement, m.ID)
 		}
 		return
@@ -115,7 +115,11 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	x.m, x.token, x.ctx = m, m.Token, handling{e.ctx, x}
 	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
 	x.observe = register && present
-	x.receipt = s.remember(m.ID, m.Token, s.safe(m, x.effects), now)
+	is := served
+	if s.safe(m, x.effects) {
+		is |= safe
+	}
+	x.receipt = s.remember(m.ID, m.Token, is, now)
 	a := s.activity()
 	a.work = append(a.work, x)
 	e.working++
@@ -140,7 +144,7 @@ func (x *exchange) due(*Endpoint) {
 	if x.over || x.s.gone {
 		return
 	}
-	x.receipt.acked = true
+	x.receipt.set(acked, true)
 	x.s.empty(coap.Acknowledgement, x.id)
 }
 
@@ -217,6 +221,7 @@ func (x *exchange) finish(reply *coap.Message) (after []told) {
 	s := x.s
 	e := s.e
 	x.over = true
+	x.receipt.set(served, false)
 	e.working--
 	if s.gone {
 		return nil
@@ -229,15 +234,15 @@ func (x *exchange) finish(reply *coap.Message) (after []told) {
 		a.work = slices.Delete(a.work, i, i+1)
 	}
 	switch {
-	case x.con && !x.receipt.acked:
+	case x.con && !x.receipt.has(acked):
 		b := s.encode(coap.Acknowledgement, x.id, x.token, reply)
 		x.receipt.answer(b)
 		x.keepReply(b)
-		x.receipt.withheld = !s.emit(b)
+		x.receipt.set(withheld, !s.emit(b))
 	case reply == nil:
 	case x.con:
 		id := s.newID()
-		s.confirmable(id, s.encode(coap.Confirmable, id, x.token, reply))
+		s.confirmable(id, append(e.spareRoom(), s.encode(coap.Confirmable, id, x.token, reply)...))
 	default:
 		id := s.newID()
 		s.rememberNON(id, x.token)
@@ -253,18 +258,19 @@ func (x *exchange) finish(reply *coap.Message) (after []told) {
 	return after
 }
 
-// encode writes a reply; nil is an empty message.
+// encode writes a reply, into memory that is used for the next; nil is an empty message.
 func (s *session) encode(t coap.Type, id uint16, token []byte, reply *coap.Message) []byte {
 	m := coap.Message{Type: t, ID: id}
 	if reply != nil {
 		m.Code, m.Token, m.Options, m.Payload = reply.Code, token, reply.Options, reply.Payload
 	}
-	b, err := m.MarshalBinary()
+	b, err := m.AppendBinary(s.e.message[:0])
 	if err != nil {
 		s.e.log.Error("a response cannot be sent", "err", err)
 		m.Code, m.Token, m.Options, m.Payload = coap.InternalServerError, token, nil, nil
-		b, _ = m.MarshalBinary() // a token that was received can be sent
+		b, _ = m.AppendBinary(s.e.message[:0]) // a token that was received can be sent
 	}
+	s.e.message = b
 	return b
 }
 
@@ -332,7 +338,7 @@ func (s *session) response(m *coap.Message, now time.Time) {
 	w := s.act.waiters[i]
 	s.fresh() // it has the token of a request of ours
 	if con {
-		r := s.remember(m.ID, m.Token, false, now)
+		r := s.remember(m.ID, m.Token, 0, now)
 		r.answer(s.encode(coap.Acknowledgement, m.ID, nil, nil))
 		s.empty(coap.Acknowledgement, m.ID)
 	}

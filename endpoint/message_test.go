@@ -413,7 +413,7 @@ func TestForgotten(t *testing.T) {
 		}
 		o.e.mu.Lock()
 		for _, s := range o.e.sessions {
-			if n := len(s.shelf.receipts); n != maxReceipts {
+			if n := len(s.shelf.all()); n != maxReceipts {
 				t.Errorf("%d receipts", n)
 			}
 		}

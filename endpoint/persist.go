@@ -143,9 +143,7 @@ func (e *Endpoint) restore(k *recovered, now time.Time) *session {
 		if age := now.Sub(at); age < 0 || age >= exchangeLifetime {
 			continue
 		}
-		kept := s.remember(r.mid, []byte(r.token), false, now)
-		kept.kept = true
-		kept.answer([]byte(r.reply))
+		s.remember(r.mid, []byte(r.token), lasting, now).answer([]byte(r.reply))
 	}
 	return s
 }
@@ -231,8 +229,8 @@ func (x *exchange) keepReply(b []byte) {
 	if !x.effects || !s.written || len(b) > maxReply {
 		return
 	}
-	x.receipt.kept = true
-	r := replyImage{id: linkBytes(s.id), mid: x.id, at: s.e.unix(x.receipt.at), token: string(x.token), reply: string(b)}
+	x.receipt.set(lasting, true)
+	r := replyImage{id: linkBytes(s.id), mid: x.id, at: s.e.unix(x.receipt.at.stamp()), token: string(x.token), reply: string(b)}
 	s.e.journal.Append(r.append(nil))
 }
 
@@ -298,14 +296,11 @@ func (e *Endpoint) Dump(emit func(rec []byte)) (whole bool) {
 			s.written = true
 			b = m.append(b[:0])
 			emit(b)
-			if s.shelf == nil {
-				continue
-			}
-			for _, r := range s.shelf.receipts {
-				if !r.kept || len(r.reply) > maxReply {
+			for _, r := range s.shelf.all() {
+				if !r.has(lasting) || len(r.reply) > maxReply {
 					continue
 				}
-				k := replyImage{id: m.id, mid: r.id, at: e.unix(r.at), token: string(r.tokenBytes()), reply: string(r.reply)}
+				k := replyImage{id: m.id, mid: r.id, at: e.unix(r.at.stamp()), token: string(r.tokenBytes()), reply: string(r.reply)}
 				b = k.append(b[:0])
 				emit(b)
 			}

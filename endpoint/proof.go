@@ -105,12 +105,9 @@ func (s *session) unhold() {
 			}
 		}
 	}
-	if s.shelf == nil {
-		return
-	}
-	for _, r := range s.shelf.receipts {
-		if r.withheld {
-			r.withheld = false
+	for _, r := range s.shelf.all() {
+		if r.has(withheld) {
+			r.set(withheld, false)
 			s.emit(r.reply)
 		}
 	}

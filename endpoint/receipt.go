@@ -8,28 +8,42 @@ import (
 )
 
 // receipt remembers a message of the peer, so that a copy of it gets the same
-// answer and no second treatment (RFC 7252, Section 4.5).
+// answer and no second treatment (RFC 7252, Section 4.5). 64 bytes are a size that Go
+// allocates without a rest.
 type receipt struct {
-	s     *session
-	next  *receipt // newer, of the same list
-	at    stamp
-	reply []byte // the message that answered it; nil while there is none
-	token [8]byte
-	id    uint16
-	size  uint8 // of the token
+	s            *session // nil: it means nothing any more
+	older, newer *receipt // of the same list
+	reply        []byte   // the message that answered it; nil while there is none
+	token        [8]byte
+	at           seconds // rounded down
+	id           uint16
+	size         uint8 // of the token
+	is           receiptFlags
+}
 
-	acked    bool // an empty acknowledgement has gone out
-	withheld bool // the reply waits for the peer's address to be proven
-	dead     bool
-	kept     bool // it outlives the process
-	safe     bool // which list it is in
+type receiptFlags uint8
+
+const (
+	acked    receiptFlags = 1 << iota // an empty acknowledgement has gone out
+	withheld                          // the reply waits for the peer's address to be proven
+	lasting                           // it outlives the process
+	safe                              // which list it is in
+	served                            // an exchange has it
+)
+
+func (r *receipt) has(f receiptFlags) bool { return r.is&f != 0 }
+
+func (r *receipt) set(f receiptFlags, on bool) {
+	if r.is &^= f; on {
+		r.is |= f
+	}
 }
 
 func (r *receipt) tokenBytes() []byte { return r.token[:r.size] }
 
 // list is where a receipt waits for its end.
 func (r *receipt) list(e *Endpoint) *receiptList {
-	if r.safe {
+	if r.has(safe) {
 		return &e.safe
 	}
 	return &e.receipts
@@ -37,16 +51,51 @@ func (r *receipt) list(e *Endpoint) *receiptList {
 
 // lives says how long a receipt is of use.
 func (r *receipt) lives() time.Duration {
-	if r.safe {
+	if r.has(safe) {
 		return maxTransmitSpan
 	}
 	return exchangeLifetime
 }
 
-// shelf has the receipts of a session that has any.
+// old says that a receipt lived for that long.
+func (r *receipt) old(now stamp, lives time.Duration) bool {
+	return time.Duration(now-r.at.stamp()) >= lives+time.Second
+}
+
+// shelf has the receipts of a session that has any. Most leave it as the oldest.
 type shelf struct {
-	receipts []*receipt // oldest first
+	receipts []*receipt // from first on, oldest first
 	ids      []uint16   // of receipts, in the same order
+	first    int
+}
+
+// all are the receipts of a shelf; nil is an empty one.
+func (sh *shelf) all() []*receipt {
+	if sh == nil {
+		return nil
+	}
+	return sh.receipts[sh.first:]
+}
+
+func (sh *shelf) add(r *receipt) {
+	if n := len(sh.receipts); n == cap(sh.receipts) && sh.first > n/2 {
+		// There is room in front.
+		m := copy(sh.receipts, sh.receipts[sh.first:])
+		clear(sh.receipts[m:])
+		copy(sh.ids, sh.ids[sh.first:])
+		sh.receipts, sh.ids, sh.first = sh.receipts[:m], sh.ids[:m], 0
+	}
+	sh.receipts, sh.ids = append(sh.receipts, r), append(sh.ids, r.id)
+}
+
+func (sh *shelf) remove(r *receipt) {
+	i := sh.first + slices.Index(sh.all(), r)
+	if i == sh.first {
+		sh.receipts[i] = nil
+		sh.first++
+		return
+	}
+	sh.receipts, sh.ids = slices.Delete(sh.receipts, i, i+1), slices.Delete(sh.ids, i, i+1)
 }
 
 // receiptList holds the receipts of all sessions that live as long, oldest first:
@@ -54,6 +103,32 @@ type shelf struct {
 type receiptList struct {
 	oldest, newest *receipt
 	bytes          int
+}
+
+func (l *receiptList) add(r *receipt) {
+	r.older = l.newest
+	if l.newest == nil {
+		l.oldest = r
+	} else {
+		l.newest.newer = r
+	}
+	l.newest = r
+	l.bytes += receiptSize
+}
+
+func (l *receiptList) remove(r *receipt) {
+	if r.older == nil {
+		l.oldest = r.newer
+	} else {
+		r.older.newer = r.newer
+	}
+	if r.newer == nil {
+		l.newest = r.older
+	} else {
+		r.newer.older = r.older
+	}
+	r.older, r.newer = nil, nil
+	l.bytes -= receiptSize + len(r.reply)
 }
 
 // safe says that a request may be served again instead of answered again: RFC
@@ -70,14 +145,14 @@ func (s *session) receipt(id uint16, token []byte, now time.Time) *receipt {
 	if s.shelf == nil {
 		return nil
 	}
-	for i, have := range s.shelf.ids {
+	for i, have := range s.shelf.ids[s.shelf.first:] {
 		if have != id {
 			continue
 		}
-		r := s.shelf.receipts[i]
+		r := s.shelf.all()[i]
 		// Over UDP a peer that began anew may use an identifier again; a copy
 		// has the same token.
-		if string(r.tokenBytes()) != string(token) || time.Duration(s.e.stamp(now)-r.at) >= r.lives() {
+		if string(r.tokenBytes()) != string(token) || r.old(s.e.stamp(now), r.lives()) {
 			r.forget()
 			return nil
 		}
@@ -87,37 +162,39 @@ func (s *session) receipt(id uint16, token []byte, now time.Time) *receipt {
 }
 
 // remember makes a receipt.
-func (s *session) remember(id uint16, token []byte, safe bool, now time.Time) *receipt {
+func (s *session) remember(id uint16, token []byte, is receiptFlags, now time.Time) *receipt {
 	e := s.e
-	if s.shelf != nil && len(s.shelf.receipts) >= maxReceipts {
-		s.shelf.receipts[0].forget()
+	if all := s.shelf.all(); len(all) >= maxReceipts {
+		all[0].forget()
 	}
 	if s.shelf == nil {
 		s.shelf = &shelf{}
 	}
-	r := &receipt{s: s, id: id, size: uint8(len(token)), at: e.stamp(now), safe: safe}
-	copy(r.token[:], token)
-	sh := s.shelf
-	sh.receipts, sh.ids = append(sh.receipts, r), append(sh.ids, id)
-	l := r.list(e)
-	if l.newest == nil {
-		l.oldest = r
+	var r *receipt
+	if n := len(e.spareReceipts); n > 0 {
+		r, e.spareReceipts = e.spareReceipts[n-1], e.spareReceipts[:n-1]
 	} else {
-		l.newest.next = r
+		r = &receipt{}
 	}
-	l.newest = r
-	l.bytes += receiptSize
+	*r = receipt{s: s, id: id, size: uint8(len(token)), at: e.stamp(now).seconds(), is: is}
+	copy(r.token[:], token)
+	s.shelf.add(r)
+	r.list(e).add(r)
 	e.trim(r)
 	return r
 }
 
-// answer stores the reply of a receipt.
+// answer stores a copy of the reply of a receipt.
 func (r *receipt) answer(reply []byte) {
-	if r.dead {
+	if r.s == nil {
 		return
 	}
 	e := r.s.e
-	r.reply = reply
+	var b []byte
+	if n := len(e.spareReplies); n > 0 && cap(e.spareReplies[n-1]) >= len(reply) {
+		b, e.spareReplies = e.spareReplies[n-1], e.spareReplies[:n-1]
+	}
+	r.reply = append(b, reply...)
 	r.list(e).bytes += len(reply)
 	e.trim(r)
 }
@@ -133,41 +210,38 @@ func (e *Endpoint) trim(r *receipt) {
 		if l.oldest == nil || l.oldest == r {
 			return
 		}
-		l.drop()
+		l.oldest.forget()
 	}
 }
 
 // expire forgets what is older than it may live.
-func (l *receiptList) expire(now time.Time, lives time.Duration) {
-	for l.oldest != nil && (l.oldest.dead || time.Duration(l.oldest.s.e.stamp(now)-l.oldest.at) >= lives) {
-		l.drop()
+func (l *receiptList) expire(now stamp, lives time.Duration) {
+	for l.oldest != nil && l.oldest.old(now, lives) {
+		l.oldest.forget()
 	}
 }
 
-// drop forgets the oldest.
-func (l *receiptList) drop() {
-	r := l.oldest
-	r.forget()
-	l.oldest, r.next = r.next, nil
-	if l.oldest == nil {
-		l.newest = nil
-	}
-}
-
-// forget makes a receipt mean nothing any more; it keeps its place in its list
-// until it is the oldest.
+// forget makes a receipt mean nothing any more. Its memory serves again, unless an
+// exchange has it.
 func (r *receipt) forget() {
-	if r.dead {
+	s := r.s
+	if s == nil {
 		return
 	}
-	s := r.s
-	r.dead = true
-	r.list(s.e).bytes -= receiptSize + len(r.reply)
-	r.reply, r.s = nil, nil
-	sh := s.shelf
-	i := slices.Index(sh.receipts, r)
-	sh.receipts, sh.ids = slices.Delete(sh.receipts, i, i+1), slices.Delete(sh.ids, i, i+1)
-	if len(sh.receipts) == 0 {
+	e := s.e
+	r.list(e).remove(r)
+	s.shelf.remove(r)
+	if len(s.shelf.all()) == 0 {
 		s.shelf = nil
+	}
+	if b := r.reply; b != nil {
+		clear(b) // it may have held keys
+		if len(e.spareReplies) < maxSpareSent && cap(b) <= maxSpareReply {
+			e.spareReplies = append(e.spareReplies, b[:0])
+		}
+	}
+	r.reply, r.s = nil, nil
+	if !r.has(served) && len(e.spareReceipts) < maxSpareSent {
+		e.spareReceipts = append(e.spareReceipts, r)
 	}
 }

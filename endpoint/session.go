@@ -254,7 +254,7 @@ func (s *session) closeLocked(tell bool) []func() {
 		}
 	}
 	for s.shelf != nil {
-		s.shelf.receipts[0].forget()
+		s.shelf.all()[0].forget()
 	}
 	s.wake()
 	s.read, s.write, s.more = record.Keys{}, record.Keys{}, nil

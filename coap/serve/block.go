@@ -43,7 +43,7 @@ func keyOf(code coap.Code, opts coap.Options, payload []byte) cacheKey {
 // cacheKey is keyOf the request as it came, computed when first needed.
 func (x *exchange) cacheKey() cacheKey {
 	if !x.keyed {
-		x.key = keyOf(x.asked.Code, x.asked.Options, x.asked.Payload)
+		x.key = keyOf(x.asked.code, x.asked.options, x.asked.payload)
 		x.keyed = true
 	}
 	return x.key
@@ -74,7 +74,7 @@ func (s *Server) blockwiseIn(x *exchange) (*coap.Response, error) {
 			return r, err
 		}
 	}
-	x.asked = *x.req
+	x.noteAsked()
 	if x.block2 != nil && x.block2.Num > 0 {
 		return s.continuation(x)
 	}

@@ -15,22 +15,34 @@ import (
 // exchange is one request on its way through the server, and what is needed for
 // most of them.
 type exchange struct {
+	ctx      coap.RequestContext
 	request  coap.Request
 	response coap.Message
-	room     [8]byte // of token
+	room     [8]byte // of the token
 
 	peer  *peer
 	link  coap.Link
-	token []byte
 	req   *coap.Request
-	asked coap.Request // req when it was whole, before handlers could change it
-	whole bool         // the link does blockwise transfer itself
+	asked asked // of req when it was whole, before handlers could change it
 
 	block1 *coap.Block // to be echoed in the response
 	block2 *coap.Block // asked for
 	key    cacheKey
 	keyed  bool
+	whole  bool  // the link does blockwise transfer itself
+	size   uint8 // of the token
 }
+
+func (x *exchange) token() []byte { return x.room[:x.size] }
+
+// asked is what a request asks for.
+type asked struct {
+	code    coap.Code
+	options coap.Options
+	payload []byte
+}
+
+func (x *exchange) noteAsked() { x.asked = asked{x.req.Code, x.req.Options, x.req.Payload} }
 
 // Handle answers one request of the peer at link; nil means that nothing is to
 // be sent (of a confirmable request the link still sends the bare
@@ -47,16 +59,16 @@ func (s *Server) Handle(ctx context.Context, link coap.Link, m *coap.Message) *c
 	now := time.Now()
 	x := &exchange{link: link}
 	x.request.Peer = link.Peer()
-	x.token = append(x.room[:0], m.Token...)
+	x.size = uint8(copy(x.room[:], m.Token)) // eight bytes at most (RFC 7252, Section 3)
 	p, refusal := s.admit(x, now)
 	if refusal != nil {
 		return s.reply(m, x, refusal)
 	}
 	x.peer = p
 	defer s.finish(p)
-	of := coap.WithExchange(ctx, coap.Exchange{Link: link, Type: m.Type, Token: x.token}, now.Add(maxTransmitWait))
-	defer of.End()
-	r := s.answer(of, x, m)
+	x.ctx.Begin(ctx, coap.Exchange{Link: link, Type: m.Type, Token: x.token()}, now.Add(maxTransmitWait))
+	defer x.ctx.End()
+	r := s.answer(&x.ctx, x, m)
 	if r == nil {
 		return nil
 	}
@@ -114,7 +126,7 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 			return nil, err
 		}
 	}
-	x.asked = *req
+	x.noteAsked()
 	if !x.whole {
 		r, err := s.blockwiseIn(x)
 		if r != nil || err != nil {
@@ -129,7 +141,7 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 	var start uint64
 	if present {
 		if !register {
-			s.deregister(x.peer, x.token)
+			s.deregister(x.peer, x.token())
 		} else {
 			start = s.beginRegistration()
 			defer s.endRegistration()
@@ -145,7 +157,7 @@ func (s *Server) process(ctx context.Context, x *exchange, m *coap.Message) (*co
 		} else {
 			// RFC 7641, Section 4.1: a request with the token of an observation
 			// takes its place, whatever comes of it.
-			s.deregister(x.peer, x.token)
+			s.deregister(x.peer, x.token())
 		}
 	}
 	if errors.Is(err, coap.ErrSilent) {
@@ -211,7 +223,7 @@ func (s *Server) reply(m *coap.Message, x *exchange, r *coap.Response) *coap.Mes
 		opts = append(coap.Options(nil), opts...)
 		opts.SetBlock(coap.Block1, *x.block1)
 	}
-	x.response = coap.Message{Code: r.Code, Token: x.token, Options: opts, Payload: r.Payload}
+	x.response = coap.Message{Code: r.Code, Token: x.token(), Options: opts, Payload: r.Payload}
 	return &x.response
 }
 

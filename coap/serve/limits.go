@@ -94,7 +94,7 @@ const (
 
 	// maxSpareDeliveries bounds the deliveries that are kept for the next, some 400
 	// bytes each.
-	maxSpareDeliveries = 256
+	maxSpareDeliveries = 2048
 
 	// paceEvery is the pause between two portions of what is sent unasked: short
 	// enough that nobody notices, long enough that others get the processor.

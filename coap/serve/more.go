@@ -35,12 +35,12 @@ func (s *Server) further(ctx context.Context, x *exchange, produce func(context.
 	if p.more == nil {
 		p.more = make(map[uint64]production)
 	}
-	p.more[id] = production{string(x.token), cancel}
+	p.more[id] = production{string(x.token()), cancel}
 	s.work.Add(1)
 	s.mu.Unlock()
 	unhook := context.AfterFunc(s.stopped, cancel)
 
-	out := &exchange{peer: p, link: x.link, token: x.token, whole: x.whole, key: x.cacheKey(), keyed: true, req: &coap.Request{}}
+	out := &exchange{peer: p, link: x.link, room: x.room, size: x.size, whole: x.whole, key: x.cacheKey(), keyed: true, req: &coap.Request{}}
 	proven := time.Now()
 	mask := noResponse(x.req.Options)
 	if x.block2 != nil {
@@ -91,7 +91,7 @@ func (s *Server) sendFurther(ctx context.Context, x *exchange, t coap.Type, mask
 	}
 	done := make(chan error, 1)
 	x.link.Send(&coap.Message{
-		Type: t, Code: r.Code, Token: bytes.Clone(x.token),
+		Type: t, Code: r.Code, Token: bytes.Clone(x.token()),
 		Options: slices.Clone(r.Options), Payload: r.Payload,
 	}, func(err error) { done <- err })
 	select {

@@ -170,7 +170,7 @@ func (s *Server) register(ctx context.Context, x *exchange, r *coap.Response, st
 	for _, id := range []coap.LinkID{p.id, ""} {
 		if d, ok := t.drops[id]; ok && d.at > start {
 			// Dropped between the reading of the state and now.
-			s.deregisterLocked(p, string(x.token))
+			s.deregisterLocked(p, string(x.token()))
 			s.tidyLocked(t)
 			s.mu.Unlock()
 			if d.last != nil {
@@ -179,9 +179,9 @@ func (s *Server) register(ctx context.Context, x *exchange, r *coap.Response, st
 			return r
 		}
 	}
-	o, n := p.observation(string(x.token))
+	o, n := p.observation(string(x.token()))
 	if o != nil && o.sub.topic != t {
-		s.deregisterLocked(p, string(x.token))
+		s.deregisterLocked(p, string(x.token()))
 		o = nil
 	}
 	if o == nil {
@@ -190,7 +190,7 @@ func (s *Server) register(ctx context.Context, x *exchange, r *coap.Response, st
 			s.mu.Unlock()
 			return r
 		}
-		o = s.observeLocked(s.subscribeLocked(p, t), x.token)
+		o = s.observeLocked(s.subscribeLocked(p, t), x.token())
 	}
 	v := view{key: key, szx: s.szx, whole: x.whole, noResponse: noResponse(x.req.Options)}
 	if x.block2 != nil {

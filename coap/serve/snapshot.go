@@ -48,7 +48,7 @@ func (l *snapshotLRU) remove(snap *snapshot) {
 func (s *Server) continuation(x *exchange) (*coap.Response, error) {
 	key := x.cacheKey()
 	s.mu.Lock()
-	snap := findSnapshot(x.peer, key, x.token, len(x.req.Payload) > 0)
+	snap := findSnapshot(x.peer, key, x.token(), len(x.req.Payload) > 0)
 	if snap != nil {
 		s.touchLocked(snap)
 	}
@@ -110,7 +110,7 @@ func (s *Server) blockwiseOut(x *exchange, r *coap.Response) (*coap.Response, er
 		s.forgetKey(x.peer, x.cacheKey())
 		return withBlock(r, b, len(r.Payload), false), nil
 	}
-	out, err := s.slice(s.keep(x.peer, x.cacheKey(), x.token, r), b)
+	out, err := s.slice(s.keep(x.peer, x.cacheKey(), x.token(), r), b)
 	if v, ok := r.Options.Get(coap.ObserveOption); ok && err == nil && b.Num == 0 {
 		out.Options.Set(coap.ObserveOption, v) // RFC 7959, Section 2.6: in the first block
 	}
