@@ -56,9 +56,10 @@ type DeliveryTree struct {
 // DeliveryMember is one member of a group in its ledger.
 type DeliveryMember struct {
 	Node      string            `json:"node"`
-	Version   *uint64           `json:"version"` // last confirmed; null: none
-	State     string            `json:"state"`   // current, pending, asleep, unreachable, lapsed
-	Since     *time.Time        `json:"since"`   // of the state
+	Version   *uint64           `json:"version"`                // last confirmed; null: none
+	By        string            `json:"confirmed_by,omitempty"` // channel that showed it first: observe, control, mqtt, multicast, poll
+	State     string            `json:"state"`                  // current, pending, asleep, unreachable, lapsed
+	Since     *time.Time        `json:"since"`                  // of the state
 	LastHeard *time.Time        `json:"last_heard"`
 	NextWake  *time.Time        `json:"next_wake"`            // announced
 	HeldUntil *time.Time        `json:"held_until,omitempty"` // so long it may wait for its turn, in a scheduled rekey

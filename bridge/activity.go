@@ -40,6 +40,7 @@ type trace struct {
 	shown     bool
 	confirmed uint64    // if shown
 	owed      bool      // a request to its control_uri failed or was held back
+	giveUp    func()    // ends a request to its control_uri that is under way; nil: none is
 	saved     time.Time // newest sign of life that is on disk
 	online    bool      // connected is known
 	connected bool      // has a session at the broker
@@ -181,15 +182,20 @@ func (a *activity) heard(m member, channel string, at time.Time) {
 	})
 }
 
-// confirmed notes which version a member showed, and by what.
-func (a *activity) confirmed(m member, version uint64, channel string, at time.Time) {
+// confirmed notes which version a member showed, and by what, and says whether it
+// showed neither it nor a newer one before.
+func (a *activity) confirmed(m member, version uint64, channel string, at time.Time) (news bool) {
 	a.heard(m, channel, at)
 	a.change(m, func(t *trace) {
-		if !t.shown || version > t.confirmed {
+		if news = !t.shown || version > t.confirmed; news {
 			t.shown, t.confirmed, t.owed = true, version, false
+			if t.giveUp != nil {
+				t.giveUp()
+			}
 		}
 		t.record(Attempt{Channel: channel, At: at, Result: resultConfirmed})
 	})
+	return news
 }
 
 // unobserved notes that an observation ended.

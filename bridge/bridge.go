@@ -278,12 +278,16 @@ func (b *Bridge) Seen(_ context.Context, group, node string, p coap.Peer, observ
 }
 
 // confirm notes that m holds version. done, when not nil, is called after that
-// is on disk.
+// is on disk. What another channel showed before counts once, for that channel.
 func (b *Bridge) confirm(m member, version uint64, channel string, done func()) {
 	b.knowGroup(m.group)
-	b.activity.confirmed(m, version, channel, time.Now())
+	news := b.activity.confirmed(m, version, channel, time.Now())
 	b.holds.confirmed(m, version)
-	b.confirms.add(m, version, channel, done)
+	if news {
+		b.confirms.add(m, version, channel, done)
+	} else if done != nil {
+		b.confirms.after(done)
+	}
 }
 
 // noteGroup remembers that version of a group became due at the given time and

@@ -78,6 +78,14 @@ func (c *confirmer) add(m member, version uint64, channel string, done func()) {
 	}
 }
 
+// after calls done when all that was added before is on disk.
+func (c *confirmer) after(done func()) {
+	c.mu.Lock()
+	c.waiters = append(c.waiters, done)
+	c.mu.Unlock()
+	signal(c.wake)
+}
+
 // forget drops what waits for a membership that ended. What may be written after the
 // membership went is taken back.
 func (c *confirmer) forget(m member) {
@@ -122,7 +130,10 @@ func (c *confirmer) flush(ctx context.Context) bool {
 	c.pending, c.waiters, c.gone = map[member]confirmation{}, nil, map[member]confirmation{}
 	c.last = batch
 	c.mu.Unlock()
-	if len(batch) == 0 && len(waiters) == 0 && len(gone) == 0 {
+	if len(batch) == 0 && len(gone) == 0 {
+		for _, done := range waiters {
+			done()
+		}
 		return true
 	}
 	// One order for all: no two writers wait for each other's rows.

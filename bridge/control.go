@@ -267,7 +267,14 @@ func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
 		req.Options.SetContentFormat(coap.ACEGroupcomm)
 		req.Payload = body
 		b.met.sent(channelControl, len(body))
-		err = b.call(ctx, c, req)
+		once, cancel := context.WithCancel(ctx)
+		b.activity.change(m, func(t *trace) { t.giveUp = cancel })
+		err = b.call(once, c, req)
+		b.activity.change(m, func(t *trace) { t.giveUp = nil })
+		cancel()
+	}
+	if err != nil && ctx.Err() == nil && !begins && b.activity.holds(m, version) {
+		return // another channel was quicker meanwhile
 	}
 	if err != nil {
 		b.met.control.WithLabelValues("rekey", "failed").Inc()

@@ -24,10 +24,12 @@ type LedgerEntry struct {
 	Channel   string // observe, control, mqtt, poll or none
 	Confirmed uint64 // newest version that the member is known to hold; 0 also when none is
 	Shown     bool   // whether it showed one
-	State     string
-	Since     time.Time // of the state; zero: not known
-	LastHeard time.Time // zero: never
-	NextWake  time.Time // announced; zero: not known
+	// ConfirmedBy is the channel that showed it first: there may be several.
+	ConfirmedBy string
+	State       string
+	Since       time.Time // of the state; zero: not known
+	LastHeard   time.Time // zero: never
+	NextWake    time.Time // announced; zero: not known
 	// AwakeUntil is announced as well, and UsualGap is learned: between the ends of
 	// its silences. Zero: not known.
 	AwakeUntil time.Time
@@ -61,18 +63,20 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 		c, shown := st.confirmed[m.Node] // the first version is 0
 		a := b.activity.of(member{group, m.Node})
 		e := LedgerEntry{
-			Node:       m.Node,
-			Channel:    channelNone,
-			Confirmed:  c.version,
-			Shown:      shown,
-			LastHeard:  later(c.at, a.heard),
-			NextWake:   a.wakeAt,
-			AwakeUntil: a.asleepAt,
-			UsualGap:   a.gap,
-			Attempts:   a.attempts,
-			LastError:  a.lastError,
-			Want:       a.want,
-			Channels:   a.tried,
+			Node:      m.Node,
+			Channel:   channelNone,
+			Confirmed: c.version,
+			Shown:     shown,
+
+			ConfirmedBy: c.channel,
+			LastHeard:   later(c.at, a.heard),
+			NextWake:    a.wakeAt,
+			AwakeUntil:  a.asleepAt,
+			UsualGap:    a.gap,
+			Attempts:    a.attempts,
+			LastError:   a.lastError,
+			Want:        a.want,
+			Channels:    a.tried,
 		}
 		route := st.routes[m.Node]
 		if a.online && route.channel == channelMQTT {

@@ -84,7 +84,7 @@ func (b *Bridge) notification(ctx context.Context, l *roll, topic, group string,
 		Body:    resp,
 		Confirm: true,
 		Allow:   b.allowed(ctx, l, group, topic),
-		Wait:    b.waits(topic),
+		Wait:    b.waits(topic, version),
 		Done: func(link coap.LinkID, _ uint64, err error) {
 			b.met.sent(channelObserve, len(body))
 			m, ok := b.observers.member(topic, link)
@@ -162,8 +162,9 @@ func (b *Bridge) allowed(ctx context.Context, l *roll, group, topic string) func
 }
 
 // waits is [coap.Notification.Wait]: a member that sleeps, or wants another
-// channel, is not disturbed; what is newest then reaches it when it wakes.
-func (b *Bridge) waits(topic string) func(coap.Peer) bool {
+// channel, is not disturbed; what is newest then reaches it when it wakes. Nor is one
+// that showed the version over another channel before its turn came.
+func (b *Bridge) waits(topic string, version uint64) func(coap.Peer) bool {
 	return func(p coap.Peer) bool {
 		if b.doubted(topic, p) {
 			return true
@@ -177,6 +178,9 @@ func (b *Bridge) waits(topic string) func(coap.Peer) bool {
 		}
 		t := b.activity.of(m)
 		if t.want != "" && t.want != channelObserve {
+			return true
+		}
+		if topic == groupTopic(m.group) && t.shown && t.confirmed >= version && !b.holds.begins(m, version) {
 			return true
 		}
 		if !t.asleep(time.Now()) {

@@ -45,7 +45,7 @@ func deliveryMember(e bridge.LedgerEntry) admin.DeliveryMember {
 		NextWake: admin.TimeOrNil(e.NextWake), HeldUntil: admin.TimeOrNil(e.HeldUntil), Attempts: e.Attempts, LastError: e.LastError, Connected: e.Online, Want: e.Want, Channel: e.Channel,
 	}
 	if e.Shown {
-		m.Version = &e.Confirmed
+		m.Version, m.By = &e.Confirmed, e.ConfirmedBy
 	}
 	if e.Tree != nil {
 		m.Tree = &admin.DeliveryLeaf{CatchUp: e.Tree.CatchUp}

@@ -70,6 +70,9 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 		held := "none shown"
 		if g.Held != nil {
 			held = fmt.Sprint(*g.Held)
+			if d := g.Delivery; d != nil && d.By != "" {
+				held += ", shown by " + d.By
+			}
 		}
 		line("version", "group %d, node %s", g.Version, held)
 		if len(g.Associations) == 0 {

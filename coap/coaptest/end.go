@@ -81,13 +81,13 @@ func (e *end) close() {
 }
 
 // send transmits m under a new message identifier; done is called once.
-func (e *end) send(m *coap.Message, done func(error)) {
+func (e *end) send(m *coap.Message, done func(error)) (id uint16) {
 	c := *m
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
 		done(errClosed)
-		return
+		return 0
 	}
 	e.nextID++
 	c.ID = e.nextID
@@ -101,7 +101,7 @@ func (e *end) send(m *coap.Message, done func(error)) {
 		e.mu.Unlock()
 		e.l.carry(!e.server, b)
 		done(nil)
-		return
+		return c.ID
 	}
 	t := &transmission{b: b, done: done}
 	t.wait = time.Duration(float64(ackTimeout) * (1 + e.l.float()*(ackRandomFactor-1)))
@@ -109,6 +109,7 @@ func (e *end) send(m *coap.Message, done func(error)) {
 	e.pending[c.ID] = t
 	e.mu.Unlock()
 	e.l.carry(!e.server, b)
+	return c.ID
 }
 
 // retransmit: RFC 7252, Section 4.2.
@@ -301,7 +302,7 @@ func (e *end) exchange(ctx context.Context, m *coap.Message) (*coap.Message, err
 	}()
 	c.Options = slices.Clone(c.Options)
 	failed := make(chan error, 1)
-	e.send(&c, func(err error) {
+	id := e.send(&c, func(err error) {
 		if err != nil {
 			failed <- err
 		}
@@ -312,6 +313,9 @@ func (e *end) exchange(ctx context.Context, m *coap.Message) (*coap.Message, err
 	case err := <-failed:
 		return nil, err
 	case <-ctx.Done():
+		if c.Type == coap.Confirmable {
+			e.settle(id, nil) // nobody asks for it
+		}
 		return nil, ctx.Err()
 	case <-e.l.ctx.Done():
 		return nil, errClosed
