@@ -70,18 +70,42 @@ func KeySubject(spki []byte) coap.Subject {
 	return coap.Subject{Kind: coap.SubjectKeyHash, ID: string(sum[:])}
 }
 
-// Holder says who the owner of a raw public key is: the holder of a stored token
-// that is valid now, in force or waiting. The error wraps [ErrIdentity] when
-// there is none.
-func (s *Server) Holder(ctx context.Context, spki []byte) (coap.Subject, error) {
-	k, err := s.heldBy(ctx, spki)
+// thumbprintSubject is who has the key that a thumbprint names (RFC 9679), when a
+// token says no more of it.
+func thumbprintSubject(sum []byte) coap.Subject {
+	return coap.Subject{Kind: coap.SubjectKeyHash, ID: string(sum)}
+}
+
+// certificateSubject is the same of the SHA-256 of a certificate. Neither is a hash of
+// what the other is one of, nor of a SubjectPublicKeyInfo.
+func certificateSubject(sum []byte) coap.Subject { return thumbprintSubject(sum) }
+
+// names are what tokens may call who shows a public key, and a certificate for it
+// (DER; nil: none): by the key itself first.
+func names(spki, leaf []byte) []coap.Subject {
+	all := []coap.Subject{KeySubject(spki)}
+	if k, err := cose.KeyFromSPKI(spki); err == nil {
+		all = append(all, thumbprintSubject(k.Thumbprint()))
+	}
+	if leaf != nil {
+		sum := sha256.Sum256(leaf)
+		all = append(all, certificateSubject(sum[:]))
+	}
+	return all
+}
+
+// Holder says who the owner of a raw public key is, or of that in a certificate (DER;
+// nil: none): the holder of a stored token that is valid now, in force or waiting. The
+// error wraps [ErrIdentity] when there is none.
+func (s *Server) Holder(ctx context.Context, spki, leaf []byte) (coap.Subject, error) {
+	k, err := s.heldBy(ctx, spki, leaf)
 	if err != nil {
 		return coap.Subject{}, err
 	}
 	return k.subject, nil
 }
 
-func (s *Server) heldBy(ctx context.Context, spki []byte) (k *keyRow, err error) {
+func (s *Server) heldBy(ctx context.Context, spki, leaf []byte) (k *keyRow, err error) {
 	defer func() {
 		result := "found"
 		if err != nil {
@@ -90,10 +114,17 @@ func (s *Server) heldBy(ctx context.Context, spki []byte) (k *keyRow, err error)
 		s.metrics.lookups.WithLabelValues("raw", result).Inc()
 	}()
 	err = s.store.View(ctx, func(tx *store.Tx) (err error) {
-		k, err = keyBySubject(tx, KeySubject(spki))
-		return err
+		for _, name := range names(spki, leaf) {
+			if k, err = keyBySubject(tx, name); err == nil && k.newest(time.Now()) != nil {
+				return nil
+			}
+			if k = nil; err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+		}
+		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) || err == nil && k.newest(time.Now()) == nil {
+	if err == nil && k == nil {
 		return nil, fmt.Errorf("%w: no valid token confirms the public key", ErrIdentity)
 	}
 	if err != nil {
@@ -102,10 +133,10 @@ func (s *Server) heldBy(ctx context.Context, spki []byte) (k *keyRow, err error)
 	return k, nil
 }
 
-// Proved says who the peer of a finished handshake is that showed a raw public
-// key. A token that waited for its key to be proved comes in force.
-func (s *Server) Proved(ctx context.Context, spki []byte) (coap.Subject, error) {
-	k, err := s.heldBy(ctx, spki)
+// Proved says who the peer of a finished handshake is that showed a public key, raw or
+// in a certificate. A token that waited for its key to be proved comes in force.
+func (s *Server) Proved(ctx context.Context, spki, leaf []byte) (coap.Subject, error) {
+	k, err := s.heldBy(ctx, spki, leaf)
 	if err != nil {
 		return coap.Subject{}, err
 	}

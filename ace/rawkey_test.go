@@ -58,15 +58,15 @@ func TestRawPublicKey(t *testing.T) {
 		if own := b.RawKey(); own == nil || !own.SamePublic(server) || server.CheckAlg(cose.AlgES256) != nil {
 			t.Error("rs_cnf is another key than that of the handshake")
 		}
-		if _, err := b.Holder(t.Context(), spki); !errors.Is(err, ErrIdentity) {
+		if _, err := b.Holder(t.Context(), spki, nil); !errors.Is(err, ErrIdentity) {
 			t.Errorf("before its token is there: %v", err)
 		}
 		b.mustPost(outside(), token)
-		subject, err := b.Holder(t.Context(), spki)
+		subject, err := b.Holder(t.Context(), spki, nil)
 		if err != nil || subject != KeySubject(spki) {
 			t.Fatalf("%v, %v", subject, err)
 		}
-		if subject, err = b.Proved(t.Context(), spki); err != nil {
+		if subject, err = b.Proved(t.Context(), spki, nil); err != nil {
 			t.Fatal(err)
 		}
 		peer := coap.Peer{Via: coap.DTLSRPK, Subject: subject}
@@ -90,7 +90,7 @@ func TestRawPublicKey(t *testing.T) {
 		if g, err := b.Grant(t.Context(), peer); err != nil || len(g.Scope) != 2 {
 			t.Errorf("a stranger's post takes effect: %+v, %v", g, err)
 		}
-		if _, err := b.Proved(t.Context(), spki); err != nil {
+		if _, err := b.Proved(t.Context(), spki, nil); err != nil {
 			t.Fatal(err)
 		}
 		if g, err := b.Grant(t.Context(), peer); err != nil || len(g.Scope) != 1 || g.Scope[0].Roles != 2 || g.PublicKey == nil {
@@ -105,11 +105,11 @@ func TestRawPublicKey(t *testing.T) {
 		if _, err := b.RevokeTokens(t.Context(), wide); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.Holder(t.Context(), spki); !errors.Is(err, ErrIdentity) {
+		if _, err := b.Holder(t.Context(), spki, nil); !errors.Is(err, ErrIdentity) {
 			t.Errorf("after the token was revoked: %v", err)
 		}
 		_, other := rawPair(t, alg)
-		if _, err := b.Holder(t.Context(), other); !errors.Is(err, ErrIdentity) {
+		if _, err := b.Holder(t.Context(), other, nil); !errors.Is(err, ErrIdentity) {
 			t.Errorf("of a stranger: %v", err)
 		}
 	}
@@ -133,7 +133,7 @@ func TestPublicKeyHasOneOwner(t *testing.T) {
 		t.Errorf("for OSCORE: %v %d, %v", code, id, err)
 	}
 	b.mustPost(outside(), token)
-	if _, err := b.Holder(t.Context(), spki); err != nil {
+	if _, err := b.Holder(t.Context(), spki, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -149,13 +149,13 @@ func TestDisabledPublicKey(t *testing.T) {
 	token, _ := b.askPublic(peer, key, nil)
 	kept, _ := b.askPublic(peer, key, nil)
 	b.mustPost(outside(), token)
-	if _, err := b.Proved(t.Context(), spki); err != nil {
+	if _, err := b.Proved(t.Context(), spki, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.DisableNodes(t.Context(), []string{n.Identity}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Holder(t.Context(), spki); !errors.Is(err, ErrIdentity) {
+	if _, err := b.Holder(t.Context(), spki, nil); !errors.Is(err, ErrIdentity) {
 		t.Errorf("of a disabled node: %v", err)
 	}
 	if _, err := b.EnableNodes(t.Context(), []string{n.Identity}); err != nil {
@@ -175,13 +175,13 @@ func TestDisabledPublicKey(t *testing.T) {
 	peer = b.mustAssociate(n)
 	again, _ := b.askPublic(peer, key, nil)
 	b.mustPost(outside(), again)
-	if _, err := b.Proved(t.Context(), spki); err != nil {
+	if _, err := b.Proved(t.Context(), spki, nil); err != nil {
 		t.Errorf("enabled again: %v", err)
 	}
 	if _, err := b.DisableNodes(t.Context(), []string{n.Identity}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Holder(t.Context(), spki); !errors.Is(err, ErrIdentity) {
+	if _, err := b.Holder(t.Context(), spki, nil); !errors.Is(err, ErrIdentity) {
 		t.Errorf("disabled a second time: %v", err)
 	}
 }

@@ -131,7 +131,7 @@ func (s *Server) judge(ctx context.Context, v *verified, claims *cwt.Claims, ent
 	default:
 		return refuse(coap.BadRequest, "profile is not supported", nil)
 	}
-	if err := v.confirm(claims); err != nil {
+	if err := v.confirm(claims, now); err != nil {
 		return refuse(coap.BadRequest, "cnf cannot be used", err)
 	}
 	if err := v.sequence(claims); err != nil {
@@ -209,10 +209,13 @@ func usableScope(claim []byte) ([]byte, error) {
 
 // confirm reads the key of proof. A COSE_Encrypt0 token carries any key; the
 // others, which everybody can read, no symmetric key in clear.
-func (v *verified) confirm(claims *cwt.Claims) error {
+func (v *verified) confirm(claims *cwt.Claims, now time.Time) error {
 	cnf := claims.Cnf
 	if cnf == nil {
 		return errors.New("no cnf")
+	}
+	if done, err := v.confirmCredential(cnf, now); done {
+		return err
 	}
 	key := cnf.Key
 	clear := v.clear
@@ -300,6 +303,35 @@ func (v *verified) confirmPublic(k *cose.Key) error {
 	}
 	v.subject, v.public = KeySubject(spki), spki
 	return nil
+}
+
+// confirmCredential accepts a public key in a credential, or one that a hash names,
+// of which a handshake shows whose it is; false: cnf holds neither. That a certificate
+// or claims set is genuine the issuer of the token answers for.
+//
+// draft-ietf-ace-authcred-dtls-profile-04, Sections 2 and 3.
+func (v *verified) confirmCredential(cnf *cwt.Confirmation, now time.Time) (done bool, err error) {
+	var key *cose.Key
+	switch {
+	case cnf.CCS != nil:
+		key, err = cose.ParseCCS(cnf.CCS)
+	case cnf.Chain != nil:
+		if key, err = cose.ParseX5Chain(cnf.Chain); err == nil {
+			err = cose.CheckX5Time(cnf.Chain, now)
+		}
+	case cnf.Thumbprint != nil:
+		v.subject = thumbprintSubject(cnf.Thumbprint)
+		return true, nil
+	case cnf.CertHash != nil:
+		v.subject = certificateSubject(cnf.CertHash)
+		return true, nil
+	default:
+		return false, nil
+	}
+	if err != nil {
+		return true, err
+	}
+	return true, v.confirmPublic(key)
 }
 
 // confirmMaterial accepts OSCORE input material. RFC 9203, Section 3.2: the token

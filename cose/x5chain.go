@@ -71,6 +71,19 @@ func x5chain(b []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
+// CheckX5Time says whether the end entity's certificate of a credential of kind x5chain
+// is valid at the time now, as far as its dates go.
+func CheckX5Time(b []byte, now time.Time) error {
+	certs, err := x5chain(b)
+	if err != nil {
+		return fmt.Errorf("x5chain: %w", err)
+	}
+	if c := certs[0]; now.Before(c.NotBefore) || now.After(c.NotAfter) {
+		return errors.New("x5chain: the certificate is not valid now")
+	}
+	return nil
+}
+
 // VerifyX5Chain verifies a credential of kind x5chain at the time now: a path of
 // valid certificates leads from the end entity to one of roots, and the end
 // entity's key may be used for usage, where its certificate restricts that

@@ -124,7 +124,7 @@ func (f front) Certified(ctx context.Context, chain []*x509.Certificate) error {
 	if err != nil {
 		return err
 	}
-	unknown := f.Known(ctx, spki)
+	unknown := f.known(ctx, spki, chain[0].Raw)
 	roots := f.g.cfg.Listen.CoAPSCert.Roots
 	if !errors.Is(unknown, endpoint.ErrUnknown) || roots == nil {
 		return unknown
@@ -143,7 +143,9 @@ func (f front) Certified(ctx context.Context, chain []*x509.Certificate) error {
 }
 
 // Known says whether a token confirms a public key, or the configuration does.
-func (f front) Known(ctx context.Context, spki []byte) error {
+func (f front) Known(ctx context.Context, spki []byte) error { return f.known(ctx, spki, nil) }
+
+func (f front) known(ctx context.Context, spki, leaf []byte) error {
 	r := f.g.rooms.Load()
 	if r == nil {
 		return errStarting
@@ -153,7 +155,7 @@ func (f front) Known(ctx context.Context, spki []byte) error {
 	}
 	ctx, cancel := f.g.requestContext(ctx)
 	defer cancel()
-	_, err := r.access.Holder(ctx, spki)
+	_, err := r.access.Holder(ctx, spki, leaf)
 	if errors.Is(err, ace.ErrIdentity) {
 		return fmt.Errorf("%w: %w", endpoint.ErrUnknown, err)
 	}
@@ -175,7 +177,11 @@ func (f front) Admit(ctx context.Context, p endpoint.Proof) (coap.Subject, error
 		if r.delegates.Has(who) {
 			return who, nil
 		}
-		subject, err := r.access.Proved(ctx, p.PublicKey)
+		var leaf []byte
+		if len(p.Certificates) > 0 {
+			leaf = p.Certificates[0]
+		}
+		subject, err := r.access.Proved(ctx, p.PublicKey, leaf)
 		if errors.Is(err, ace.ErrIdentity) && (p.Certificates != nil || r.pinned(who)) {
 			return who, nil // whose certificate was verified; a token may follow
 		}

@@ -44,10 +44,11 @@ type access interface {
 	// Subject tells what a finished handshake with that identity proved;
 	// conveyed when the identity is itself an access token.
 	Subject(identity []byte) (s coap.Subject, conveyed bool)
-	// Holder tells whose token confirms a raw public key, a SubjectPublicKeyInfo in
-	// DER, and Proved the same of a finished handshake (RFC 9202, Section 3.2).
-	Holder(ctx context.Context, spki []byte) (coap.Subject, error)
-	Proved(ctx context.Context, spki []byte) (coap.Subject, error)
+	// Holder tells whose token confirms a public key, a SubjectPublicKeyInfo in DER,
+	// or the certificate that it is in (nil: none), and Proved the same of a finished
+	// handshake (RFC 9202, Section 3.2).
+	Holder(ctx context.Context, spki, leaf []byte) (coap.Subject, error)
+	Proved(ctx context.Context, spki, leaf []byte) (coap.Subject, error)
 	// Conveyed commits a token that came in psk_identity.
 	Conveyed(ctx context.Context, token []byte, exporter func(label string, context []byte, n int) ([]byte, error)) (coap.Subject, error)
 }

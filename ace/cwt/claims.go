@@ -9,6 +9,8 @@
 package cwt
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math"
@@ -62,6 +64,20 @@ type Confirmation struct {
 	KID []byte
 	// OSCORE is OSCORE input material (4; RFC 9203, Section 3.2.1).
 	OSCORE *oscore.Material
+
+	// What follows is of draft-ietf-ace-authcred-dtls-profile-04: a public key in a
+	// credential, or named by a hash of it. The labels but for ckt are those that
+	// draft-ietf-ace-edhoc-oscore-profile asks for.
+
+	// CCS is a CWT Claims Set (11, kccs), encoded.
+	CCS []byte
+	// Chain is a certificate in DER, or an encoded array of it and those above it
+	// (24, x5chain), as in [cose.ParseX5Chain].
+	Chain []byte
+	// Thumbprint is the SHA-256 of a COSE_Key (5, ckt; RFC 9679).
+	Thumbprint []byte
+	// CertHash is the SHA-256 of a certificate in DER (6, x5t).
+	CertHash []byte
 }
 
 // Labels of claims and of confirmation members.
@@ -83,6 +99,14 @@ const (
 	cnfEncrypted = 2
 	cnfKID       = 3
 	cnfOSCORE    = 4
+	cnfCKT       = 5
+	cnfX5T       = 6
+	cnfCCS       = 11
+	cnfX5Chain   = 24
+
+	// hashSHA256 is the algorithm of an x5t (RFC 9054). One that is cut to 64 bits, as
+	// SHA-256/64 is, names a certificate but does not bind anything to it.
+	hashSHA256 = -16
 )
 
 // Encode returns the claims set in core-deterministic encoding.
@@ -133,6 +157,16 @@ func (c *Confirmation) Encode() []byte {
 		m[cnfEncrypted] = cose.Item(c.Encrypted)
 	case c.OSCORE != nil:
 		m[cnfOSCORE] = cose.Item(c.OSCORE.Encode())
+	case c.CCS != nil:
+		m[cnfCCS] = cose.Item(c.CCS)
+	case len(c.Chain) > 0 && c.Chain[0] == derSequence:
+		m[cnfX5Chain] = c.Chain
+	case c.Chain != nil:
+		m[cnfX5Chain] = cose.Item(c.Chain)
+	case c.Thumbprint != nil:
+		m[cnfCKT] = c.Thumbprint
+	case c.CertHash != nil:
+		m[cnfX5T] = []any{hashSHA256, c.CertHash}
 	}
 	if c.KID != nil {
 		m[cnfKID] = c.KID
@@ -188,7 +222,7 @@ func DecodeConfirmation(b []byte) (*Confirmation, error) {
 	}
 	// RFC 8747, Section 3.1: at most one key is given.
 	keys := 0
-	for _, label := range []int64{cnfKey, cnfEncrypted, cnfOSCORE} {
+	for _, label := range []int64{cnfKey, cnfEncrypted, cnfOSCORE, cnfCCS, cnfX5Chain, cnfCKT, cnfX5T} {
 		if m.Has(label) {
 			keys++
 		}
@@ -197,7 +231,8 @@ func DecodeConfirmation(b []byte) (*Confirmation, error) {
 		return nil, fmt.Errorf("%w: cnf holds two keys", ErrClaims)
 	}
 	d := decoder{m: m}
-	c := &Confirmation{KID: d.bytes("kid", cnfKID, MaxKID), Encrypted: m[cnfEncrypted]}
+	c := &Confirmation{KID: d.bytes("kid", cnfKID, MaxKID), Encrypted: m[cnfEncrypted], CCS: m[cnfCCS]}
+	c.Thumbprint, c.Chain, c.CertHash = d.digest("ckt", m[cnfCKT]), d.chain(), d.certHash()
 	if d.err != nil {
 		return nil, d.err
 	}
@@ -240,6 +275,54 @@ func (d *decoder) bytes(name string, label int64, limit int) []byte {
 		d.fail(name, "not a byte string of a permitted length")
 	}
 	return b
+}
+
+// derSequence begins a certificate in DER, and no array in CBOR.
+const derSequence = 0x30
+
+// digest reads a SHA-256; nil when there is none.
+func (d *decoder) digest(name string, raw []byte) []byte {
+	if raw == nil {
+		return nil
+	}
+	b, err := cose.AsBytes(raw)
+	if err != nil || len(b) != sha256.Size {
+		d.fail(name, "not a SHA-256")
+		return nil
+	}
+	return b
+}
+
+// chain: RFC 9360, Section 2: one certificate is a byte string, several are an array.
+func (d *decoder) chain() []byte {
+	raw := d.m[cnfX5Chain]
+	if raw == nil {
+		return nil
+	}
+	if b, err := cose.AsBytes(raw); err == nil {
+		if len(b) == 0 || b[0] != derSequence {
+			d.fail("x5chain", "not a certificate")
+		}
+		return b
+	}
+	if list, err := cose.DecodeArray(raw); err != nil || len(list) < 2 {
+		d.fail("x5chain", "neither a certificate nor an array of several")
+	}
+	return raw
+}
+
+// certHash: RFC 9360, Section 2: COSE_CertHash, an algorithm and a hash.
+func (d *decoder) certHash() []byte {
+	raw := d.m[cnfX5T]
+	if raw == nil {
+		return nil
+	}
+	list, err := cose.DecodeArray(raw)
+	if err != nil || len(list) != 2 || !bytes.Equal(list[0], cose.MustMarshal(hashSHA256)) {
+		d.fail("x5t", "not [-16, hash]: other hash algorithms than SHA-256 are not supported")
+		return nil
+	}
+	return d.digest("x5t", list[1])
 }
 
 func (d *decoder) integer(name string, label int64) int64 {

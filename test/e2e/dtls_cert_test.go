@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
@@ -13,10 +14,12 @@ import (
 	"github.com/pion/dtls/v3"
 	dtlsnet "github.com/pion/dtls/v3/pkg/net"
 
+	"github.com/seed4911071e/groupgate/ace/cwt"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/node"
 )
 
 // certPeer is a client of pion's with a certificate.
@@ -104,10 +107,10 @@ func TestCertificateAssociations(t *testing.T) {
 		l.CoAPSCertFile, l.CoAPSKeyFile, l.CoAPSRootsFile = file("gateway.pem"), file("gateway.key"), file("ca.pem")
 		c.Groups[0].SignAlg, c.Groups[0].ECDHCurve = "ES256", "P-256"
 	})
-	node := tls.Certificate{Certificate: [][]byte{good.Raw}, PrivateKey: goodKey, Leaf: good}
+	own := tls.Certificate{Certificate: [][]byte{good.Raw}, PrivateKey: goodKey, Leaf: good}
 	stranger := tls.Certificate{Certificate: [][]byte{alien.Raw}, PrivateKey: alienKey, Leaf: alien}
 
-	p, err := g.shows(t, node, roots)
+	p, err := g.shows(t, own, roots)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +128,7 @@ func TestCertificateAssociations(t *testing.T) {
 		t.Errorf("a stranger: %v", err)
 	}
 
-	for name, own := range map[string]tls.Certificate{"node": node, "alien": stranger} {
+	for name, own := range map[string]tls.Certificate{"node": own, "alien": stranger} {
 		key, err := cose.PrivateKeyFromPEM([]byte(read(t, file(name+".key"))))
 		if err != nil {
 			t.Fatal(err)
@@ -146,5 +149,19 @@ func TestCertificateAssociations(t *testing.T) {
 		if d, err := groupcomm.DecodeKeyDistribution(r.Payload); r.Code != coap.Created || err != nil || len(d.Key.MasterSecret) == 0 {
 			t.Errorf("%s joins: %v, %v", name, r.Code, err)
 		}
+	}
+
+	// A token that names the certificate alone, by its hash.
+	far, farKey := files.certify("far", other, otherKey)
+	sum := sha256.Sum256(far.Raw)
+	c := claims()
+	c.Cnf = &cwt.Confirmation{CertHash: sum[:]}
+	g.post(&node.Access{Token: seal(t, cwt.Protection{Alg: cose.AlgAESCCM16_64_128, Key: g.cfg.Tokens[0].SymmetricKey.Bytes()}, c)})
+	p, err = g.shows(t, tls.Certificate{Certificate: [][]byte{far.Raw}, PrivateKey: farKey, Leaf: far}, roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := p.ask(coap.GET, nil, "ace-group", group, "num"); r.Code != coap.Forbidden { // with a token, and no member
+		t.Errorf("with a token for its certificate: %v", r.Code)
 	}
 }
