@@ -52,7 +52,6 @@ func ServeGateway(ctx context.Context, dir string, in io.Reader, out io.Writer) 
 	}
 	change := func(cfg *config.Config) {
 		cfg.Limits.NotifyRPS = spec.NotifyRPS
-		cfg.Endpoint.Handshake = config.HandshakeOwn // quicker, where very many come
 		for _, l := range []struct{ key, addr *string }{
 			{&cfg.Listen.CoAPS, &spec.Listen.CoAPS}, {&cfg.Listen.CoAP, &spec.Listen.CoAP},
 			{&cfg.Listen.HTTP, &spec.Listen.HTTP}, {&cfg.Listen.MQTT, &spec.Listen.MQTT},

@@ -96,9 +96,9 @@ func onEach(t *testing.T, test func(t *testing.T, kind func(*config.Config))) {
 			test(t, func(c *config.Config) { c.Endpoint.Kind = name })
 		})
 	}
-	t.Run("own handshakes", func(t *testing.T) {
+	t.Run("handshakes by pion", func(t *testing.T) {
 		t.Parallel()
-		test(t, func(c *config.Config) { c.Endpoint.Handshake = config.HandshakeOwn })
+		test(t, func(c *config.Config) { c.Endpoint.Handshake = config.HandshakePion })
 	})
 }
 
