@@ -234,7 +234,7 @@ func (p *publisher) publishGroup(ctx context.Context, c *client, group string, r
 }
 
 // pending reads a page of messages that are not confirmed, in the order of
-// node names.
+// node names. A member on a leaf of a key tree has no message of its own.
 func (p *publisher) pending(ctx context.Context, group, after string) (out []message, err error) {
 	err = p.b.store.View(ctx, func(tx *store.Tx) error {
 		out = nil
@@ -244,7 +244,7 @@ func (p *publisher) pending(ctx context.Context, group, after string) (out []mes
 			LEFT JOIN bridge_rekey k ON k.grp = r.grp AND k.num = m.num
 			LEFT JOIN bridge_dormant d ON d.kid = m.kid AND d.num = m.num
 			LEFT JOIN bridge_confirmed c ON c.grp = r.grp AND c.node = r.node
-			WHERE r.grp = ? AND r.node > ? AND (c.version IS NULL OR c.version < m.num OR d.kid IS NOT NULL)
+			WHERE r.grp = ? AND r.leaf < 0 AND r.node > ? AND (c.version IS NULL OR c.version < m.num OR d.kid IS NOT NULL)
 			ORDER BY r.node LIMIT ?`, group, after, page)
 		if err != nil {
 			return err

@@ -95,8 +95,15 @@ CREATE TABLE bridge_dormant (
 	num  BIGINT  NOT NULL,
 	body BLOB    NOT NULL
 );
-`, schemaTreeCounts}}
+`, schemaTreeCounts, schemaSingle}}
 }
+
+// schemaSingle: the members that are told one by one, in the order in which their
+// messages are read: a rekey by a tree looks at none of the others.
+const schemaSingle = `
+DROP INDEX bridge_registration_single;
+CREATE INDEX bridge_registration_single ON bridge_registration (grp, node) WHERE leaf < 0;
+`
 
 // schemaTree: key trees.
 //

@@ -272,14 +272,13 @@ func (m *Manager) snapshot(tx *store.Tx, g *group) (*snapshot, error) {
 	}
 	// A member whose token expired gets no newer key, whether or not the expiry
 	// has been worked off.
-	// The number of members is large, that of those without a token is not: the
-	// plus sign keeps SQLite from looking at every member of the group for the few
-	// that gm_members_lapsed lists.
 	if err := tx.QueryRow(`SELECT COUNT(*) FROM gm_members WHERE group_id = ?`, g.id).Scan(&s.entitled); err != nil {
 		return nil, err
 	}
-	rows, err := tx.Query(`SELECT node FROM gm_members WHERE group_id = ? AND expires BETWEEN 1 AND ?
-		UNION SELECT node FROM gm_members WHERE +group_id = ? AND lapsed = 1`, g.id, time.Now().UnixMilli(), g.id)
+	// Two disjoint halves, each with an index that lists few: for a UNION, SQLite
+	// reads all members in the order of their names.
+	rows, err := tx.Query(`SELECT node FROM gm_members WHERE group_id = ? AND lapsed = 0 AND expires BETWEEN 1 AND ?
+		UNION ALL SELECT node FROM gm_members WHERE group_id = ? AND lapsed = 1`, g.id, time.Now().UnixMilli(), g.id)
 	if err != nil {
 		return nil, err
 	}

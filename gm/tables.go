@@ -9,7 +9,7 @@ import "github.com/seed4911071e/groupgate/store"
 // Times: exp is in seconds since 1970 as on the wire; due_at and expires are
 // in milliseconds, 0 meaning never.
 func Migrations() store.Migrations {
-	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5, schema6, schemaWaiting, schemaPhased}}
+	return store.Migrations{Room: "gm", Steps: []string{schema1, schema2, schemaMove, schema4, schema5, schema6, schemaWaiting, schemaPhased, schemaLapsed}}
 }
 
 const schema1 = `
@@ -144,4 +144,11 @@ CREATE TABLE gm_waiting (
 	sid      INTEGER NOT NULL DEFAULT -1,
 	PRIMARY KEY (group_id, ticket)
 );
+`
+
+// schemaLapsed: the members of one group whose tokens are gone, among very many
+// who have theirs. With the time alone SQLite preferred to look at them all.
+const schemaLapsed = `
+DROP INDEX gm_members_lapsed;
+CREATE INDEX gm_members_lapsed ON gm_members (group_id, expires) WHERE lapsed = 1;
 `
