@@ -113,6 +113,9 @@ var ErrUnknown = errors.New("endpoint: unknown psk_identity or public key")
 // Config is what an [Endpoint] is made of.
 type Config struct {
 	Server Server
+	// Context is that of handlers and handshakes, which end with it as with Run. nil:
+	// they end with Run.
+	Context context.Context
 	// Keys is nil for plain UDP: then there is no DTLS.
 	Keys Keys
 	// RawKey gives the raw public key of the gateway, and nil as long as there is
@@ -294,7 +297,10 @@ func New(sock Socket, cfg Config) *Endpoint {
 	e.crew.after = e.out.kick
 	e.later.crew = e.crew
 	e.shift.wake, e.shift.readers = make(chan struct{}, 1), newCrew()
-	e.ctx, e.stop = context.WithCancel(context.Background())
+	if cfg.Context == nil {
+		cfg.Context = context.Background()
+	}
+	e.ctx, e.stop = context.WithCancel(cfg.Context)
 	return e
 }
 

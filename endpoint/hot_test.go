@@ -145,10 +145,14 @@ func echo(_ context.Context, r *coap.Request) (*coap.Response, error) {
 }
 
 // mirrored is an endpoint under a server core, with n nodes that observe.
-func mirrored(b testing.TB, n int, h coap.HandlerFunc) (*mirror, *serve.Server) {
+func mirrored(b testing.TB, n int, h coap.HandlerFunc, edit ...func(*Config)) (*mirror, *serve.Server) {
 	m := newMirror()
 	core := serve.New(h, serve.Config{PerPeerRPS: 1e9, PerPeerBurst: 1e9})
-	e := New(m, Config{Server: core, Keys: nobody{}})
+	cfg := Config{Server: core, Keys: nobody{}}
+	for _, f := range edit {
+		f(&cfg)
+	}
+	e := New(m, cfg)
 	get := &coap.Message{Code: coap.GET, Token: []byte{1, 2, 3, 4}}
 	get.Options.SetUint(coap.ObserveOption, 0)
 	for i := range n {

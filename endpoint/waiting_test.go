@@ -183,3 +183,29 @@ func TestWaitingBound(t *testing.T) {
 		}
 	})
 }
+
+// TestContext: handlers end with the context that the endpoint was given, also while
+// it runs.
+func TestContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		h := &patient{waits: func(*coap.Request) bool { return true }}
+		m, _ := mirrored(t, 1, h.serve, func(c *Config) { c.Context = ctx })
+		var heard heard
+		m.tap = heard.note
+		m.expect(1, 0)
+		m.mu.Lock()
+		m.ask(0)
+		m.mu.Unlock()
+		synctest.Wait()
+		if _, heads := heard.take(); len(heads) > 0 {
+			t.Fatalf("answered % x", heads)
+		}
+		stop()
+		<-m.done
+		if _, heads := heard.take(); coap.Code(heads[0][1]).IsSuccess() {
+			t.Errorf("answered % x", heads)
+		}
+	})
+}

@@ -185,7 +185,7 @@ func (b *built) delegates(ctx context.Context) error {
 			return b.delegate.ServeInsecure(ctx, from, req)
 		}), serve.Config{PerPeerRPS: d.RPS, Log: b.g.log.With("part", "delegate")})
 		g.Go(func() error { return front.server.Run(ctx) })
-		e := endpoint.New(endpoint.UDP(conn), endpoint.Config{Server: front, MaxSessions: maxInsecure, Log: b.g.log.With("part", "delegate")})
+		e := endpoint.New(endpoint.UDP(conn), endpoint.Config{Server: front, Context: b.g.stopped, MaxSessions: maxInsecure, Log: b.g.log.With("part", "delegate")})
 		g.Go(func() error { return e.Run(ctx) })
 	}
 	return g.Wait()
@@ -210,8 +210,6 @@ func (f *insecureFront) Handle(ctx context.Context, link coap.Link, m *coap.Mess
 		return &coap.Message{Code: coap.ServiceUnavailable, Token: m.Token}
 	}
 	defer release()
-	ctx, cancel := f.gate.g.requestContext(ctx)
-	defer cancel()
 	return f.server.Handle(ctx, link, m)
 }
 

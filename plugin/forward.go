@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 
@@ -46,7 +47,7 @@ func (g *Gateway) newProxy(as *ace.Server) (*proxy.Proxy, error) {
 			}
 			return holds(ctx, p)
 		},
-		Token: holds, Listeners: g.sockets,
+		Token: holds, Listeners: sync.OnceValue(g.sockets),
 		Log: log, Registerer: g.registry,
 	}), nil
 }

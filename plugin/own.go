@@ -32,7 +32,7 @@ var (
 // endpoint.persist_sessions.
 func (g *Gateway) CoAPS(socks ...endpoint.Socket) *endpoint.Shards {
 	e := endpoint.NewShards(socks, endpoint.Config{
-		Server: front{g}, Keys: front{g}, Opened: front{g}.opened, Ready: g.ready, Ending: g.freeze,
+		Server: front{g}, Context: g.stopped, Keys: front{g}, Opened: front{g}.opened, Ready: g.ready, Ending: g.freeze,
 		RawKey: g.rawKey, Certificate: g.certificate, OwnPSK: g.cfg.Endpoint.Handshake == config.HandshakeOwn,
 		HibernateAfter: g.cfg.Endpoint.HibernateAfter,
 		MaxSessions:    g.cfg.Limits.Sessions, MaxHandshakes: g.cfg.Limits.Handshakes,
@@ -49,7 +49,7 @@ func (g *Gateway) CoAPS(socks ...endpoint.Socket) *endpoint.Shards {
 // the gateway likewise.
 func (g *Gateway) CoAP(socks ...endpoint.Socket) *endpoint.Shards {
 	e := endpoint.NewShards(socks, endpoint.Config{
-		Server: front{g}, Keep: g.carries, Ending: g.freeze, Log: g.log.With("part", "coap"), Registerer: g.registerer("coap"),
+		Server: front{g}, Context: g.stopped, Keep: g.carries, Ending: g.freeze, Log: g.log.With("part", "coap"), Registerer: g.registerer("coap"),
 	})
 	if g.plain == nil {
 		g.plain = e
@@ -72,9 +72,7 @@ func (f front) Handle(ctx context.Context, link coap.Link, m *coap.Message) *coa
 		return &coap.Message{Code: coap.ServiceUnavailable, Token: m.Token}
 	}
 	defer release()
-	ctx, cancel := f.g.requestContext(ctx)
-	defer cancel()
-	return f.g.server.Handle(ctx, link, m)
+	return f.g.server.Handle(ctx, link, m) // ctx ends with Run: see Context
 }
 
 // Cancel ends the observation of a peer that rejected a notification.
@@ -170,8 +168,6 @@ func (f front) Admit(ctx context.Context, p endpoint.Proof) (coap.Subject, error
 		return coap.Subject{}, errStarting
 	}
 	defer release()
-	ctx, cancel := g.requestContext(ctx)
-	defer cancel()
 	if r := g.rooms.Load(); r != nil && p.PublicKey != nil {
 		who := ace.KeySubject(p.PublicKey)
 		if r.delegates.Has(who) {
@@ -205,8 +201,6 @@ func (f front) standing(ctx context.Context, p coap.Peer) endpoint.Standing {
 		return 0
 	}
 	defer release()
-	ctx, cancel := f.g.requestContext(ctx)
-	defer cancel()
 	if r.delegates.Has(p.Subject) {
 		return endpoint.Member
 	}

@@ -78,7 +78,7 @@ func parseURI(uri string) (Target, coap.Options, error) {
 	if uri == "" || len(uri) > maxURI {
 		return fail("length")
 	}
-	if strings.ContainsFunc(uri, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("<>\"\\^`{|}", r) }) {
+	if strings.ContainsFunc(uri, excluded) {
 		return fail("a character that has to be percent-encoded")
 	}
 	if strings.Contains(uri, "#") { // RFC 7252, Section 6.4, step 1: no fragment
@@ -122,6 +122,15 @@ func parseURI(uri string) (Target, coap.Options, error) {
 		}
 	}
 	return t, o, nil
+}
+
+// excluded are the characters that no URI has (RFC 3986, Section 2).
+func excluded(r rune) bool {
+	switch r {
+	case '<', '>', '"', '\\', '^', '`', '{', '|', '}':
+		return true
+	}
+	return r <= ' ' || r >= 0x7f
 }
 
 // normalHost gives a host the one form in which it is compared: an address in
