@@ -24,6 +24,28 @@ type treeRekey struct {
 	num      uint64
 }
 
+// leapFrom is how far the version of a group goes at least when its database was put
+// back from a backup (protocol.md, Section 10): members may have keys of the tree that
+// it does not know, of versions that would be given again.
+const leapFrom = 1 << 20
+
+// inner are the places of all nodes above leaves.
+func (r *treeRows) inner() (ids []keytree.ID, err error) {
+	rows, err := r.tx.Query(`SELECT pos FROM bridge_tree_node WHERE tid = ? AND pos >= ?`, r.tid, position(keytree.ID{Level: 1}))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var pos int64
+		if err := rows.Scan(&pos); err != nil {
+			return nil, err
+		}
+		ids = append(ids, placeAt(pos))
+	}
+	return ids, rows.Err()
+}
+
 // prepareTree renders the messages of a rekey of a group's tree, the lowest
 // first: each under the key of a node, countersigned, with the key of the node
 // above, and the last, under the key of the root, with the keying material
@@ -45,6 +67,15 @@ func (b *Bridge) prepareTree(ctx context.Context, plan groupcomm.RekeyPlan) (*tr
 		r = &treeRekey{t: t, num: plan.Num}
 		rows := b.treeRows(tx, t.tid)
 		k := keytree.Open(t.Shape, rows)
+		if plan.Num > t.num && plan.Num-t.num > leapFrom {
+			inner, err := rows.inner()
+			if err != nil {
+				return err
+			}
+			if err := k.Leap(leapFrom, inner); err != nil {
+				return err
+			}
+		}
 		if err := r.exclude(tx, k, plan); err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 
 	"github.com/seed4911071e/groupgate/cose"
@@ -275,6 +276,27 @@ func (t *Tree) Remove(leaf uint32) error {
 			continue
 		}
 		if !n.Dirty {
+			n.Dirty = true
+			t.put(n)
+		}
+	}
+	return nil
+}
+
+// Leap makes a tree safe to go on with that was put back from a backup: what was
+// drawn since then is not known. The next key has a version that is so much further,
+// and every key above a leaf is drawn anew at the next rekey. inner are the places of
+// these.
+func (t *Tree) Leap(by uint32, inner []ID) error {
+	if t.Seq > math.MaxUint32-by {
+		return fmt.Errorf("keytree: no version is %d further than %d", by, t.Seq)
+	}
+	t.Seq += by
+	if err := t.load(inner...); err != nil {
+		return err
+	}
+	for _, id := range inner {
+		if n := t.nodes[id]; n != nil && id.Level > 0 && !n.Dirty {
 			n.Dirty = true
 			t.put(n)
 		}

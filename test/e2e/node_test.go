@@ -249,6 +249,7 @@ type gateway struct {
 	admin *admin.Client
 	log   *output
 	stop  func() error
+	opts  []plugin.Option
 }
 
 // serve starts a gateway on ports of the system.
@@ -278,7 +279,7 @@ func (g *gateway) start(t testing.TB) {
 		failed = host.Serve(ctx, g.cfg, log, func(_ *plugin.Gateway, at host.Addrs) {
 			g.at = at
 			close(ready)
-		})
+		}, g.opts...)
 	}()
 	g.stop = sync.OnceValue(func() error { cancel(); <-over; return failed })
 	t.Cleanup(func() {
