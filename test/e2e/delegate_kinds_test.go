@@ -32,11 +32,13 @@ type bare struct {
 
 	mu    sync.Mutex
 	asked int
+	first func(answer []byte, to netip.AddrPort) // what is done before a request is answered; guarded by mu
 }
 
-func newBare(t *testing.T) *bare {
+// newBare is at a port of an address of its own; 0: any port.
+func newBare(t *testing.T, host byte, port int) *bare {
 	t.Helper()
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, host), Port: port})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,9 +61,13 @@ func newBare(t *testing.T) *bare {
 			}
 			b.mu.Lock()
 			b.asked++
+			first := b.first
 			b.mu.Unlock()
-			r := &coap.Message{Type: coap.Acknowledgement, Code: coap.Content, ID: m.ID, Token: m.Token, Payload: []byte("bare")}
+			r := &coap.Message{Type: coap.Acknowledgement, Code: coap.Content, ID: m.ID, Token: m.Token, Payload: fmt.Append(nil, "bare ", host)}
 			if out, err := r.MarshalBinary(); err == nil {
+				if first != nil {
+					first(out, from)
+				}
 				_, _ = conn.WriteToUDPAddrPort(out, from)
 			}
 		}
@@ -128,8 +134,10 @@ func TestDelegateKinds(t *testing.T) {
 	at, _ := overhear(t)
 	sleeper := s.legacyNode("sleeper")
 	s.legacyNode("dozer") // it never wakes
-	naked := newBare(t)
-	door := ports.Addr(t)
+	// Two without security on one port of two addresses, and somebody on a third.
+	port := ports.Free(t)
+	naked, bald, spoof := newBare(t, 7, port), newBare(t, 8, port), newBare(t, 9, port)
+	door, other := ports.Addr(t), ports.Addr(t)
 	password := make([]byte, 16)
 	rand.Read(password)
 	s.write("sensor.password", hex.EncodeToString(password)+"\n")
@@ -142,15 +150,17 @@ func TestDelegateKinds(t *testing.T) {
 %[6]s    }
   - {name: naked, auth: {insecure_address: %[3]q, interface: lo, listen: %[4]q}, rps: 1,
 %[6]s    }
+  - {name: bald, auth: {insecure_address: %[8]q, interface: lo, listen: %[9]q}, rps: 1000,
+%[6]s    }
   - {name: mqtt, mqtt_topic: plant/t7, mqtt_password_file: %[5]s, rps: 1000,
 %[7]s    }
 `, filepath.Join(s.dir, "sleeper.key"), filepath.Join(s.dir, "dozer.key"), naked.conn.LocalAddr(), door, filepath.Join(s.dir, "sensor.password"),
-		groups, strings.Replace(groups, "send_path: /g, ", "", 1))
+		groups, strings.Replace(groups, "send_path: /g, ", "", 1), bald.conn.LocalAddr(), other)
 	s.configure()
 	s.run()
 	list := map[string]string{} // name → Sender ID
 	where := map[string]string{}
-	for _, d := range s.delegated(4) {
+	for _, d := range s.delegated(5) {
 		list[d.Delegate], where[d.Delegate] = *d.SenderID, d.Listen
 	}
 	sp := s.speaker()
@@ -181,12 +191,30 @@ func TestDelegateKinds(t *testing.T) {
 	if r := naked.ask(door, "/gw/groups"); r.Code != coap.Content || string(r.Payload) != "sensors joined 0\n" {
 		t.Errorf("/gw/groups of an insecure node: %v %q", r.Code, r.Payload)
 	}
-	spoof := newBare(t)
-	if r := spoof.ask(door, "/gw/groups"); r.Code != coap.Unauthorized {
-		t.Errorf("another address: %v", r.Code)
+	if r := bald.ask(other, "/gw/groups"); r.Code != coap.Content {
+		t.Errorf("/gw/groups of another insecure node: %v %q", r.Code, r.Payload)
 	}
-	if got := ask("naked", "/t", coap.GET); got != "2.05 bare" {
-		t.Errorf("an insecure node: %q", got)
+	// The port of a node is not enough: another address reaches nothing, is not asked
+	// for a node, and what it answers in a node's place, by chance with the right
+	// message identifier and token, is nothing.
+	for _, path := range []string{"/gw/groups", "/g/t", "/ace-group/sensors", "/.well-known/core"} {
+		if r := spoof.ask(door, path); r.Code != coap.Unauthorized || len(r.Payload) > 0 && !strings.HasPrefix(string(r.Payload), "not a legacy node") {
+			t.Errorf("another address, %s: %v %q", path, r.Code, r.Payload)
+		}
+	}
+	naked.mu.Lock()
+	naked.first = func(answer []byte, to netip.AddrPort) {
+		forged := append(slices.Clone(answer[:len(answer)-6]), "forged"...)
+		_, _ = spoof.conn.WriteToUDPAddrPort(forged, to)
+	}
+	naked.mu.Unlock()
+	for name, want := range map[string]string{"naked": "2.05 bare 7", "bald": "2.05 bare 8"} {
+		if got := ask(name, "/t", coap.GET); got != want {
+			t.Errorf("an insecure node: %q, want %q", got, want)
+		}
+	}
+	if spoof.asked != 0 {
+		t.Error("another address was asked in the place of a node")
 	}
 	refused := 0
 	for range 50 { // at a rate of one per second
@@ -274,7 +302,7 @@ func TestDelegateNonces(t *testing.T) {
 	gw := s.run()
 	id := *s.delegated(1)[0].SenderID
 	sp := s.speaker()
-	replayer := newBare(t)
+	replayer := newBare(t, 1, 0)
 	served := map[string]int{}    // by Partial IV: how often a request was that was sent again
 	nonces := map[string]string{} // Gid, kid, Partial IV → ciphertext
 	note := func(m *coap.Message, gid string, o oscore.Option) {
@@ -292,7 +320,7 @@ func TestDelegateNonces(t *testing.T) {
 			defer close(done)
 			for range 20 {
 				req := &coap.Request{Code: coap.GET}
-				req.Options.SetPath("g", "nobody")
+				req.Options.SetPath("g", "not a legacy node")
 				_, _ = meter.tr.Do(soon(t), req) // the gateway may be gone
 			}
 		}()
