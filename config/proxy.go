@@ -59,6 +59,7 @@ type ProxyVia struct {
 	Parallel  int           `yaml:"parallel"`   // requests outstanding at one upstream
 	BlockSize int           `yaml:"block_size"` // of requests to it
 	Interface string        `yaml:"interface"`  // that requests to groups leave by
+	Next      string        `yaml:"next"`       // scheme://host[:port] of the next proxy on the way to a group; "": none
 
 	Identity string `yaml:"identity"`  // coaps: psk_identity
 	KeyFile  string `yaml:"key_file"`  // hex: its key; or PEM: that of the certificate
@@ -100,8 +101,7 @@ func (c *Config) validateProxy(f *faults) {
 			f.add(key+".target", "%s", err)
 			continue
 		}
-		c.validateVia(f, key, &t.ProxyVia, scheme)
-		validateGroup(f, key, "target", scheme, host, &t.ProxyVia)
+		c.validateVia(f, key, &t.ProxyVia, validateGroup(f, key, "target", scheme, host, &t.ProxyVia))
 	}
 	names := map[string]int{}
 	for i := range p.Hosts {
@@ -147,23 +147,37 @@ func (c *Config) validateUpstream(f *faults, key, uri string, v *ProxyVia) (hasP
 		f.add(key+".upstream", "%s", err)
 		return false
 	}
-	c.validateVia(f, key, v, scheme)
-	validateGroup(f, key, "upstream", scheme, host, v)
+	c.validateVia(f, key, v, validateGroup(f, key, "upstream", scheme, host, v))
 	return len(path) > 0
 }
 
-// validateGroup looks at rules that lead to a group.
-func validateGroup(f *faults, key, name, scheme, host string, v *ProxyVia) {
+// validateGroup looks at rules that lead to a group, and returns the scheme with which
+// the next hop is reached.
+func validateGroup(f *faults, key, name, scheme, host string, v *ProxyVia) string {
 	g, err := netip.ParsePrefix(host)
-	if err != nil || !g.Addr().IsMulticast() {
-		return
-	}
-	if scheme != "coap" {
+	group := err == nil && g.Addr().IsMulticast()
+	if group && scheme != "coap" {
 		f.add(key+"."+name, "a group is reached with coap:// only")
 	}
-	if v.OpenToUDP {
+	if group && v.OpenToUDP {
 		f.add(key+".open_to_udp", "a group multiplies what is sent: it cannot be open to peers that show no key")
 	}
+	if v.Next == "" {
+		return scheme
+	}
+	next, at, _, path, err := SplitTarget(v.Next)
+	n, e := netip.ParsePrefix(at)
+	switch {
+	case !group:
+		f.add(key+".next", "is for a group's address: what is for one server goes to it, or to the upstream of `reverse`")
+	case err != nil:
+		f.add(key+".next", "%s", err)
+	case len(path) > 0 || strings.HasPrefix(at, "*") || e == nil && (!n.IsSingleIP() || n.Addr().IsMulticast()):
+		f.add(key+".next", "must name one proxy, without a path")
+	default:
+		return next
+	}
+	return scheme
 }
 
 func (c *Config) validateVia(f *faults, key string, v *ProxyVia, scheme string) {

@@ -41,6 +41,10 @@ func TestProxyRefused(t *testing.T) {
 		{"a group over DTLS by Proxy-Uri", "allow: [{target: 'coaps://224.0.1.187', identity: a, key_file: k}]", "a group is reached with coap:// only"},
 		{"a group for anybody", "reverse: [{path: /l, upstream: 'coap://224.0.1.187', open_to_udp: true}]", "multiplies"},
 		{"a group for anybody by host", "hosts: [{name: a.example, upstream: 'coap://224.0.1.187', open_to_udp: true}]", "multiplies"},
+		{"a chain to one server", "allow: [{target: 'coap://10.0.0.1', next: 'coap://10.0.0.2'}]", "next: is for a group's address"},
+		{"a chain through a group", "allow: [{target: 'coap://224.0.1.187', next: 'coap://224.0.1.188'}]", "must name one proxy"},
+		{"a chain by a path", "reverse: [{path: /l, upstream: 'coap://224.0.1.187', next: 'coap://10.0.0.2/p'}]", "must name one proxy"},
+		{"a chain over DTLS without a credential", "allow: [{target: 'coap://224.0.1.187', next: 'coaps://10.0.0.2'}]", "needs identity and key_file"},
 		{"a network is no upstream", "reverse: [{path: /l, upstream: 'coap://10.0.0.0/8'}]", "must name one host"},
 	} {
 		_, err := Parse("f.yaml", []byte("proxy:\n  "+c.text+"\n"))

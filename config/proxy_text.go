@@ -16,6 +16,9 @@ func (p *Proxy) Summary() []string {
 		if to != "" {
 			b.WriteString(" to " + to)
 		}
+		if v.Next != "" {
+			b.WriteString(" through " + v.Next)
+		}
 		b.WriteString(", for ")
 		switch {
 		case len(v.Peers) > 0:

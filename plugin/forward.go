@@ -207,6 +207,9 @@ func viaRule(v *config.ProxyVia) (proxy.Rule, error) {
 	for _, m := range v.Methods {
 		r.Methods = append(r.Methods, methods[m])
 	}
+	if v.Next != "" && err == nil {
+		r.Next, _, err = proxy.ParseTarget(strings.TrimSuffix(v.Next, "/"))
+	}
 	switch {
 	case v.Identity != "":
 		r.Credential = &proxy.Credential{Identity: []byte(v.Identity), Key: v.Key.Bytes}

@@ -15,7 +15,7 @@ import (
 )
 
 // TestGroupInHost: a request to a group through a host's go-coap server, with all
-// responses, and its Early Stop (draft-ietf-core-groupcomm-proxy, Section 4.1.3), which
+// responses, and its Early Stop (draft-ietf-core-groupcomm-proxy, Section 5.1.3), which
 // has neither a proxy option nor a path of ours.
 func TestGroupInHost(t *testing.T) {
 	t.Parallel()

@@ -63,7 +63,7 @@ func (p *Proxy) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 // closed is the answer to who has no rule for a target.
 func closed(t Target) error {
 	if a, ok := t.addr(); ok && a.IsMulticast() {
-		// draft-ietf-core-groupcomm-proxy, Section 4.2.1, step 2.
+		// draft-ietf-core-groupcomm-proxy, Section 5.2.1, step 2.
 		return coap.Errorf(coap.Unauthorized, textClosed)
 	}
 	return coap.Errorf(coap.ProxyingNotSupported, textClosed)

@@ -29,13 +29,15 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 	if f.target.Scheme != CoAP {
 		return nil, coap.Errorf(coap.ProxyingNotSupported, "a group is reached with coap only")
 	}
-	if err := p.permit(f.rule, f.target, group); err != nil {
-		return nil, err
+	if f.rule.Next.Host == "" {
+		if err := p.permit(f.rule, f.target, group); err != nil {
+			return nil, err
+		}
 	}
 	raw, ok := f.req.Options.Get(MulticastTimeout)
 	seconds, valid := f.req.Options.Uint(MulticastTimeout)
 	if !ok || !valid || len(raw) > 4 {
-		// Section 5.2, step 3: the client did not show that it takes many responses.
+		// Section 5.2.1, step 3: the client did not show that it takes many responses.
 		r := &coap.Response{Code: coap.BadRequest, Payload: []byte("a group answers with many responses: Multicast-Timeout says how long they are wanted")}
 		r.Options.Add(MulticastTimeout, nil)
 		return nil, coap.Respond(r, nil)
@@ -45,6 +47,9 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 	}
 	register, present := f.req.Observe()
 	wanted := min(time.Duration(seconds)*time.Second, p.cfg.GroupTimeout)
+	if f.rule.Next.Host != "" && wanted > 0 && wanted <= legTime {
+		return nil, tooShort(uint32(legTime/time.Second) + 1)
+	}
 	g, err := p.askGroup(ctx, f, group, present && register, wanted)
 	if err != nil {
 		return nil, err
@@ -72,6 +77,9 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 			if errors.Is(err, errSilent) {
 				return nil
 			}
+			if err != nil && g.hop != nil && g.lasting && ctx.Err() == nil {
+				return send(coap.ErrorResponse(err)) // ends the observation (RFC 7641, Section 4.2)
+			}
 			if err == nil {
 				err = send(r)
 			}
@@ -90,7 +98,7 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 }
 
 // earlyStop says whether a request asks for the end of an earlier one to a group
-// (draft-ietf-core-groupcomm-proxy, Section 4.1.3).
+// (draft-ietf-core-groupcomm-proxy, Section 5.1.3).
 func earlyStop(o coap.Options) bool {
 	v, ok := o.Get(MulticastTimeout)
 	return ok && len(v) == 0 && !Proxied(o) && !slices.ContainsFunc(o, func(x coap.Option) bool {
@@ -132,6 +140,8 @@ type asked struct {
 	buf     []byte
 	end     time.Time // of the time in which responses are wanted
 	observe bool
+	hop     *hop                       // nil: the group itself is asked
+	lasting bool                       // the next proxy has taken the observation
 	members map[netip.AddrPort]*member // that took the registration
 	again   time.Time                  // when the registration is to be made anew; zero: never
 
@@ -181,18 +191,27 @@ func (p *Proxy) askGroup(ctx context.Context, f *forwarded, group netip.Addr, ob
 		p.metrics.refused.WithLabelValues("busy").Inc()
 		return nil, errBusy
 	}
-	if err := g.open(); err != nil {
+	if f.rule.Next.Host != "" {
+		err = g.openHop(ctx, wanted)
+	} else {
+		err = g.open()
+	}
+	if err != nil {
 		done()
 		return nil, err
 	}
 	free := sync.OnceFunc(done)
 	g.finish = sync.OnceFunc(func() {
-		if observe {
-			// RFC 7641, Section 3.6: the observation is over. Who does not hear it
-			// learns it from its next confirmable notification.
-			_ = g.send(1)
+		if g.hop != nil {
+			g.hop.end(p)
+		} else {
+			if observe {
+				// RFC 7641, Section 3.6: the observation is over. Who does not hear it
+				// learns it from its next confirmable notification.
+				_ = g.send(1)
+			}
+			_ = g.conn.Close()
 		}
-		_ = g.conn.Close()
 		free()
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -285,6 +304,9 @@ func prepare(conn *net.UDPConn, group netip.Addr, name string) error {
 // next waits for the next response; errSilent: the time is over, and nobody is
 // observed.
 func (g *asked) next(ctx context.Context) (*coap.Response, error) {
+	if g.hop != nil {
+		return g.nextOfHop(ctx)
+	}
 	unhook := context.AfterFunc(ctx, func() { _ = g.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer unhook()
 	for {

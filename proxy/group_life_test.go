@@ -101,7 +101,7 @@ func groupRequest(port uint16, timeout uint32) *coap.Request {
 
 // TestGroupEarlyEnd: relaying ends before its time by an Early Stop Request, by a
 // Reset, by another request with the token, and with the client
-// (draft-ietf-core-groupcomm-proxy, Sections 4.1.3 and 4.2.3).
+// (draft-ietf-core-groupcomm-proxy, Sections 5.1.3 and 5.2.3).
 func TestGroupEarlyEnd(t *testing.T) {
 	lit := light(t, func(n int, m *coap.Message) *coap.Message { return state(n, uint16(n), m.Token, -1, "on") })
 	s := house(t, Config{Rules: []Rule{groupRule(lit.port)}}, nil)
@@ -158,7 +158,7 @@ func TestGroupEarlyEnd(t *testing.T) {
 
 // TestGroupObserved: the members' notifications are relayed after the time of the
 // request as well, each with its own number and who it is from, until none has the
-// observation any more (Sections 4.2.2 and 4.4.2).
+// observation any more (Sections 5.2.2 and 5.4.2).
 func TestGroupObserved(t *testing.T) {
 	lit := light(t, func(n int, m *coap.Message) *coap.Message { return state(n, uint16(n), m.Token, 10+n, "on") })
 	s := house(t, Config{Rules: []Rule{groupRule(lit.port)}, GroupTimeout: 100 * time.Millisecond}, nil)
@@ -286,7 +286,7 @@ func TestGroupMembers(t *testing.T) {
 	}
 }
 
-// TestGroupByPath: a path leads to a group (Section 5): without Multicast-Timeout the
+// TestGroupByPath: a path leads to a group (Section 6): without Multicast-Timeout the
 // proxy shows what it is; who may not is told 4.01.
 func TestGroupByPath(t *testing.T) {
 	lit := light(t, func(n int, m *coap.Message) *coap.Message { return state(n, uint16(n), m.Token, -1, "on") })

@@ -17,7 +17,7 @@
 //	cache.go     responses that serve again; flight.go: requests that share one
 //	relay.go     observations of public resources, merged
 //	protected.go observations that OSCORE protects, one for each
-//	group.go     requests to groups
+//	group.go     requests to groups; chain.go: through another proxy
 //	gate.go      peers on plain UDP: Echo, rates, amplification
 //	upstream.go  the pool of associations, and what breaks the circuit
 //	dial.go      names, addresses that are refused, handshakes

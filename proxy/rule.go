@@ -43,6 +43,7 @@ type Rule struct {
 	BlockSize  int
 	Credential *Credential
 	Interface  string // that requests to groups leave by; "": the system's choice
+	Next       Target // the next proxy on the way to a group; none: we are the last
 
 	network netip.Prefix // of Host
 }
@@ -114,6 +115,9 @@ func (r *Rule) named(a netip.Addr) bool {
 		return true
 	}
 	if t, ok := r.Upstream.addr(); ok && t == a {
+		return true
+	}
+	if t, ok := r.Next.addr(); ok && t == a {
 		return true
 	}
 	return slices.ContainsFunc(r.Addresses, func(n netip.Prefix) bool { return n.Contains(a) })

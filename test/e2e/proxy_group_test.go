@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -96,9 +97,11 @@ func (g *grouped) over(what string) {
 }
 
 // all wants the responses of all servers, each with who it is from.
-func (g *grouped) all(token string) {
+func (g *grouped) all(token string) { g.t.Helper(); g.allOf(g.client, token) }
+
+func (g *grouped) allOf(client *peers.Peer, token string) {
 	g.t.Helper()
-	for body, m := range g.client.Responses(3, token) {
+	for body, m := range client.Responses(3, token) {
 		var i int
 		if _, err := fmt.Sscanf(body, "lamp %d is on", &i); err != nil {
 			g.t.Fatalf("%q", body)
@@ -181,4 +184,27 @@ func TestProxiedGroup(t *testing.T) {
 		v, ok := m.Options.Uint(coap.ObserveOption)
 		return ok && v == 1 && string(m.Token) == string(registered.Token)
 	})
+
+	// Through another gateway: a chain (Section 8).
+	edge := newSite(t)
+	edge.may = ", proxy"
+	edge.more = fmt.Sprintf("proxy:\n  allow:\n    - {target: \"coap://%s\", next: \"coaps://%s\", identity: clientA, key_file: %s}\n",
+		g.servers.At, g.s.at["coaps"], filepath.Join(g.s.dir, "client.key"))
+	edge.configure()
+	edge.run()
+	own, err := node.LoadClient(edge.client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := peers.Dial(t, edge.at["coaps"], own.Identity, own.Key.Bytes())
+	short := g.request("short", 1)
+	far.Send(short)
+	if r := far.Receive("a refusal", of("short")); r.Code != coap.ProxyingNotSupported || !r.Options.Has(multicastTimeout) {
+		t.Errorf("too short a time for a chain: %v %v", r.Code, r.Options)
+	}
+	far.Send(g.request("far", 60))
+	g.allOf(far, "far")
+	stop.Token = []byte("far")
+	far.Send(stop)
+	g.over("an Early Stop through the chain")
 }
