@@ -5,6 +5,7 @@
 package bench
 
 import (
+	"math"
 	"slices"
 	"syscall"
 	"time"
@@ -24,15 +25,20 @@ type Result struct {
 
 // against adds a peer that is better when it is larger.
 func (r Result) against(name string, peer float64) Result {
-	ratio := r.Ours / peer
-	r.Peer, r.PeerName, r.Ratio = &peer, name, &ratio
-	return r
+	return r.beside(name, peer, r.Ours/peer)
 }
 
 // below adds a peer that is better when it is smaller.
 func (r Result) below(name string, peer float64) Result {
-	ratio := peer / r.Ours
-	r.Peer, r.PeerName, r.Ratio = &peer, name, &ratio
+	return r.beside(name, peer, peer/r.Ours)
+}
+
+// beside adds a peer, and the ratio where that is a number.
+func (r Result) beside(name string, peer, ratio float64) Result {
+	r.Peer, r.PeerName = &peer, name
+	if !math.IsNaN(ratio) && !math.IsInf(ratio, 0) {
+		r.Ratio = &ratio
+	}
 	return r
 }
 
@@ -57,10 +63,9 @@ func percentile(samples []time.Duration, p float64) time.Duration {
 
 // withPeer adds a peer for comparison where a ratio says nothing: ours may be 0.
 func (r Result) withPeer(name string, peer float64) Result {
-	r.Peer, r.PeerName = &peer, name
-	if r.Ours > 0 {
-		ratio := peer / r.Ours
-		r.Ratio = &ratio
+	if r.Ours <= 0 {
+		r.Peer, r.PeerName = &peer, name
+		return r
 	}
-	return r
+	return r.below(name, peer)
 }

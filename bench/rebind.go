@@ -22,7 +22,7 @@ const (
 type rebound struct {
 	asked, served   int     // after a move
 	reached         float64 // per cent of the observers, by a confirmable notification afterwards
-	pushes, perByte float64 // to an address that showed nothing: notifications for each node, bytes for one from there
+	pushes, perByte float64 // to an address that showed nothing: notifications and pings for each node, bytes for one from there
 	meanwhile       float64 // of the same notifications, to each node itself
 	again           float64 // per cent of the observers, once they were heard again
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"encoding/json"
 	"testing"
 	"time"
 )
@@ -13,6 +14,9 @@ func TestRebind(t *testing.T) {
 	results, err := Rebind(t.Context(), inProcess, n, func(string) {})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, err := json.Marshal(results); err != nil {
+		t.Error(err) // of a ratio that is no number
 	}
 	seen := map[string]Result{}
 	for _, r := range results {
