@@ -2,6 +2,9 @@ package ace
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -10,6 +13,7 @@ import (
 	"github.com/seed4911071e/groupgate/ace/cwt"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/store"
 )
 
 // A grant read after a commit shows what was committed, however many readers
@@ -104,5 +108,50 @@ func TestKIDIdentityPrefixes(t *testing.T) {
 		if _, ok := kidIdentity(unhex(t, h)); ok {
 			t.Errorf("%s reads as a kid", name)
 		}
+	}
+}
+
+// Grants that were read many at once are those that are read one by one.
+func TestWarm(t *testing.T) {
+	b := newBench(t)
+	var subjects []coap.Subject
+	const n = 2*warmAtOnce + 3
+	for i := range n {
+		kid := fmt.Appendf(nil, "warm%04d", i)
+		b.mustPost(outside(), b.token(func(c *cwt.Claims) {
+			c.Cnf.Key.KID, c.Cnf.Key.K = kid, slices.Repeat([]byte{byte(i), 1}, 8)
+			c.Scope = scopeOf(groupcomm.ScopeEntry{Group: "g1", Roles: []groupcomm.Roles{2, 4}[i%2]})
+		}))
+		subjects = append(subjects, b.handshake(kid))
+	}
+	again := b.reopen()
+	err := again.store.Update(t.Context(), func(tx *store.Tx) error {
+		_, err := tx.Exec(`UPDATE ace_tokens SET expires = 1 WHERE subject = ?`, subjectBytes(subjects[1]))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := coap.Subject{Kind: coap.SubjectPoP, ID: "stranger"}
+	if err := again.Warm(t.Context(), append(subjects, stranger)); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	for i, s := range subjects {
+		got := again.grants.get(s, now)
+		alone, err := again.loadGrant(t.Context(), s, now)
+		switch {
+		case i == 1:
+			if got != nil || !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("an expired token gives %+v, %v", got, err)
+			}
+		case err != nil:
+			t.Fatal(err)
+		case !reflect.DeepEqual(got, alone):
+			t.Errorf("%d: %+v, alone %+v", i, got, alone)
+		}
+	}
+	if g := again.grants.get(stranger, now); g != nil {
+		t.Errorf("a stranger has %+v", g)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -58,21 +59,31 @@ func (s *Server) loadGrant(ctx context.Context, subject coap.Subject, now time.T
 	if err != nil {
 		return nil, fmt.Errorf("ace: read grant: %w", err)
 	}
+	g, until, err := s.grantFrom(k, now)
+	if err != nil {
+		return nil, err
+	}
+	s.grants.put(subject, cachedGrant{grant: g, until: until}, generation)
+	return g, nil
+}
+
+// grantFrom is the grant that a stored key gives, and until when; zero: for ever.
+func (s *Server) grantFrom(k *keyRow, now time.Time) (g *groupcomm.Grant, until time.Time, err error) {
 	t := k.tokens[inForce]
 	if !t.validAt(now) {
-		return nil, fmt.Errorf("ace: no token in force: %w", store.ErrNotFound)
+		return nil, until, fmt.Errorf("ace: no token in force: %w", store.ErrNotFound)
 	}
 	if !k.used {
-		s.touch(subject)
+		s.touch(k.subject)
 	}
 	scope, err := groupcomm.DecodeScope(t.scope)
 	if err != nil {
-		return nil, fmt.Errorf("ace: stored scope: %w", err)
+		return nil, until, fmt.Errorf("ace: stored scope: %w", err)
 	}
-	g := &groupcomm.Grant{Token: hex.EncodeToString(t.core[:16]), Subject: subject, Scope: scope}
+	g = &groupcomm.Grant{Token: hex.EncodeToString(t.core[:16]), Subject: k.subject, Scope: scope}
 	if k.public != nil {
 		if g.PublicKey, err = cose.KeyFromSPKI(k.public); err != nil {
-			return nil, fmt.Errorf("ace: stored public key: %w", err)
+			return nil, until, fmt.Errorf("ace: stored public key: %w", err)
 		}
 	}
 	if t.expires != 0 {
@@ -86,8 +97,41 @@ func (s *Server) loadGrant(ctx context.Context, subject coap.Subject, now time.T
 	if until.IsZero() || !g.Expires.IsZero() && g.Expires.Before(until) {
 		until = g.Expires
 	}
-	s.grants.put(subject, cachedGrant{grant: g, until: until}, generation)
-	return g, nil
+	return g, until, nil
+}
+
+// Warm reads the grants of many subjects, some with a statement, before they are asked
+// for one by one: after a start none is known, and a rekey asks for those of all who
+// observe. Who has none is left out, and so are all where grants are read each time.
+func (s *Server) Warm(ctx context.Context, subjects []coap.Subject) error {
+	if s.store.Shared() {
+		return nil
+	}
+	now := time.Now()
+	var missing []coap.Subject
+	for _, subject := range subjects {
+		if s.grants.get(subject, now) == nil && len(missing) < maxCachedGrants {
+			missing = append(missing, subject)
+		}
+	}
+	for part := range slices.Chunk(missing, warmAtOnce) {
+		generation := s.grants.generation()
+		var keys []*keyRow
+		err := s.store.View(ctx, func(tx *store.Tx) (err error) {
+			keys, err = keysBySubject(tx, part)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("ace: read grants: %w", err)
+		}
+		for _, k := range keys {
+			// What cannot be read is an error for who asks for it.
+			if g, until, err := s.grantFrom(k, now); err == nil {
+				s.grants.put(k.subject, cachedGrant{grant: g, until: until}, generation)
+			}
+		}
+	}
+	return nil
 }
 
 // unauthorized is 4.01 with the hints that say where a token is to be had. They

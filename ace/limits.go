@@ -43,10 +43,12 @@ const (
 	// maxCachedGrants is above the associations that there are by default
 	// (limits.sessions): a rekey asks for the grant of each of its observers.
 	maxCachedGrants = 1 << 18
-	purgeBatch      = 256              // tokens expired in one transaction
-	flushEvery      = 10 * time.Second // marks of use
-	longestSleep    = time.Hour        // of the purge, in case the clock is set
-	sharedSleep     = time.Minute      // of the purge where other gateways write too
+	// warmAtOnce is how many grants are read by one statement.
+	warmAtOnce   = 64
+	purgeBatch   = 256              // tokens expired in one transaction
+	flushEvery   = 10 * time.Second // marks of use
+	longestSleep = time.Hour        // of the purge, in case the clock is set
+	sharedSleep  = time.Minute      // of the purge where other gateways write too
 
 	// Introspection. Anybody can post what makes us ask, so that little of it
 	// goes on at one time, and answers are kept for a while.

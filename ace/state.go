@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -85,9 +86,55 @@ func keyByKID(tx *store.Tx, kid []byte) (*keyRow, error) {
 }
 
 func readKey(tx *store.Tx, row *store.Row) (*keyRow, error) {
+	k, err := scanKey(row.Scan)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query(tokenColumns+`WHERE subject = ?`, subjectBytes(k.subject))
+	if err != nil {
+		return nil, err
+	}
+	return k, scanTokens(rows, func([]byte) *keyRow { return k })
+}
+
+// keysBySubject reads the keys of warmAtOnce subjects at most, and their tokens, in no
+// order; those that there are.
+func keysBySubject(tx *store.Tx, subjects []coap.Subject) ([]*keyRow, error) {
+	ids := make([]any, warmAtOnce) // always as many, so that the statements stay prepared
+	for i := range ids {
+		ids[i] = subjectBytes(subjects[min(i, len(subjects)-1)])
+	}
+	in := `WHERE subject IN (?` + strings.Repeat(`, ?`, warmAtOnce-1) + `)`
+	rows, err := tx.Query(keyColumns+in, ids...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var keys []*keyRow
+	of := map[string]*keyRow{}
+	for rows.Next() {
+		k, err := scanKey(rows.Scan)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, k)
+		of[string(subjectBytes(k.subject))] = k
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	tokens, err := tx.Query(tokenColumns+in, ids...)
+	if err != nil {
+		return nil, err
+	}
+	return keys, scanTokens(tokens, func(subject []byte) *keyRow { return of[string(subject)] })
+}
+
+// scanKey reads a row of keyColumns.
+func scanKey(scan func(...any) error) (*keyRow, error) {
 	var k keyRow
 	var subject, list []byte
-	err := row.Scan(&subject, &k.kid, &k.origin, &k.sealed, &k.public, &k.derived, &list, &k.used, &k.stored, &k.gone)
+	err := scan(&subject, &k.kid, &k.origin, &k.sealed, &k.public, &k.derived, &list, &k.used, &k.stored, &k.gone)
 	if err != nil {
 		return nil, err
 	}
@@ -98,23 +145,29 @@ func readKey(tx *store.Tx, row *store.Row) (*keyRow, error) {
 	if k.challenges, err = decodeChallenges(list); err != nil {
 		return nil, fmt.Errorf("ace: stored challenges: %w", err)
 	}
-	rows, err := tx.Query(`SELECT slot, core, hash, twin, scope, expires, issued FROM ace_tokens WHERE subject = ?`, subject)
-	if err != nil {
-		return nil, err
-	}
+	return &k, nil
+}
+
+const tokenColumns = `SELECT subject, slot, core, hash, twin, scope, expires, issued FROM ace_tokens `
+
+// scanTokens reads rows of tokenColumns into the keys that they are of.
+func scanTokens(rows *store.Rows, of func(subject []byte) *keyRow) error {
 	defer rows.Close()
 	for rows.Next() {
+		var subject []byte
 		var slot int
 		var t tokenRow
-		if err := rows.Scan(&slot, &t.core, &t.hash, &t.twin, &t.scope, &t.expires, &t.issued); err != nil {
-			return nil, err
+		if err := rows.Scan(&subject, &slot, &t.core, &t.hash, &t.twin, &t.scope, &t.expires, &t.issued); err != nil {
+			return err
 		}
 		if slot != inForce && slot != waiting {
-			return nil, fmt.Errorf("ace: stored token in slot %d", slot)
+			return fmt.Errorf("ace: stored token in slot %d", slot)
 		}
-		k.tokens[slot] = &t
+		if k := of(subject); k != nil {
+			k.tokens[slot] = &t
+		}
 	}
-	return &k, rows.Err()
+	return rows.Err()
 }
 
 func (s *Server) insertKey(tx *store.Tx, k *keyRow) error {

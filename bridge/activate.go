@@ -34,11 +34,14 @@ func (b *Bridge) held(m member) (until time.Time, waits bool) {
 // heldBack is [coap.Notification.Wait] for members that wait for their turn.
 func (b *Bridge) heldBack(topic string) func(coap.Peer) bool {
 	return func(p coap.Peer) bool {
-		m, ok := b.observers.member(topic, p.Link)
+		m, ok := b.behind(topic, p)
 		if !ok {
 			return false
 		}
 		_, held := b.held(m)
+		if held {
+			b.observers.add(topic, p.Link, m, p.Subject)
+		}
 		return held
 	}
 }

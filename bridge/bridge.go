@@ -48,6 +48,8 @@ type Deps struct {
 	// Access says whether a peer's access token is still good; its error is
 	// what ends an observation, 4.01. nil: always.
 	Access func(context.Context, coap.Peer) error
+	// Warm announces that Access will be asked about very many; nil: that is of no use.
+	Warm func(context.Context, []coap.Subject) error
 	// Evict removes members from a group, where a policy asks for that; nil:
 	// nobody is evicted.
 	Evict func(ctx context.Context, group string, nodes []string) error
@@ -65,6 +67,7 @@ type Bridge struct {
 	source Source
 	hub    coap.Hub
 	access func(context.Context, coap.Peer) error
+	warm   func(context.Context, []coap.Subject) error
 	log    *slog.Logger
 	met    *metrics
 
@@ -104,12 +107,16 @@ func New(cfg Config, d Deps) *Bridge {
 	if d.Access == nil {
 		d.Access = func(context.Context, coap.Peer) error { return nil }
 	}
+	if d.Warm == nil {
+		d.Warm = func(context.Context, []coap.Subject) error { return nil }
+	}
 	b := &Bridge{
 		cfg:      cfg.withDefaults(),
 		store:    d.Store,
 		source:   d.Source,
 		hub:      d.Hub,
 		access:   d.Access,
+		warm:     d.Warm,
 		log:      d.Log,
 		activity: newActivity(),
 		acks:     make(chan ack, ackQueue),

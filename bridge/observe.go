@@ -163,32 +163,49 @@ func (b *Bridge) allowed(ctx context.Context, l *roll, group, topic string) func
 
 // waits is [coap.Notification.Wait]: a member that sleeps, or wants another
 // channel, is not disturbed; what is newest then reaches it when it wakes. Nor is one
-// that showed the version over another channel before its turn came.
+// that showed the version over another channel before its turn came. It may be asked
+// before allowed was, for whom an earlier rekey or request tells who it is.
 func (b *Bridge) waits(topic string, version uint64) func(coap.Peer) bool {
 	return func(p coap.Peer) bool {
 		if b.doubted(topic, p) {
 			return true
 		}
-		m, ok := b.observers.member(topic, p.Link)
+		m, ok := b.behind(topic, p)
 		if !ok {
 			return false
 		}
 		if _, held := b.held(m); held {
+			b.observers.add(topic, p.Link, m, p.Subject)
 			return true
 		}
 		t := b.activity.of(m)
-		if t.want != "" && t.want != channelObserve {
-			return true
-		}
-		if topic == groupTopic(m.group) && t.shown && t.confirmed >= version && !b.holds.begins(m, version) {
-			return true
-		}
-		if !t.asleep(time.Now()) {
+		switch {
+		case t.want != "" && t.want != channelObserve:
+		case topic == groupTopic(m.group) && t.shown && t.confirmed >= version && !b.holds.begins(m, version):
+		case t.asleep(time.Now()):
+			b.tryLater(m)
+		default:
 			return false
 		}
-		b.tryLater(m)
+		b.observers.add(topic, p.Link, m, p.Subject)
 		return true
 	}
+}
+
+// behind finds the member that observes a topic of its group over a link, as far as
+// that is known.
+func (b *Bridge) behind(topic string, p coap.Peer) (member, bool) {
+	if m, ok := b.observers.member(topic, p.Link); ok {
+		return m, true
+	}
+	group, _, _ := groupOf(topic)
+	members, _ := b.activity.members(p.Subject)
+	for _, m := range members {
+		if m.group == group {
+			return m, true
+		}
+	}
+	return member{}, false
 }
 
 // errNotTold says that a peer must not be told.

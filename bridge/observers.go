@@ -76,7 +76,8 @@ func (o *observers) begin(topic string) {
 	}
 }
 
-// add is called from Allow, so a round has begun.
+// add is called from Allow and from Wait, so a round has begun: who is held back is
+// not forgotten, however long it sleeps.
 func (o *observers) add(topic string, link coap.LinkID, m member, s coap.Subject) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/store"
 )
@@ -60,6 +62,16 @@ func (b *Bridge) recall(ctx context.Context) error {
 			}
 		}
 	}
+	// Nothing of their tokens is known yet. Meanwhile the rest is looked up.
+	var warm errgroup.Group
+	warm.Go(func() error {
+		subjects := make([]coap.Subject, 0, len(all))
+		for _, o := range all {
+			subjects = append(subjects, o.Peer.Subject)
+		}
+		return b.warm(ctx, subjects)
+	})
+	defer warm.Wait() //nolint:errcheck // its error, if any, was told
 	for group, observers := range groups {
 		members, err := b.source.Members(ctx, group)
 		if ctx.Err() != nil {
@@ -124,6 +136,9 @@ func (b *Bridge) recall(ctx context.Context) error {
 					}
 				}
 			}
+		}
+		if err := warm.Wait(); err != nil {
+			b.log.WarnContext(ctx, "cannot read the tokens of the observers of before the restart: each is looked up", "err", err)
 		}
 		if err := b.publishNewest(ctx, group); err != nil {
 			b.log.WarnContext(ctx, "cannot repeat the newest rekey to the observers of before the restart", "group", group, "err", err)

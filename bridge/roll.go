@@ -146,12 +146,8 @@ func (b *Bridge) doubted(topic string, p coap.Peer) bool {
 	if !b.doubts.has(observation{topic, p.Link}) {
 		return false
 	}
-	group, _, _ := groupOf(topic)
-	members, _ := b.activity.members(p.Subject)
-	for _, m := range members {
-		if m.group == group {
-			b.tryLater(m)
-		}
+	if m, ok := b.behind(topic, p); ok {
+		b.tryLater(m)
 	}
 	return true
 }

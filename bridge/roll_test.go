@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,6 +165,42 @@ func TestTroubleEndsNoObservation(t *testing.T) {
 		settle(2 * time.Minute)
 		if e := h.entry("node"); e.State != StateCurrent || e.Confirmed != version || len(w.responses()) != 2 {
 			t.Errorf("after the trouble: %+v, %d responses", e, len(w.responses()))
+		}
+	})
+}
+
+// TestHeldBeforeAllowed: whether a member sleeps is known without asking whether it may
+// be told, however many rekeys it slept through, and its observation is still found
+// when it is evicted.
+func TestHeldBeforeAllowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.m.join(t, h.b, "node", nil)
+		link := h.link("node")
+		h.observe(link, "/ace-group/sensors")
+		topic := groupTopic(testGroup)
+		p := coap.Peer{Link: "link-node", Via: coap.DTLSPSK, Subject: subject("node")}
+		wait := h.b.waits(topic, 1)
+		if wait(p) {
+			t.Error("it is awake")
+		}
+		h.announce(link, groupcomm.Announcement{AwakeFor: 1, NextWake: 600})
+		settle(10 * time.Second)
+		for range 4 {
+			h.b.observers.begin(topic)
+			if !wait(p) {
+				t.Error("it sleeps")
+			}
+			if m, ok := h.b.observers.member(topic, p.Link); !ok || m.node != "node" {
+				t.Errorf("behind its link is %+v, %t", m, ok)
+			}
+		}
+		if wait(coap.Peer{Link: "another", Via: coap.DTLSPSK, Subject: subject("nobody")}) {
+			t.Error("nobody knows it")
+		}
+		h.b.observers.unregisterLocked(member{testGroup, "node"})
+		if links := h.b.observers.removeMember(member{testGroup, "node"}); !slices.Equal(links, []coap.LinkID{p.Link}) {
+			t.Errorf("its links: %v", links)
 		}
 	})
 }

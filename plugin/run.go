@@ -144,6 +144,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 			_, err := as.Grant(ctx, p)
 			return err
 		},
+		Warm: as.Warm,
 		Evict: func(ctx context.Context, group string, nodes []string) error {
 			_, err := late.Evict(ctx, group, nodes, nil)
 			return err

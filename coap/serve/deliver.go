@@ -90,6 +90,20 @@ func (sub *subscription) run(s *Server) {
 	d.stepLocked(s, now)
 }
 
+// holdEarly keeps a notification that has its turn with the peer, but not yet with the
+// pacer, for the next sign of life; false when another took its place meanwhile.
+func (sub *subscription) holdEarly(s *Server, n *note) bool {
+	s.mu.Lock()
+	if sub.pending != n {
+		s.mu.Unlock()
+		return false // run finds out, also when the subscription is over
+	}
+	sub.pending, sub.sending = nil, n
+	s.mu.Unlock()
+	s.holdBack(sub, n)
+	return true
+}
+
 // holdBack keeps a notification for the next sign of life, unless a newer one
 // came meanwhile, which is asked about in its turn.
 func (s *Server) holdBack(sub *subscription, n *note) {
@@ -423,16 +437,26 @@ func (s *Server) Resend(id coap.LinkID) {
 }
 
 // Resume is Resend for what Wait held back, as one of many: in its turn, in which the
-// topic shares the budget with others.
+// topic shares the budget with others. Who is to wait still takes no turn.
 func (s *Server) Resume(topic string, id coap.LinkID) {
 	p := s.lookup(id)
 	if p == nil {
 		return
 	}
+	var held []*note
 	s.mu.Lock()
-	at := p.link.Peer().Addr.Addr()
+	for sub := p.subs; sub != nil; sub = sub.next {
+		if sub.missed != nil {
+			held = append(held, sub.missed)
+		}
+	}
+	link := p.link
 	s.mu.Unlock()
-	s.pacer.add(paceKey(topic), at, func() { s.Resend(id) })
+	peer := link.Peer()
+	if !slices.ContainsFunc(held, func(n *note) bool { return n.Wait == nil || !n.Wait(peer) }) {
+		return
+	}
+	s.pacer.add(paceKey(topic), peer.Addr.Addr(), func() { s.Resend(id) })
 }
 
 func (s *Server) resend(p *peer) {

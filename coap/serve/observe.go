@@ -414,6 +414,9 @@ func (s *Server) Cancel(id coap.LinkID, token []byte) {
 // version; see the package comment for what Done reports. An older version than
 // one published before is ignored. Publish hands messages to the links in the
 // calling goroutine and waits for no peer.
+//
+// Where a budget spreads messages over time, Wait is asked here too, in the calling
+// goroutine: before Allow.
 func (s *Server) Publish(name string, n coap.Notification) {
 	if n.Body == nil {
 		panic("serve: internal error: notification without a body")
@@ -465,6 +468,11 @@ func (s *Server) Publish(name string, n coap.Notification) {
 	}
 	key := paceKey(name)
 	for _, t := range start {
+		// Who is held takes nothing from the budget, and is free for its next sign
+		// of life at once.
+		if next.Wait != nil && next.Wait(t.link.Peer()) && t.sub.holdEarly(s, next) {
+			continue
+		}
 		var at netip.Addr
 		if s.cfg.SubnetRate != 0 {
 			at = t.link.Peer().Addr.Addr()
