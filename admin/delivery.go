@@ -18,8 +18,8 @@ type Deliveries interface {
 type DeliveryInfo struct {
 	Group       string     `json:"group"`
 	Version     uint64     `json:"version"`
-	Since       *time.Time `json:"since"` // when the version became due; null: not known
-	Done        *time.Time `json:"done"`  // when every member had confirmed it; null: not yet
+	Since       *time.Time `json:"since"` // when the version became due, to the millisecond; null: not known
+	Done        *time.Time `json:"done"`  // likewise when every member had confirmed it; null: not yet
 	Members     int        `json:"members"`
 	Delivered   int        `json:"delivered"`
 	Pending     int        `json:"pending"`
@@ -108,3 +108,12 @@ func (c *Client) Delivery(ctx context.Context, group string, members bool) (*Del
 
 // TimeOrNil is a time as the API shows it, null for the zero time.
 func TimeOrNil(t time.Time) *time.Time { return timeOrNil(t) }
+
+// MomentOrNil is TimeOrNil to the millisecond, where the difference of two counts.
+func MomentOrNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC().Truncate(time.Millisecond)
+	return &t
+}

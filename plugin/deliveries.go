@@ -20,7 +20,7 @@ func (o *operator) Delivery(ctx context.Context, group string, members bool) (*a
 		return nil, err
 	}
 	out := &admin.DeliveryInfo{
-		Group: group, Version: p.Version, Since: admin.TimeOrNil(p.Since), Done: admin.TimeOrNil(p.Done),
+		Group: group, Version: p.Version, Since: admin.MomentOrNil(p.Since), Done: admin.MomentOrNil(p.Done),
 		Members: p.Members, Delivered: p.Delivered, Pending: p.Pending, Asleep: p.Asleep, Unreachable: p.Unreachable,
 		Lapsed: p.Lapsed, Percent: p.Percent(), Held: p.Held, HeldUntil: admin.TimeOrNil(p.HeldUntil),
 	}
