@@ -31,7 +31,7 @@ func Default() *Config {
 		AuthorizationServer: AuthorizationServer{Enabled: true, Issuer: "as1"},
 		Seal:                Seal{KeyFile: SealKeyFile},
 		Endpoint:            Endpoint{Kind: EndpointOwn, Handshake: HandshakeOwn, Shards: 1, PersistSessions: true, HibernateAfter: time.Minute},
-		Limits:              Limits{Sessions: 200000, Handshakes: 256, MemoryMB: 512, PerPeerRPS: 50, NotifyRPS: 20000},
+		Limits:              Limits{Sessions: 200000, Handshakes: 256, MemoryMB: 512, PerPeerRPS: 50, NotifyRPS: 40000},
 		MQTT:                MQTT{TopicPrefix: "groupgate"},
 		ResourceDirectory:   ResourceDirectory{Lifetime: 25 * time.Hour},
 		Proxy:               Proxy{Enabled: true, CacheMB: 16, UDPRPS: 5, GroupTimeout: time.Minute},

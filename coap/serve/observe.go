@@ -477,7 +477,7 @@ func (s *Server) Publish(name string, n coap.Notification) {
 		if s.cfg.SubnetRate != 0 {
 			at = t.link.Peer().Addr.Addr()
 		}
-		s.pacer.add(key, at, func() { t.sub.run(s) })
+		s.pacer.add(key, at, t.link, func() { t.sub.run(s) })
 	}
 }
 

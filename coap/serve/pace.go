@@ -39,7 +39,12 @@ type pacedTopic struct {
 
 type pacedQueue struct {
 	net  netip.Prefix
-	jobs []func()
+	jobs []pacedJob
+}
+
+type pacedJob struct {
+	link coap.Link // over which it sends; nil: it tells none
+	run  func()
 }
 
 // bucket holds the messages that may be sent now.
@@ -81,8 +86,9 @@ func subnetOf(a netip.Addr) netip.Prefix {
 // free says that nothing is limited.
 func (p *pacer) free() bool { return p.rate == 0 && p.subnet == 0 }
 
-// add runs job in its turn: at once, in this goroutine, where nothing is limited.
-func (p *pacer) add(topic string, a netip.Addr, job func()) {
+// add runs job in its turn: at once, in this goroutine, where nothing is limited. What
+// it sends over link goes together with what the others of a portion send; nil: at once.
+func (p *pacer) add(topic string, a netip.Addr, link coap.Link, job func()) {
 	if p.free() {
 		job()
 		return
@@ -108,7 +114,7 @@ func (p *pacer) add(topic string, a netip.Addr, job func()) {
 		t.byNet[net] = q
 		t.queues = append(t.queues, q)
 	}
-	q.jobs = append(q.jobs, job)
+	q.jobs = append(q.jobs, pacedJob{link, job})
 	p.waiting++
 	if !p.armed {
 		p.armed = true
@@ -131,13 +137,18 @@ func (p *pacer) close() {
 
 // pump runs what the budget allows, and comes again while something waits.
 func (p *pacer) pump() {
+	var out outlets
 	for {
 		job := p.take()
-		if job == nil {
+		if job.run == nil {
 			break
 		}
-		job()
+		if job.link != nil {
+			out.hold(job.link)
+		}
+		job.run()
 	}
+	out.release()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.waiting == 0 {
@@ -150,17 +161,17 @@ func (p *pacer) pump() {
 	time.AfterFunc(time.Duration(float64(paceEvery)*(0.75+rand.Float64()/2)), p.pump)
 }
 
-// take removes the next job that the budget allows; nil when none does.
-func (p *pacer) take() func() {
+// take removes the next job that the budget allows; one without run when none does.
+func (p *pacer) take() pacedJob {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.waiting == 0 {
-		return nil
+		return pacedJob{}
 	}
 	now := time.Now()
 	if p.rate != 0 {
 		if p.budget.fill(p.rate, now); p.budget.tokens < 1 {
-			return nil
+			return pacedJob{}
 		}
 	}
 	for range len(p.topics) {
@@ -175,7 +186,7 @@ func (p *pacer) take() func() {
 			p.budget.tokens--
 			p.waiting--
 			job := q.jobs[0]
-			q.jobs[0] = nil
+			q.jobs[0] = pacedJob{}
 			if q.jobs = q.jobs[1:]; len(q.jobs) == 0 {
 				delete(t.byNet, q.net)
 				t.queues = t.queues[:len(t.queues)-1]
@@ -187,7 +198,7 @@ func (p *pacer) take() func() {
 			return job
 		}
 	}
-	return nil
+	return pacedJob{}
 }
 
 // spend takes a message from the budget of a subnet.
@@ -224,7 +235,7 @@ func paceKey(topic string) string {
 // shares the budget with the notifications.
 func (s *Server) Pace(ctx context.Context, topic string, peer coap.Peer) error {
 	turn := make(chan struct{})
-	s.pacer.add(paceKey(topic), peer.Addr.Addr(), func() { close(turn) })
+	s.pacer.add(paceKey(topic), peer.Addr.Addr(), nil, func() { close(turn) })
 	select {
 	case <-turn:
 		return nil

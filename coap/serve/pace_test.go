@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed4911071e/groupgate/coap"
 )
 
 // A storm of many topics keeps to the budget, and each topic gets its share
@@ -18,7 +20,7 @@ func TestPacerSharesTheBudget(t *testing.T) {
 		sent := map[string]int{}
 		for topic, n := range map[string]int{"large": 5000, "small": 500, "middle": 1000} {
 			for range n {
-				p.add(topic, netip.Addr{}, func() { mu.Lock(); sent[topic]++; mu.Unlock() })
+				p.add(topic, netip.Addr{}, nil, func() { mu.Lock(); sent[topic]++; mu.Unlock() })
 			}
 		}
 		at := func(d time.Duration) map[string]int {
@@ -56,10 +58,10 @@ func TestPacerSubnets(t *testing.T) {
 		sent := map[string]int{}
 		for i := range 300 {
 			for _, net := range []string{"192.0.2", "198.51.100"} {
-				p.add(fmt.Sprint("topic", i%2), netip.MustParseAddr(fmt.Sprintf("%s.%d", net, i%250)), func() { mu.Lock(); sent[net]++; mu.Unlock() })
+				p.add(fmt.Sprint("topic", i%2), netip.MustParseAddr(fmt.Sprintf("%s.%d", net, i%250)), nil, func() { mu.Lock(); sent[net]++; mu.Unlock() })
 			}
 		}
-		p.add("topic0", netip.MustParseAddr("2001:db8::1"), func() { mu.Lock(); sent["alone"]++; mu.Unlock() })
+		p.add("topic0", netip.MustParseAddr("2001:db8::1"), nil, func() { mu.Lock(); sent["alone"]++; mu.Unlock() })
 		time.Sleep(time.Second)
 		synctest.Wait()
 		mu.Lock()
@@ -83,8 +85,48 @@ func TestPacerSubnets(t *testing.T) {
 // Without limits nothing waits.
 func TestPacerWithoutLimits(t *testing.T) {
 	ran := false
-	newPacer(0, 0).add("topic", netip.Addr{}, func() { ran = true })
+	newPacer(0, 0).add("topic", netip.Addr{}, nil, func() { ran = true })
 	if !ran {
 		t.Error("waits")
 	}
+}
+
+// batcher is a link with an outlet, and that outlet: it tells how many were sent
+// together.
+type batcher struct {
+	wire
+	held, together int
+	portions       []int
+}
+
+func (b *batcher) Outlet() coap.Outlet { return b }
+func (b *batcher) Hold()               { b.held++ }
+func (b *batcher) Release() {
+	b.portions = append(b.portions, b.together)
+	b.held, b.together = b.held-1, 0
+}
+
+// What the budget allows at a time is sent together.
+func TestPacerSendsPortions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(1000, 0) // 10 in a pause
+		b := &batcher{}
+		for range 100 {
+			p.add("topic", netip.Addr{}, b, func() {
+				if b.held != 1 {
+					t.Errorf("held %d times", b.held)
+				}
+				b.together++
+			})
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		sum, most := 0, 0
+		for _, n := range b.portions {
+			sum, most = sum+n, max(most, n)
+		}
+		if sum != 100 || most < 5 || most > 10 || b.held != 0 {
+			t.Errorf("portions of %v, held %d times", b.portions, b.held)
+		}
+	})
 }
