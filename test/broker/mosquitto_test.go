@@ -3,6 +3,7 @@
 package broker
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -15,9 +16,12 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -315,6 +319,26 @@ func (g *gateway) online() (n int) {
 	return n
 }
 
+// observations tells how many there are.
+func (g *gateway) observations() (n int) {
+	g.t.Helper()
+	r, err := http.Get("http://" + g.at.HTTP + "/metrics")
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer r.Body.Close()
+	for lines := bufio.NewScanner(r.Body); lines.Scan(); {
+		if v, ok := strings.CutPrefix(lines.Text(), "groupgate_serve_observations "); ok {
+			if n, err = strconv.Atoi(v); err != nil {
+				g.t.Fatal(err)
+			}
+			return n
+		}
+	}
+	g.t.Fatal("no count of observations")
+	return 0
+}
+
 // TestMosquitto: members are rekeyed over mosquitto, which the gateway reaches by
 // TLS with its certificate; the broker is killed in a rekey and comes back empty,
 // and everybody gets the newest keys, over MQTT, and says so. The last will of a
@@ -334,7 +358,9 @@ func TestMosquitto(t *testing.T) {
 		m, stop := g.join(i)
 		members, stops = append(members, m), append(stops, stop)
 	}
-	eventually(t, "all are at the broker", func() bool { return g.online() == n })
+	// Who is at the broker still observes its node resource, and no longer the group.
+	settled := func() bool { return g.online() == n && g.observations() == n }
+	eventually(t, "all are at the broker", settled)
 
 	everybody := func(what string, version uint64) {
 		t.Helper()
@@ -378,7 +404,7 @@ func TestMosquitto(t *testing.T) {
 	version = max(version, g.rekey()) // and one while it is away
 	broker.start()
 	everybody("after the broker was killed", version)
-	eventually(t, "all are at the broker again", func() bool { return g.online() == n })
+	eventually(t, "all are at the broker again", settled)
 	since = time.Now()
 	everybody("the next rekey", g.rekey())
 	overMQTT("the next rekey", since)
