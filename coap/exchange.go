@@ -26,10 +26,10 @@ type Waiter interface{ Waits() }
 // WaiterKey is the key of a [Waiter].
 type WaiterKey struct{}
 
-// Waiting is called by a handler that is about to wait for somebody else, an
-// upstream or a disk, with the context of its request: so that others are served
-// meanwhile. It may be called at any time, more than once, and with any context;
-// the best time is when everything is sent that is waited for.
+// Waiting is called by a handler that is about to wait for somebody else, such as an
+// upstream, with the context of its request: so that others are served meanwhile. It
+// may be called at any time, more than once, and with any context; the best time is
+// when everything is sent that is waited for.
 func Waiting(ctx context.Context) {
 	if w, ok := ctx.Value(WaiterKey{}).(Waiter); ok {
 		w.Waits()

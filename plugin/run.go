@@ -38,8 +38,8 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	st, err := store.Open(ctx, store.Options{
 		Dir: g.cfg.DataDir, DSN: string(g.cfg.StoreDSN().Bytes()), SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
 		AcceptRollback: g.acceptRollback,
-		Migrations:     migrations(), Waits: coap.Waiting,
-		Log: g.log.With("part", "store"), Registerer: g.registry,
+		Migrations:     migrations(),
+		Log:            g.log.With("part", "store"), Registerer: g.registry,
 	})
 	if err != nil {
 		return err

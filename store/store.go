@@ -56,8 +56,6 @@ type Options struct {
 	// Program names the program and its version; it is recorded with every
 	// schema change. Empty means "groupgate".
 	Program string
-	// Waits is called by Update before it waits, with its context. nil: nobody is told.
-	Waits func(context.Context)
 	// Log hears of what an operator should know and the store coped with. nil
 	// means nobody.
 	Log *slog.Logger
@@ -81,7 +79,6 @@ type Store struct {
 	gateway string // among those that share the database; "" with one of our own
 	seal    sealer
 	metrics *metrics
-	waits   func(context.Context) // nil: nobody is told
 
 	queue   queue
 	writer  *conn // owned by the committer goroutine; nil: open one
@@ -135,7 +132,6 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		db:      db,
 		seal:    newSealer(o.SealKey),
 		metrics: m,
-		waits:   o.Waits,
 		readers: make(chan *conn, readConns),
 		closed:  make(chan struct{}),
 		mark:    marker{behind: make(chan struct{})},

@@ -42,9 +42,6 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if start {
 		go s.commit()
 	}
-	if s.waits != nil {
-		s.waits(ctx)
-	}
 	ended := ctx.Done()
 	for {
 		select {

@@ -493,18 +493,3 @@ func TestClosed(t *testing.T) {
 		t.Errorf("View: %v", err)
 	}
 }
-
-// Who asked is told before he waits, and before fn.
-func TestUpdateTellsThatItWaits(t *testing.T) {
-	type key struct{}
-	var told []any
-	s := openTest(t, newDir(t))
-	s.waits = func(ctx context.Context) { told = append(told, ctx.Value(key{})) }
-	ctx := context.WithValue(t.Context(), key{}, 1)
-	if err := s.Update(ctx, func(*Tx) error { told = append(told, "fn"); return nil }); err != nil {
-		t.Fatal(err)
-	}
-	if fmt.Sprint(told) != "[1 fn]" {
-		t.Errorf("told %v", told)
-	}
-}
