@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -145,8 +146,32 @@ type fleetNode struct {
 
 	mu       sync.Mutex
 	secrets  map[groupcomm.Version]cose.Secret
+	states   map[groupcomm.Version]node.State
 	newest   groupcomm.Version
 	backward bool // was told of an older version after a newer
+	shown    groupcomm.Version
+	notified int // how often an observation brought keying material
+}
+
+// heard reads what an observation brings, before the node does: that may ignore what
+// is old.
+func (n *fleetNode) heard(r *coap.Response) {
+	if r.Code != coap.Content || len(r.Payload) == 0 {
+		return
+	}
+	var num groupcomm.Version
+	if m, err := groupcomm.DecodeRekeyMessage(r.Payload); err == nil {
+		num = m.Num
+	} else if d, err := groupcomm.DecodeKeyDistribution(r.Payload); err == nil {
+		num = d.Num
+	} else {
+		return // of the node resource
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.notified++
+	n.backward = n.backward || num < n.shown
+	n.shown = max(n.shown, num)
 }
 
 // learned keeps what the node holds now.
@@ -169,7 +194,7 @@ func (n *fleetNode) keep() (version groupcomm.Version, ok bool) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.secrets[s.Version] = s.MasterSecret
+	n.secrets[s.Version], n.states[s.Version] = s.MasterSecret, s
 	return s.Version, true
 }
 
@@ -207,7 +232,7 @@ func newFleet(t *testing.T, n int, wake time.Duration, scheme string) *fleet {
 	g.SetLimit(16)
 	for i := range n {
 		g.Go(func() error {
-			fn := &fleetNode{kind: i % kinds, secrets: map[groupcomm.Version]cose.Secret{}}
+			fn := &fleetNode{kind: i % kinds, secrets: map[groupcomm.Version]cose.Secret{}, states: map[groupcomm.Version]node.State{}}
 			a := f.d.token()
 			c := f.d.config(a)
 			c.MQTT = fn.kind == kindMQTT
@@ -218,10 +243,14 @@ func newFleet(t *testing.T, n int, wake time.Duration, scheme string) *fleet {
 			c.Redial = func(ctx context.Context) (node.Transport, error) {
 				ctx, cancel := context.WithTimeout(ctx, impatience)
 				defer cancel()
-				return dial(ctx)
+				tr, err := dial(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return &wire{Transport: tr, heard: fn.heard}, nil
 			}
 			// The token goes in psk_identity: posts from one address are few.
-			fn.m = f.d.enter(a, c, f.d.dial(a.Token, a.Key.Bytes()))
+			fn.m = f.d.enter(a, c, &wire{Transport: f.d.dial(a.Token, a.Key.Bytes()), heard: fn.heard})
 			f.nodes[i] = fn
 			return nil
 		})
@@ -375,9 +404,11 @@ func proveDelivery(t *testing.T, n int, scheme string, wake, lossy, limit time.D
 	f.relay.loss.Store(0)
 
 	var secret cose.Secret
+	notified := 0
 	for _, n := range f.nodes {
 		n.mu.Lock()
 		s, ok := n.secrets[last]
+		notified += n.notified
 		switch {
 		case n.backward:
 			t.Error("a node was told of an older version after a newer")
@@ -390,6 +421,9 @@ func proveDelivery(t *testing.T, n int, scheme string, wake, lossy, limit time.D
 		}
 		n.mu.Unlock()
 	}
+	if notified < n/kinds {
+		t.Errorf("only %d notifications and first answers were seen", notified)
+	}
 	for n := range out {
 		n.mu.Lock()
 		for version, s := range n.secrets {
@@ -399,6 +433,7 @@ func proveDelivery(t *testing.T, n int, scheme string, wake, lossy, limit time.D
 		}
 		n.mu.Unlock()
 	}
+	f.proveTraffic(last, out)
 	// What passed the broker opens with a member's keys only, whatever the leaver
 	// was given.
 	if scheme == "key-tree" {

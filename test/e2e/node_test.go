@@ -118,6 +118,8 @@ type wire struct {
 	tries int // join requests, refused ones too
 
 	ways *ways // what is given of a key tree is kept there; nil: nowhere
+
+	heard func(*coap.Response) // told of what observations bring; nil: nobody
 }
 
 func (w *wire) Do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
@@ -143,6 +145,9 @@ func (w *wire) Do(ctx context.Context, req *coap.Request) (*coap.Response, error
 func (w *wire) Observe(ctx context.Context, req *coap.Request, fn func(*coap.Response)) (func(context.Context) error, error) {
 	return w.Transport.Observe(ctx, req, func(r *coap.Response) {
 		w.ways.hear(r)
+		if w.heard != nil {
+			w.heard(r)
+		}
 		fn(r)
 	})
 }
