@@ -69,8 +69,8 @@ func TestGroupChain(t *testing.T) {
 	// The time is too short for the way, here and further on.
 	for asked, least := range map[uint32]uint32{1: 3, 2: 3, 5: 9} {
 		if asked == 5 {
-			instead.Store(new(coap.HandlerFunc))
-			*instead.Load() = func(context.Context, *coap.Request) (*coap.Response, error) { return nil, tooShort(7) }
+			f := coap.HandlerFunc(func(context.Context, *coap.Request) (*coap.Response, error) { return nil, tooShort(7) })
+			instead.Store(&f)
 		} else {
 			instead.Store(nil)
 		}
@@ -145,5 +145,59 @@ func TestGroupChain(t *testing.T) {
 	gone := house(t, Config{Rules: []Rule{rule}}, nil)
 	if r := do(t, gone.client("a", coaptest.Options{}), groupRequest(lit.port, 30)); r.Code != coap.BadGateway {
 		t.Errorf("nobody is there: %v", r.Code)
+	}
+}
+
+// TestOvertaken: a further response of the next proxy that is here before the
+// acknowledgement with the first one: both are taken, once.
+func TestOvertaken(t *testing.T) {
+	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = pc.Close() }()
+	s := house(t, Config{}, nil)
+	conn, err := dialUDP(pc.LocalAddr().(*net.UDPAddr).AddrPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDatagrams(s.p, conn)
+	defer d.close()
+	later, first := make(chan string, 8), make(chan string, 1)
+	go func() {
+		m, err := d.observe(t.Context(), &coap.Message{Code: coap.GET}, "token", func(m *coap.Message) { later <- string(m.Payload) })
+		if err != nil {
+			first <- err.Error()
+			return
+		}
+		first <- string(m.Payload)
+	}()
+	buf := make([]byte, 2048)
+	n, from, err := pc.ReadFrom(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, err := coap.DecodeMessage(buf[:n])
+	if err != nil {
+		t.Fatal(err)
+	}
+	say := func(kind coap.Type, id uint16, body string, more ...coap.Option) {
+		m := &coap.Message{Type: kind, ID: id, Code: coap.Content, Token: []byte("token"), Payload: []byte(body), Options: more}
+		b, err := m.MarshalBinary()
+		if err == nil {
+			_, err = pc.WriteTo(b, from)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	who := opt(replyFrom, "12345")
+	say(coap.NonConfirmable, 1, "second", who)
+	say(coap.Acknowledgement, asked.ID, "no member's") // an old state of a resource that is observed
+	say(coap.Acknowledgement, asked.ID, "first", who)
+	say(coap.Acknowledgement, asked.ID, "first", who)
+	say(coap.NonConfirmable, 2, "third", who)
+	if a, b, c := <-first, <-later, <-later; a != "second" || b != "first" || c != "third" {
+		t.Errorf("%q, %q, %q", a, b, c)
 	}
 }

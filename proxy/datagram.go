@@ -21,6 +21,8 @@ type waiter struct {
 	fn     func(*coap.Message) // takes responses after the first; nil: there are none
 	misses int                 // messages of ours that ICMP says nobody took; guarded by the link's mu
 	acked  bool                // guarded by the link's mu
+
+	piggybacked bool // the acknowledgement had a response, which was delivered; guarded by the link's mu
 }
 
 type event struct {
@@ -262,7 +264,18 @@ func (d *datagrams) settled(m *coap.Message) {
 	d.mu.Lock()
 	w := d.byID[m.ID]
 	if w == nil {
+		w = d.byToken[string(m.Token)]
+		// The next proxy to a group acknowledged with the first response, and a message
+		// with another one was here before: both are wanted.
+		overtaken := w != nil && w.id == m.ID && w.answer && w.fn != nil && !w.piggybacked &&
+			m.Type == coap.Acknowledgement && m.Options.Has(replyFrom)
+		if overtaken {
+			w.piggybacked = true
+		}
 		d.mu.Unlock()
+		if overtaken {
+			w.fn(m.Clone())
+		}
 		return
 	}
 	switch {
@@ -275,7 +288,7 @@ func (d *datagrams) settled(m *coap.Message) {
 	case m.Type == coap.Acknowledgement && m.Code.IsResponse() && d.byToken[string(m.Token)] == w && !w.answer:
 		// RFC 7252, Section 5.3.2: message identifier and token have to match.
 		delete(d.byID, m.ID)
-		w.acked, w.answer = true, true
+		w.acked, w.answer, w.piggybacked = true, true, true
 		w.tell(event{m: m.Clone()})
 	}
 	d.mu.Unlock()
