@@ -204,9 +204,15 @@ func (b *Bridge) Run(ctx context.Context) error {
 	g.Go(func() error { return b.runHolds(ctx) })
 	g.Go(func() error {
 		// First, so that a rekey of now finds who observes.
+		var all []coap.Subject
+		for _, o := range b.restored {
+			all = append(all, o.Peer.Subject)
+		}
 		if err := b.recall(ctx); err != nil {
 			return err
 		}
+		// For the next rekey; what recall needed was read.
+		g.Go(func() error { b.readTokens(ctx, all); return nil })
 		return b.follow(ctx)
 	})
 	g.Go(func() error { return b.confirms.run(ctx) })

@@ -4,8 +4,6 @@ import (
 	"context"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/store"
 )
@@ -62,16 +60,6 @@ func (b *Bridge) recall(ctx context.Context) error {
 			}
 		}
 	}
-	// Nothing of their tokens is known yet. Meanwhile the rest is looked up.
-	var warm errgroup.Group
-	warm.Go(func() error {
-		subjects := make([]coap.Subject, 0, len(all))
-		for _, o := range all {
-			subjects = append(subjects, o.Peer.Subject)
-		}
-		return b.warm(ctx, subjects)
-	})
-	defer warm.Wait() //nolint:errcheck // its error, if any, was told
 	for group, observers := range groups {
 		members, err := b.source.Members(ctx, group)
 		if ctx.Err() != nil {
@@ -104,6 +92,7 @@ func (b *Bridge) recall(ctx context.Context) error {
 			b.log.WarnContext(ctx, "cannot look up which members are with other gateways", "group", group, "err", err)
 			continue // what is published to them twice does no harm
 		}
+		var due []coap.Subject
 		for _, o := range observers {
 			node, ok := names[o.Peer.Subject]
 			if !ok {
@@ -129,7 +118,11 @@ func (b *Bridge) recall(ctx context.Context) error {
 				b.calls.add(func(ctx context.Context) { b.takeLease(ctx, m, false) })
 			}
 			b.observers.register(o.Peer.Link, m, o.Peer.Subject)
-			if c, ok := confirmed[node]; repeats && (!ok || c.version < version) {
+			c, ok := confirmed[node]
+			if !ok || c.version < version {
+				due = append(due, o.Peer.Subject)
+			}
+			if repeats && (!ok || c.version < version) {
 				for _, topic := range o.Topics {
 					if g, own, ok := groupOf(topic); ok && g == group && own == "" {
 						hub.Again(topic, o.Peer.Link)
@@ -137,14 +130,20 @@ func (b *Bridge) recall(ctx context.Context) error {
 				}
 			}
 		}
-		if err := warm.Wait(); err != nil {
-			b.log.WarnContext(ctx, "cannot read the tokens of the observers of before the restart: each is looked up", "err", err)
-		}
+		b.readTokens(ctx, due) // the others are told nothing now
 		if err := b.publishNewest(ctx, group); err != nil {
 			b.log.WarnContext(ctx, "cannot repeat the newest rekey to the observers of before the restart", "group", group, "err", err)
 		}
 	}
 	return nil
+}
+
+// readTokens has the tokens of observers of before a restart read, of which nothing is
+// known then.
+func (b *Bridge) readTokens(ctx context.Context, subjects []coap.Subject) {
+	if err := b.warm(ctx, subjects); err != nil && ctx.Err() == nil {
+		b.log.WarnContext(ctx, "cannot read the tokens of the observers of before the restart: each is looked up", "err", err)
+	}
 }
 
 // leasedElsewhere lists the members of a group whose newest association is with

@@ -114,7 +114,11 @@ func TestAcknowledgedBeforeACrash(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again := New(Config{}, Deps{Store: h.s, Source: h.m, Hub: h.srv})
+		read := make(chan []coap.Subject, 10)
+		again := New(Config{}, Deps{Store: h.s, Source: h.m, Hub: h.srv, Warm: func(_ context.Context, subjects []coap.Subject) error {
+			read <- subjects
+			return nil
+		}})
 		if err := again.Setup(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -128,6 +132,10 @@ func TestAcknowledgedBeforeACrash(t *testing.T) {
 		over := make(chan error, 1)
 		go func() { over <- again.Run(ctx) }()
 		settle(time.Second)
+		// The tokens of who is told are read first, then all.
+		if first, then := <-read, <-read; !slices.Equal(first, []coap.Subject{subject("lost")}) || len(then) != 2 {
+			t.Errorf("tokens read of %v, then of %v", first, then)
+		}
 		if n := len(kept.responses()); n != 2 {
 			t.Errorf("who confirmed got %d responses", n)
 		}
