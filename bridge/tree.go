@@ -144,8 +144,17 @@ func (r *treeRows) get(ids []keytree.ID, out []keytree.Node) ([]keytree.Node, er
 }
 
 // Dirty implements [keytree.Store].
-func (r *treeRows) Dirty() (ids []keytree.ID, err error) {
-	rows, err := r.tx.Query(`SELECT pos FROM bridge_tree_node WHERE tid = ? AND dirty = 1`, r.tid)
+func (r *treeRows) Dirty() ([]keytree.ID, error) {
+	return r.places(`SELECT pos FROM bridge_tree_node WHERE tid = ? AND dirty = 1`, r.tid)
+}
+
+// inner are the places of all nodes above leaves.
+func (r *treeRows) inner() ([]keytree.ID, error) {
+	return r.places(`SELECT pos FROM bridge_tree_node WHERE tid = ? AND pos >= ?`, r.tid, position(keytree.ID{Level: 1}))
+}
+
+func (r *treeRows) places(query string, args ...any) (ids []keytree.ID, err error) {
+	rows, err := r.tx.Query(query, args...)
 	if err != nil {
 		return nil, err
 	}

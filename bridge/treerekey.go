@@ -29,23 +29,6 @@ type treeRekey struct {
 // it does not know, of versions that would be given again.
 const leapFrom = 1 << 20
 
-// inner are the places of all nodes above leaves.
-func (r *treeRows) inner() (ids []keytree.ID, err error) {
-	rows, err := r.tx.Query(`SELECT pos FROM bridge_tree_node WHERE tid = ? AND pos >= ?`, r.tid, position(keytree.ID{Level: 1}))
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var pos int64
-		if err := rows.Scan(&pos); err != nil {
-			return nil, err
-		}
-		ids = append(ids, placeAt(pos))
-	}
-	return ids, rows.Err()
-}
-
 // prepareTree renders the messages of a rekey of a group's tree, the lowest
 // first: each under the key of a node, countersigned, with the key of the node
 // above, and the last, under the key of the root, with the keying material
