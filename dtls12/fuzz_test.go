@@ -176,3 +176,47 @@ func FuzzClient(f *testing.F) {
 		}
 	})
 }
+
+// FuzzParts: whatever fragments come, what becomes a ClientHello is one that would
+// have been read in one piece, and is within its bounds.
+func FuzzParts(f *testing.F) {
+	k := newKey(f, "P-256")
+	hello := Connect(accepting(k, k), epochStart).hello.encode()
+	cut := func(order ...int) (out [][]byte) {
+		for _, i := range order {
+			at := 60 * i
+			piece := hello[at:min(at+60, len(hello))]
+			m := append(wrap(typeClientHello, 0, hello)[:6], 0, 0, byte(at))
+			out = append(out, appendVector(m, 3, piece))
+		}
+		return out
+	}
+	f.Add(join(cut(0, 1)))
+	f.Add(join(cut(1, 0, 0)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var g *Gathering
+		for _, d := range split(b) {
+			parts := ReadParts(&record.Record{Type: record.Handshake, Fragment: d})
+			for i := range parts {
+				p := &parts[i]
+				if front := p.Front(); g == nil && front != nil {
+					g = Gather(p, front)
+				}
+				if g == nil || !g.Add(p) {
+					continue
+				}
+				if len(g.whole.body) > maxHello || len(g.whole.pieces) > maxPieces {
+					t.Fatalf("%d bytes, %d pieces", len(g.whole.body), len(g.whole.pieces))
+				}
+				h, _ := g.Hello()
+				if h == nil {
+					continue
+				}
+				again := ReadClientHello(&record.Record{Type: record.Handshake, Fragment: h.message})
+				if again == nil || again.Random != h.Random || !bytes.Equal(again.params, h.params) {
+					t.Fatalf("%x is read in pieces, not in one", h.message)
+				}
+			}
+		}
+	})
+}

@@ -47,7 +47,7 @@ type ClientHello struct {
 	session  []byte
 	Cookie   []byte
 	suites   []record.Suite
-	params   []byte // suites and compression methods as sent: for the cookie
+	params   []byte // suites and compression methods as sent, for the cookie; nil: they are not there yet
 	groups   []int
 	formats  []byte
 	schemes  []int
@@ -83,10 +83,7 @@ func ReadClientHello(r *record.Record) *ClientHello {
 // decodeClientHello reads the body of a ClientHello. What it returns refers to b.
 func decodeClientHello(b []byte) (*ClientHello, error) {
 	r := reader{b: b}
-	h := &ClientHello{version: r.uint(2)}
-	copy(h.Random[:], r.take(32))
-	h.session = r.vector(1, 0, maxSession)
-	h.Cookie = r.vector(1, 0, maxCookie)
+	h := readFront(&r)
 	rest := r.b
 	suites := reader{b: r.vector(2, 2, 1<<16-2)}
 	for len(suites.b) > 0 {
@@ -129,6 +126,16 @@ func decodeClientHello(b []byte) (*ClientHello, error) {
 		return nil, err
 	}
 	return h, r.end()
+}
+
+// readFront reads what is in front of all ClientHellos: what a cookie covers, and
+// the cookie.
+func readFront(r *reader) *ClientHello {
+	h := &ClientHello{version: r.uint(2)}
+	copy(h.Random[:], r.take(32))
+	h.session = r.vector(1, 0, maxSession)
+	h.Cookie = r.vector(1, 0, maxCookie)
+	return h
 }
 
 // extensions reads a list of extensions. None may be there twice (RFC 5246,

@@ -23,9 +23,8 @@ const (
 	maxMessage = 4096 + 64
 	// maxChain bounds the certificates of a peer: its own and those above it.
 	maxChain = 6
-	// maxHello bounds a ClientHello. It comes in one piece: before a cookie there
-	// is no place for parts.
-	maxHello = 2048
+	// maxHello bounds a ClientHello, in bytes, in one piece or several.
+	maxHello = 4096
 	// maxAhead is how many messages beyond the next one are kept.
 	maxAhead = 8
 	// maxAssembly bounds all that is kept of messages that are not whole, in bytes.
@@ -42,8 +41,10 @@ const (
 	repeatEvery = 100 * time.Millisecond
 	// mtu is the longest datagram that we send, in bytes: it fits IPv6 everywhere.
 	mtu = 1200
-	// cookieSize is the length of our cookies; cookieLife is how long their key
-	// lasts, so that a cookie is good for that long and at most twice.
+	// cookieSize is the length of our cookies, frontSize that of those for a
+	// ClientHello in fragments, in bytes; cookieLife is how long their key lasts, so
+	// that a cookie is good for that long and at most twice.
 	cookieSize = 16
+	frontSize  = 8
 	cookieLife = time.Minute
 )

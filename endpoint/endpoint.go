@@ -14,7 +14,8 @@
 //	shift.go      who reads the socket, and does what came with it
 //	receive.go    from a datagram to a session or a handshake
 //	handshake.go  handshakes by pion, and the taking over
-//	half.go       handshakes of our own: raw public keys
+//	half.go       handshakes of our own
+//	gather.go     ClientHellos of them that come in fragments
 //	session.go    one peer: keys, counters, address
 //	message.go    the message layer of RFC 7252, incoming
 //	send.go       the message layer, outgoing: the link as the server core has it
@@ -290,7 +291,7 @@ func New(sock Socket, cfg Config) *Endpoint {
 	e.byAddr = table.New((*session).addr, func(a netip.AddrPort) uint64 { return table.Mix(e.hash(a, nil)) })
 	e.byCID = table.New(func(s *session) uint64 { return s.cid }, func(id uint64) uint64 { return table.Mix(id ^ e.seed) })
 	if cfg.Keys != nil && (cfg.RawKey != nil || cfg.Certificate != nil || cfg.OwnPSK) {
-		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half)}
+		e.own = halves{dtls12.NewCookies(), make(map[netip.AddrPort]*half), make(map[uint64]*half), make(map[netip.AddrPort]*gathering)}
 	}
 	_, _ = rand.Read(e.echoKey[:]) // never fails (crypto/rand)
 	e.out = newOutbox(sock, e.metrics.unsent.Inc)

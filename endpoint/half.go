@@ -24,6 +24,7 @@ type halves struct {
 	cookies *dtls12.Cookies // nil: there are no such handshakes
 	byAddr  map[netip.AddrPort]*half
 	byCID   map[uint64]*half
+	hellos  map[netip.AddrPort]*gathering
 }
 
 // Bounds of what waits for a handshake that is working.
@@ -96,17 +97,27 @@ func (e *Endpoint) shake(r *record.Record, raw []byte, from netip.AddrPort) bool
 	}
 	h := e.own.byAddr[from]
 	hello := dtls12.ReadClientHello(r)
+	if hello == nil && e.cfg.OwnPSK {
+		var taken bool
+		if hello, taken = e.gather(r, from, h); taken && hello == nil {
+			return true
+		}
+	}
 	if hello == nil || h != nil && hello.Random == h.random {
 		if h != nil {
 			h.receive(raw)
+		} else if e.cfg.OwnPSK {
+			e.metrics.dropped.WithLabelValues("stray").Inc()
 		}
-		return h != nil
+		return h != nil || e.cfg.OwnPSK
 	}
 	offer, ready := e.offer()
 	if !ready && hello.OffersKeys() {
 		return true // it will come again
 	}
-	if offer.Choose(hello) == 0 {
+	// When all handshakes are our own, so is telling a client that there is no suite in
+	// common.
+	if !e.cfg.OwnPSK && offer.Choose(hello) == 0 {
 		if h == nil {
 			return false
 		}
@@ -138,8 +149,10 @@ func noPSK([]byte) ([]byte, error) { return nil, dtls12.ErrUnknown }
 // beginOwn makes a handshake of a ClientHello with a cookie.
 func (e *Endpoint) beginOwn(hello *dtls12.ClientHello, from netip.AddrPort) {
 	now := time.Now()
-	if len(e.own.byAddr)+len(e.handshakes) >= e.cfg.MaxHandshakes && !e.giveUp(now) {
-		e.metrics.refused.Inc()
+	if g := e.own.hellos[from]; g != nil {
+		e.endGathering(g, "given-up")
+	}
+	if !e.roomToBegin(now) {
 		return
 	}
 	h := &half{e: e, addr: from, local: e.came, random: hello.Random, began: now, hello: hello}

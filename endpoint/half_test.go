@@ -109,7 +109,7 @@ func (k keys) dial(o *world, p *port, key *dtls12.Key) (*peer, error) {
 func (o *world) empty() bool {
 	o.e.mu.Lock()
 	defer o.e.mu.Unlock()
-	return len(o.e.own.byAddr)+len(o.e.own.byCID)+len(o.e.handshakes)+len(o.e.halfByCID) == 0
+	return o.e.underWay()+len(o.e.own.byCID)+len(o.e.halfByCID) == 0
 }
 
 // TestRawKey: a client with a raw public key is served, wherever it goes, and

@@ -316,4 +316,6 @@ func (e *Endpoint) endHandshakes() {
 	for _, h := range e.own.byAddr {
 		h.end("given-up")
 	}
+	for e.leastGathered() {
+	}
 }

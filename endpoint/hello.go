@@ -71,21 +71,22 @@ func (e *Endpoint) again(h hello, from netip.AddrPort, now time.Time) bool {
 // admit begins a handshake with the peer at an address, or nil.
 func (e *Endpoint) admit(h hello, from netip.AddrPort) *handshake {
 	now := time.Now()
-	n := len(e.handshakes) + len(e.own.byAddr)
-	if n >= (e.cfg.MaxHandshakes+1)/2 && (!h.whole || !e.again(h, from, now)) {
+	if e.underWay() >= (e.cfg.MaxHandshakes+1)/2 && (!h.whole || !e.again(h, from, now)) {
 		e.metrics.refused.Inc()
 		return nil
 	}
-	if n >= e.cfg.MaxHandshakes && !e.giveUp(now) {
-		e.metrics.refused.Inc()
+	if !e.roomToBegin(now) {
 		return nil
 	}
 	return e.begin(h, from, now)
 }
 
-// giveUp ends the handshake that is missed least: the oldest without a cookie,
+// giveUp ends the handshake that is missed least: a ClientHello that is not whole, the oldest without a cookie,
 // else the oldest that had its time. A finished one is taken over.
 func (e *Endpoint) giveUp(now time.Time) bool {
+	if e.leastGathered() {
+		return true
+	}
 	var victim *handshake
 	for _, h := range e.handshakes {
 		if h.verified && now.Sub(h.began) < handshakeGrace {

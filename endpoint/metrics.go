@@ -11,6 +11,7 @@ type metrics struct {
 	handshakes           *prometheus.CounterVec
 	refused, handovers   prometheus.Counter
 	cookies              prometheus.Counter
+	gathered             *prometheus.CounterVec
 	evicted, turned      *prometheus.CounterVec
 	handed               prometheus.Counter
 	held                 prometheus.Gauge
@@ -43,6 +44,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		halfOpen:        gauge("handshakes", "DTLS handshakes under way."),
 		handshakes:      vec("handshakes_total", "DTLS handshakes by kind of key (psk, raw for raw public keys, cert for certificates) and result: done, unknown, failed, timeout, given-up.", "kind", "result"),
 		cookies:         counter("cookies_total", "ClientHellos without cookie that were answered without keeping anything."),
+		gathered:        vec("fragmented_hellos_total", "ClientHellos in fragments whose first had its cookie, by result: whole, timeout, given-up.", "result"),
 		refused:         counter("handshakes_refused_total", "ClientHellos that began no handshake, because too many were under way."),
 		handovers:       counter("handovers_total", "Sessions taken over at the first application record."),
 		evicted:         vec("evicted_total", "What was given up for want of room: handshakes (half-open), associations of strangers and guests.", "standing"),

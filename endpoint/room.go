@@ -189,7 +189,7 @@ func (e *Endpoint) Held() int {
 
 // whole is what associations and handshakes take.
 func (e *Endpoint) whole() int {
-	return e.held() + HandshakeReserve(len(e.handshakes)+len(e.own.byAddr))
+	return e.held() + HandshakeReserve(e.underWay())
 }
 
 // full says whether there is no room for n more sessions.
@@ -200,7 +200,7 @@ func (e *Endpoint) full(n int) bool {
 
 // over says that associations and handshakes take more than all of it.
 func (e *Endpoint) over() bool {
-	return e.cfg.MaxBytes > 0 && e.reckon()+HandshakeReserve(len(e.handshakes)+len(e.own.byAddr)) > e.cfg.MaxBytes
+	return e.cfg.MaxBytes > 0 && e.reckon()+HandshakeReserve(e.underWay()) > e.cfg.MaxBytes
 }
 
 // press notes whether room is short, and has it looked after at once when it became so.
@@ -370,7 +370,7 @@ func (e *Endpoint) keepRoom(ctx context.Context, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for n := 0; e.over() && n < askAtOnce; n++ {
-		if len(e.handshakes)+len(e.own.byAddr) == 0 || !e.giveUp(now) {
+		if e.underWay() == 0 || !e.giveUp(now) {
 			break
 		}
 		e.metrics.evicted.WithLabelValues("half-open").Inc()
