@@ -78,11 +78,16 @@ func (k keys) withRaw(cfg *Config) {
 }
 
 func (k keys) dial(o *world, p *port, key *dtls12.Key) (*peer, error) {
+	return k.dialAs(o, p, key, []byte{})
+}
+
+// dialAs gives the endpoint a connection ID; nil: none is spoken of.
+func (k keys) dialAs(o *world, p *port, key *dtls12.Key, cid []byte) (*peer, error) {
 	q := &peer{t: o.t, o: o, c: &client{p: p}, got: make(chan *coap.Message, 256), over: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var err error
-	q.raw, err = dtls12.Dial(ctx, &line{client: q.c, to: o.at}, &dtls12.Config{Key: key, CID: []byte{}, Peer: func(spki []byte) error {
+	q.raw, err = dtls12.Dial(ctx, &line{client: q.c, to: o.at}, &dtls12.Config{Key: key, CID: cid, Peer: func(spki []byte) error {
 		if !bytes.Equal(spki, k.server.Public()) {
 			return dtls12.ErrUnknown
 		}

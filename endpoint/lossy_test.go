@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,9 @@ import (
 // Section 4.2.4, has for that, and its session serves.
 func TestEachDatagram(t *testing.T) {
 	k := keys{rawKey(t), rawKey(t)}
+	root := newRoot(t)
+	own, mine := root.issue(t, "node", "P-256"), root.issue(t, "gateway", "P-256")
+	certificate := certOptions(own, root, dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8)
 	for _, c := range []struct {
 		name string
 		own  bool
@@ -25,13 +29,18 @@ func TestEachDatagram(t *testing.T) {
 		{"psk/own/cid", true, func(o *world, p *port) (*peer, error) { return o.dialFrom(p, "node1", withCID) }},
 		{"psk/pion", false, func(o *world, p *port) (*peer, error) { return o.dialFrom(p, "node1") }},
 		{"psk/pion/cid", false, func(o *world, p *port) (*peer, error) { return o.dialFrom(p, "node1", []dtls.ClientOption{withCID}...) }},
+		{"raw", true, func(o *world, p *port) (*peer, error) { return k.dialAs(o, p, k.client, nil) }},
 		{"raw/cid", true, func(o *world, p *port) (*peer, error) { return k.dial(o, p, k.client) }},
+		{"certificate", true, func(o *world, p *port) (*peer, error) { return o.dialWith(p, certificate...) }},
+		{"certificate/cid", true, func(o *world, p *port) (*peer, error) {
+			return o.dialWith(p, slices.Concat(certificate, []dtls.ClientOption{withCID})...)
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			try := func(bound time.Duration, what func(n int) string) (datagrams int) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWire(1)
-					o := begin(t, w, true, k.withRaw, func(cfg *Config) { cfg.OwnPSK = c.own })
+					o := begin(t, w, true, k.withRaw, withCertificates(t, root, mine), func(cfg *Config) { cfg.OwnPSK = c.own })
 					defer o.stop()
 					n := 0
 					w.tap = func(from, to netip.AddrPort, b []byte) bool {

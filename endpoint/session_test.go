@@ -396,43 +396,6 @@ func TestFull(t *testing.T) {
 	})
 }
 
-// TestRenegotiation: RFC 5246, Section 7.2.2: an authentic ClientHello inside a
-// session is refused, and the session goes on.
-func TestRenegotiation(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWire(1)
-		o := begin(t, w, true)
-		defer o.stop()
-		p := o.dial("node1")
-		defer p.close()
-		p.ask(p.request(coap.PUT, "t", ""))
-		o.e.mu.Lock()
-		var keys, ours record.Keys
-		for _, s := range o.e.sessions {
-			keys, ours = s.read, s.write
-		}
-		o.e.mu.Unlock()
-		c, back := mustCipher(record.PSKCCM8, &keys), mustCipher(record.PSKCCM8, &ours)
-		refused := make(chan bool, 1)
-		unlock := w.lock()
-		w.tap = func(from, _ netip.AddrPort, b []byte) bool {
-			if from == o.at && b[0] == record.Alert {
-				r, _, err := record.Next(b, 0)
-				_, content, openErr := back.Open(nil, &r)
-				refused <- err == nil && openErr == nil && bytes.Equal(content, []byte{alertWarning, alertNoRenegotiation})
-				return true
-			}
-			return false
-		}
-		unlock()
-		w.carry(p.c.port().addr, o.at, c.Seal(nil, record.Handshake, epoch, 20, nil, clientHello(1)[13:]))
-		if !<-refused {
-			t.Error("another answer than no_renegotiation")
-		}
-		p.ask(p.request(coap.PUT, "u", ""))
-	})
-}
-
 // TestKept: an address on plain UDP is forgotten after a while, unless it is
 // said to stay.
 func TestKept(t *testing.T) {
