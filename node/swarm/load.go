@@ -139,6 +139,7 @@ func (s *Swarm) Flood(ctx context.Context, rate int) (sent int, err error) {
 				d.Local = inventedAddress(sent)
 				s.out = append(s.out, d)
 				sent++
+				s.stats.Flooded++
 			}
 			s.flush()
 		}

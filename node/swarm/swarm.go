@@ -77,6 +77,7 @@ type Stats struct {
 	Repeated        uint64 `json:"repeated"`         // confirmable ones that came again
 	Undecipherable  uint64 `json:"undecipherable"`   // records that did not open, or came twice
 	Closed          uint64 `json:"closed_by_server"` // associations ended by an alert
+	Flooded         uint64 `json:"flooded"`          // ClientHellos from invented addresses
 }
 
 // Swarm is many nodes. Its methods may be called from any goroutine.

@@ -252,11 +252,14 @@ func TestFlood(t *testing.T) {
 		}
 		sent <- n
 	}()
+	for s.Stats().Flooded == 0 {
+		time.Sleep(time.Millisecond) // until it has begun
+	}
 	if failed, err := swarm.Each(t.Context(), 0, 20, 5, nil, func(ctx context.Context, i int) error { return open(ctx, s, i) }); failed > 0 {
 		t.Errorf("%d failed: %v", failed, err)
 	}
 	stop()
-	if n := <-sent; n == 0 {
-		t.Error("there was no flood")
+	if n := <-sent; n == 0 || s.Stats().Flooded != uint64(n) {
+		t.Errorf("%d sent, %+v", n, s.Stats())
 	}
 }
