@@ -290,6 +290,7 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 		// The newest rekey is retained, so a session in the broker would only
 		// add older ones.
 		SetCleanSession(true).
+		SetStore(newOutbox()).
 		SetKeepAlive(mqttKeepAlive).
 		SetConnectTimeout(mqttTimeout).
 		SetWriteTimeout(mqttTimeout).
