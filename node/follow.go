@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
-	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // Times of following.
@@ -297,11 +296,7 @@ func (m *Member) onGroup(r *coap.Response, first bool, fail func(error)) {
 	switch r.Code {
 	case coap.Valid:
 	case coap.Content:
-		held := groupcomm.Version(0)
-		if s, ok := m.State(); ok {
-			held = s.Version
-		}
-		o, err := offerObserved(r.Payload, first, held)
+		o, err := offerObserved(r.Payload, first, m.newest())
 		if err != nil {
 			fail(err)
 			return

@@ -81,13 +81,13 @@ func offerFull(body []byte, via string) (*offer, error) {
 // offerObserved makes an offer of a response of the observed group resource:
 // the Key Distribution map that answers the registration, then rekey messages.
 // A notification may overtake that answer, which is then as good as ignored
-// when it says nothing new; held is the version held.
+// when it says nothing new; newest is the newest version that the member knows of.
 //
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1; RFC 7641, Section 3.4
 // for the order.
-func offerObserved(body []byte, first bool, held groupcomm.Version) (*offer, error) {
+func offerObserved(body []byte, first bool, newest groupcomm.Version) (*offer, error) {
 	full, err := offerFull(body, ViaObserve)
-	if err == nil && (first || full.num <= held) {
+	if err == nil && (first || full.num <= newest) {
 		return full, nil
 	}
 	o, rekeyErr := offerRekey(body, ViaObserve)
@@ -95,6 +95,20 @@ func offerObserved(body []byte, first bool, held groupcomm.Version) (*offer, err
 		return nil, err
 	}
 	return o, rekeyErr
+}
+
+// newest is the version held, or one after it that was told of and cannot be installed
+// yet.
+func (m *Member) newest() (v groupcomm.Version) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != nil {
+		v = m.state.Version
+	}
+	if m.missed != nil {
+		v = max(v, m.missed.num)
+	}
+	return v
 }
 
 func (o *offer) check(op string) error {

@@ -59,6 +59,13 @@ func TestMissedAndInstalled(t *testing.T) {
 	}
 }
 
+// observed is a response of an observed resource.
+func observed(body []byte, seq uint32) *coap.Response {
+	r := reply(coap.Content, coap.ACEGroupcomm, body)
+	r.Options.SetUint(coap.ObserveOption, seq)
+	return r
+}
+
 // A notification that overtakes the answer to the registration, which then says
 // what is old.
 func TestNotificationFirst(t *testing.T) {
@@ -66,11 +73,6 @@ func TestNotificationFirst(t *testing.T) {
 	g := newFakeGM(t)
 	m, _ := joinedMember(t, g, nil)
 	held := state(t, m).Version
-	observed := func(body []byte, seq uint32) *coap.Response {
-		r := reply(coap.Content, coap.ACEGroupcomm, body)
-		r.Options.SetUint(coap.ObserveOption, seq)
-		return r
-	}
 	fail := func(err error) { t.Error(err) }
 	m.onGroup(observed(rekeyOf(held+1), 8), true, fail)
 	m.onGroup(observed(g.full(held).Encode(), 7), false, fail)
@@ -106,5 +108,30 @@ func TestMovingGroup(t *testing.T) {
 		if s := state(t, m); s.Version != g.version() || !s.Installed {
 			t.Errorf("%d moves: version %d of %d, installed %v", moves, s.Version, g.version(), s.Installed)
 		}
+	}
+}
+
+// The same where versions were missed before: what the answer tells is not installed,
+// but older than what the notification told.
+func TestNotificationFirstAfterMissed(t *testing.T) {
+	t.Parallel()
+	g := newFakeGM(t)
+	m, _ := joinedMember(t, g, nil)
+	held := state(t, m).Version
+	g.num = held + 3
+	fail := func(err error) { t.Error(err) }
+	m.onGroup(observed(rekeyOf(held+3), 8), true, fail)
+	m.onGroup(observed(g.full(held+2).Encode(), 7), false, fail)
+	if err := m.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := state(t, m); s.Version != held+3 || !s.Installed {
+		t.Errorf("version %d, installed %v", s.Version, s.Installed)
+	}
+	// A map that is newer than all that was told is no notification.
+	var refused error
+	m.onGroup(observed(g.full(held+4).Encode(), 9), false, func(err error) { refused = err })
+	if !errors.Is(refused, ErrBadAnswer) {
+		t.Errorf("%v", refused)
 	}
 }
