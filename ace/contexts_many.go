@@ -3,6 +3,7 @@ package ace
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,12 +25,10 @@ type sealedContext struct {
 // finds one by one. A gateway with very many of them in use starts with it.
 func (s *Server) Many(ctx context.Context, kids [][]byte) (map[string]*secure.Stored, error) {
 	out := make(map[string]*secure.Stored, len(kids))
-	for len(kids) > 0 {
-		n := min(contextsAtOnce, len(kids))
-		if err := s.someContexts(ctx, kids[:n], out); err != nil {
+	for part := range slices.Chunk(kids, contextsAtOnce) {
+		if err := s.someContexts(ctx, part, out); err != nil {
 			return nil, err
 		}
-		kids = kids[n:]
 	}
 	return out, nil
 }

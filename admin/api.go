@@ -184,11 +184,13 @@ func roleNames(r groupcomm.Roles) []string {
 	return strings.Split(r.String(), ",")
 }
 
-func timeOrNil(t time.Time) *time.Time {
+func timeOrNil(t time.Time) *time.Time { return truncated(t, time.Second) }
+
+func truncated(t time.Time, to time.Duration) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
-	t = t.UTC().Truncate(time.Second)
+	t = t.UTC().Truncate(to)
 	return &t
 }
 

@@ -110,10 +110,4 @@ func (c *Client) Delivery(ctx context.Context, group string, members bool) (*Del
 func TimeOrNil(t time.Time) *time.Time { return timeOrNil(t) }
 
 // MomentOrNil is TimeOrNil to the millisecond, where the difference of two counts.
-func MomentOrNil(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	t = t.UTC().Truncate(time.Millisecond)
-	return &t
-}
+func MomentOrNil(t time.Time) *time.Time { return truncated(t, time.Millisecond) }

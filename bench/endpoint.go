@@ -109,11 +109,9 @@ func Requests(ctx context.Context, start Start, n int, progress func(string)) (o
 	}
 	defer func() { err = errors.Join(err, closeAll()) }()
 	progress("requests")
-	m := &coap.Message{Code: coap.POST, Payload: make([]byte, bodySize)}
-	m.Options.SetPath("echo")
 	all, err := contest(rigs, func(r *rig) (sample, error) {
 		return r.round(ctx, func() (int, int, error) {
-			o, err := r.swarm.Load(ctx, loadOf(m, max(1000, r.nodes), min(r.nodes, requestsAtOnce)))
+			o, err := r.echo(ctx, max(1000, r.nodes))
 			return o.Answered, o.Failed + o.Refused, err
 		})
 	})

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/bench/peer"
-	"github.com/seed4911071e/groupgate/coap"
 )
 
 const (
@@ -97,9 +96,7 @@ func Rebind(ctx context.Context, start Start, n int, progress func(string)) (out
 
 // each has every node send one request and says how many were answered.
 func (r *rig) each(ctx context.Context) (int, error) {
-	m := &coap.Message{Code: coap.POST, Payload: make([]byte, bodySize)}
-	m.Options.SetPath("echo")
-	o, err := r.swarm.Load(ctx, loadOf(m, r.nodes, min(r.nodes, requestsAtOnce)))
+	o, err := r.echo(ctx, r.nodes)
 	return o.Answered, err
 }
 
@@ -112,8 +109,7 @@ func (r *rig) rebound(ctx context.Context, b *rebound) error {
 		return err
 	}
 	b.reached = part(got)
-	m := &coap.Message{Code: coap.POST, Payload: make([]byte, bodySize)}
-	m.Options.SetPath("echo")
+	m := echoRequest()
 	var sent uint64
 	answers := 0
 	for first := 0; first < r.nodes; first += requestsAtOnce { // as many as the stock server can take

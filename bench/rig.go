@@ -265,3 +265,14 @@ func await(want int, quiet time.Duration, count func() int) (got int) {
 func loadOf(m *coap.Message, requests, atOnce int) swarm.Load {
 	return swarm.Load{Requests: requests, AtOnce: atOnce, Message: func(int) *coap.Message { return m }}
 }
+
+// echo has the nodes send so many requests that are answered with what they hold.
+func (r *rig) echo(ctx context.Context, requests int) (swarm.Outcome, error) {
+	return r.swarm.Load(ctx, loadOf(echoRequest(), requests, min(r.nodes, requestsAtOnce)))
+}
+
+func echoRequest() *coap.Message {
+	m := &coap.Message{Code: coap.POST, Payload: make([]byte, bodySize)}
+	m.Options.SetPath("echo")
+	return m
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/seed4911071e/groupgate/bench/peer"
-	"github.com/seed4911071e/groupgate/coap"
 )
 
 // Shards measures the endpoint with several shards beside the endpoint with one:
@@ -34,14 +33,12 @@ func Shards(ctx context.Context, start Start, n, shards int, progress func(strin
 			return nil, err
 		}
 	}
-	m := &coap.Message{Code: coap.POST, Payload: make([]byte, bodySize)}
-	m.Options.SetPath("echo")
 	for _, c := range []struct {
 		of, plural string
 		do         func(r *rig) (ops, lost int, err error)
 	}{
 		{"request", "requests", func(r *rig) (int, int, error) {
-			o, err := r.swarm.Load(ctx, loadOf(m, max(1000, r.nodes), min(r.nodes, requestsAtOnce)))
+			o, err := r.echo(ctx, max(1000, r.nodes))
 			return o.Answered, o.Failed + o.Refused, err
 		}},
 		{"con_notification", "con_notifications", func(r *rig) (int, int, error) { return r.publish(true, payloadSize) }},

@@ -118,11 +118,11 @@ func (b *Bridge) recall(ctx context.Context) error {
 				b.calls.add(func(ctx context.Context) { b.takeLease(ctx, m, false) })
 			}
 			b.observers.register(o.Peer.Link, m, o.Peer.Subject)
-			c, ok := confirmed[node]
-			if !ok || c.version < version {
-				due = append(due, o.Peer.Subject)
+			if c, ok := confirmed[node]; ok && c.version >= version {
+				continue
 			}
-			if repeats && (!ok || c.version < version) {
+			due = append(due, o.Peer.Subject)
+			if repeats {
 				for _, topic := range o.Topics {
 					if g, own, ok := groupOf(topic); ok && g == group && own == "" {
 						hub.Again(topic, o.Peer.Link)

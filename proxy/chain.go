@@ -139,13 +139,13 @@ func (h *hop) end(p *Proxy) {
 // nextOfHop waits for the next response of the next proxy.
 func (g *asked) nextOfHop(ctx context.Context) (*coap.Response, error) {
 	h := g.hop
+	var late <-chan time.Time
+	if !g.lasting {
+		timer := time.NewTimer(time.Until(g.end))
+		defer timer.Stop()
+		late = timer.C
+	}
 	for {
-		var late <-chan time.Time
-		if !g.lasting {
-			timer := time.NewTimer(time.Until(g.end))
-			defer timer.Stop()
-			late = timer.C
-		}
 		select {
 		case m := <-h.came:
 			r, err := g.ofHop(ctx, m)
