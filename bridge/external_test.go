@@ -20,23 +20,17 @@ import (
 
 	paho "github.com/eclipse/paho.mqtt.golang"
 	mqtt "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/test/mqttd"
 )
 
 // accounts admits users by password, to all topics.
 type accounts struct {
-	mqtt.HookBase
+	mqttd.Open
 	byUser map[string]string
-}
-
-func (*accounts) ID() string { return "accounts" }
-
-func (*accounts) Provides(b byte) bool {
-	return b == mqtt.OnConnectAuthenticate || b == mqtt.OnACLCheck
 }
 
 func (a *accounts) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool {
@@ -44,31 +38,11 @@ func (a *accounts) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool
 	return ok && want == string(pk.Connect.Password)
 }
 
-func (*accounts) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
-
 // operatorBroker is a broker that is none of ours: accounts in its own ledger,
 // no rules of ours, nothing kept over a restart.
 func operatorBroker(t testing.TB, l net.Listener) (stop func()) {
 	t.Helper()
-	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	accounts := accounts{byUser: map[string]string{"gateway": "gateway secret", "members": "members secret"}}
-	if err := s.AddHook(&accounts, nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.AddListener(listeners.NewNet("tcp", l)); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Serve(); err != nil {
-		t.Fatal(err)
-	}
-	stopped := false
-	stop = func() {
-		if !stopped {
-			stopped = true
-			_ = s.Close()
-		}
-	}
-	t.Cleanup(stop)
+	_, stop = mqttd.Start(t, l, &accounts{byUser: map[string]string{"gateway": "gateway secret", "members": "members secret"}})
 	return stop
 }
 

@@ -4,19 +4,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
-	"log/slog"
 	"net"
 	"testing"
 	"time"
 
 	mochi "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/test/mqttd"
 	"github.com/seed4911071e/groupgate/test/ports"
 )
 
@@ -224,45 +222,27 @@ func TestReadMgt(t *testing.T) {
 	}
 }
 
-// allow is a broker's rule that everyone may do everything.
-type allow struct{ mochi.HookBase }
-
-func (*allow) Provides(b byte) bool                                     { return b == mochi.OnConnectAuthenticate || b == mochi.OnACLCheck }
-func (*allow) OnConnectAuthenticate(*mochi.Client, packets.Packet) bool { return true }
-func (*allow) OnACLCheck(*mochi.Client, string, bool) bool              { return true }
-
 // broker is a real broker on loopback that tells what is published to it.
-func broker(t *testing.T, addr string) (b *mochi.Server, at string, published chan packets.Packet) {
+func broker(t *testing.T, addr string) (b *mochi.Server, stop func(), published chan packets.Packet) {
 	t.Helper()
-	b = mochi.New(&mochi.Options{InlineClient: true, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if err := b.AddHook(new(allow), nil); err != nil {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
 		t.Fatal(err)
 	}
-	l := listeners.NewTCP(listeners.Config{ID: "t", Address: addr})
-	if err := b.AddListener(l); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Serve(); err != nil {
-		t.Fatal(err)
-	}
+	b, stop = mqttd.Start(t, l, new(mqttd.Open))
 	published = make(chan packets.Packet, 16)
 	if err := b.Subscribe("gg/4f2a/ack", 1, func(_ *mochi.Client, _ packets.Subscription, pk packets.Packet) { published <- pk }); err != nil {
 		t.Fatal(err)
 	}
-	return b, l.Address(), published
+	return b, stop, published
 }
 
 // A rekey over a real broker: retained before the node connects, live, and
 // after the broker was away; each acknowledged once.
 func TestFollowMQTT(t *testing.T) {
 	t.Parallel()
-	b, addr, acks := broker(t, ports.Addr(t))
-	closed := false
-	defer func() {
-		if !closed {
-			b.Close()
-		}
-	}()
+	addr := ports.Addr(t)
+	b, stop, acks := broker(t, addr)
 	g, m := mqttMember(t, "mqtt://"+addr)
 	acked := func(want groupcomm.Version) {
 		t.Helper()
@@ -293,10 +273,7 @@ func TestFollowMQTT(t *testing.T) {
 	}
 	acked(7)
 
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-	closed = true
+	stop()
 	var l net.Listener
 	waitFor(t, "the port of the broker to be free", func() (ok bool) {
 		var err error
@@ -306,7 +283,6 @@ func TestFollowMQTT(t *testing.T) {
 		return err == nil
 	})
 	b2, _, acks2 := broker(t, addr)
-	defer b2.Close()
 	acks = acks2
 	if err := b2.Publish(g.mgt.Topic, g.seal(8, rekeyOf(8)), true, 1); err != nil {
 		t.Fatal(err)

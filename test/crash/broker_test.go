@@ -1,15 +1,15 @@
 package crash
 
 import (
-	"log/slog"
 	"net"
 	"strings"
 	"sync"
 	"testing"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/seed4911071e/groupgate/test/mqttd"
 )
 
 // topicPrefix is the first part of the topics that the gateway publishes to.
@@ -18,7 +18,7 @@ const topicPrefix = "crash"
 // tappedBroker is the operator's broker. It outlives the gateway, admits
 // everybody and shows the ledger every rekey message that passes.
 type tappedBroker struct {
-	mqtt.HookBase
+	mqttd.Open
 	addr   string
 	ledger *ledger
 
@@ -34,29 +34,14 @@ func startBroker(t testing.TB, l *ledger) *tappedBroker {
 		t.Fatal(err)
 	}
 	b := &tappedBroker{addr: listener.Addr().String(), ledger: l, retained: map[string]bool{}, branches: map[string]bool{}}
-	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.DiscardHandler)})
-	if err := s.AddHook(b, nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.AddListener(listeners.NewNet("tcp", listener)); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Serve(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
+	mqttd.Start(t, listener, b)
 	return b
 }
 
-func (*tappedBroker) ID() string { return "tap" }
-
-func (*tappedBroker) Provides(b byte) bool {
-	return b == mqtt.OnConnectAuthenticate || b == mqtt.OnACLCheck || b == mqtt.OnPublish
+// Provides implements mqtt.Hook.
+func (b *tappedBroker) Provides(call byte) bool {
+	return call == mqtt.OnPublish || b.Open.Provides(call)
 }
-
-func (*tappedBroker) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
-
-func (*tappedBroker) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
 
 // OnPublish sees a message before anybody gets it.
 func (b *tappedBroker) OnPublish(_ *mqtt.Client, p packets.Packet) (packets.Packet, error) {

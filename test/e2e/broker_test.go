@@ -3,8 +3,6 @@ package e2e
 import (
 	"bytes"
 	"errors"
-	"io"
-	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -13,31 +11,25 @@ import (
 
 	paho "github.com/eclipse/paho.mqtt.golang"
 	mqtt "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/test/mqttd"
 	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // tap is a hook into the operator's broker: everybody may do everything, and
 // everything is kept.
 type tap struct {
-	mqtt.HookBase
+	mqttd.Open
 	mu   sync.Mutex
 	seen []packets.Packet
 }
 
-func (*tap) ID() string { return "tap" }
-
-func (*tap) Provides(b byte) bool {
-	return b == mqtt.OnConnectAuthenticate || b == mqtt.OnACLCheck || b == mqtt.OnPublished
-}
-
-func (*tap) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
-func (*tap) OnACLCheck(*mqtt.Client, string, bool) bool              { return true }
+// Provides implements mqtt.Hook.
+func (h *tap) Provides(b byte) bool { return b == mqtt.OnPublished || h.Open.Provides(b) }
 
 func (h *tap) OnPublished(_ *mqtt.Client, pk packets.Packet) {
 	h.mu.Lock()
@@ -73,12 +65,7 @@ func operatorBroker(t testing.TB, addr string, hook mqtt.Hook) (at string, stop 
 		l, err = net.Listen("tcp", addr)
 		return err == nil
 	})
-	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if err := errors.Join(s.AddHook(hook, nil), s.AddListener(listeners.NewNet("tcp", l)), s.Serve()); err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() { _ = s.Close() })
-	t.Cleanup(stop)
+	_, stop = mqttd.Start(t, l, hook)
 	return l.Addr().String(), stop
 }
 
