@@ -2,9 +2,11 @@ package endpoint
 
 import (
 	"bytes"
+	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -141,4 +143,83 @@ func TestFragmentsOfNobody(t *testing.T) {
 			t.Error("some are left")
 		}
 	})
+}
+
+// TestSmallMTU: pion's client, whose datagrams are small, says what it has to say in
+// fragments: ClientHello, psk_identity, and a certificate nearly as long as is taken.
+// They are understood when all come before the first of them is looked at, too.
+func TestSmallMTU(t *testing.T) {
+	const mtu = 110
+	for name, dial := range map[string]func(o *world, root *issuer) (*peer, error){
+		"pre-shared key": func(o *world, _ *issuer) (*peer, error) {
+			return o.dialFrom(o.w.open(""), strings.Repeat("node", 1000), dtls.WithMTU(mtu))
+		},
+		"certificate": func(o *world, root *issuer) (*peer, error) {
+			own := root.issue(o.t, "node", "P-256", func(c *x509.Certificate) {
+				for i := range 90 {
+					c.DNSNames = append(c.DNSNames, fmt.Sprintf("a-long-name-of-some-host-%d.example", i))
+				}
+			})
+			return o.dialWith(o.w.open(""), certOptions(own, root, dtls.TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8, dtls.WithMTU(mtu))...)
+		},
+	} {
+		for _, burst := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", at once: ", burst), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWire(1)
+					root := newRoot(t)
+					o := begin(t, w, true, withCertificates(t, root, root.issue(t, "gateway", "P-256")), func(c *Config) { c.OwnPSK = true })
+					defer o.stop()
+					pieces, flight := 0, [][]byte(nil)
+					w.tap = func(from, to netip.AddrPort, b []byte) bool {
+						if to != o.at || b[0] != record.Handshake && b[0] != record.ChangeCipherSpec {
+							return false
+						}
+						if b[0] == record.Handshake && !bytes.Equal(b[14:17], b[22:25]) {
+							pieces++
+						}
+						if !burst || b[0] == record.Handshake && b[13] == handshakeClientHello {
+							return false
+						}
+						for rest := b; len(rest) > 0; {
+							r, after, err := record.Next(rest, 0)
+							if err != nil {
+								return false
+							}
+							flight, rest = append(flight, rest[:len(rest)-len(after)]), after
+							if r.Epoch == 1 { // Finished ends it
+								go o.burst(from, flight)
+								flight = nil
+							}
+						}
+						return true
+					}
+					p, err := dial(o, root)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer p.close()
+					if r := p.ask(p.request(coap.PUT, "x", "x")); string(r.Payload) != "x" {
+						t.Errorf("%+v", r)
+					}
+					unlock := w.lock()
+					defer unlock()
+					if pieces < 30 {
+						t.Errorf("only %d fragments", pieces)
+					}
+				})
+			})
+		}
+	}
+}
+
+// burst hands a handshake its records before it can look at one.
+func (o *world) burst(from netip.AddrPort, records [][]byte) {
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	if h := o.e.own.byAddr[from]; h != nil {
+		for _, r := range records {
+			h.receive(r)
+		}
+	}
 }

@@ -29,7 +29,7 @@ type halves struct {
 
 // Bounds of what waits for a handshake that is working.
 const (
-	halfRoom  = 16
+	halfRoom  = 64 // records: the longest message that package dtls12 takes, in fragments of 75 bytes, and the rest of its flight
 	halfBytes = 16 << 10
 )
 

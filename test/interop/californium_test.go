@@ -26,28 +26,31 @@ var compiled struct {
 	err  error
 }
 
-// compileOnce compiles the peers: from their sources they start several times slower.
-func compileOnce(jars string) error {
+// californiumClasses is the class path of the peers, which are compiled once: from
+// their sources they start several times slower.
+func californiumClasses(t *testing.T) string {
+	t.Helper()
+	jars := os.Getenv(californiumJars)
+	if jars == "" {
+		t.Skipf("%s names no folder with the peer's jars; .ci/run interop makes one", californiumJars)
+	}
 	compiled.once.Do(func() {
 		out, err := exec.Command("javac", "-cp", jars+"/*", "-d", jars+"/classes", "californium/Peer.java", "californium/NodePeer.java", "californium/RawKeyPeer.java").CombinedOutput()
 		if err != nil {
 			compiled.err = fmt.Errorf("javac: %w\n%s", err, out)
 		}
 	})
-	return compiled.err
+	if compiled.err != nil {
+		t.Fatal(compiled.err)
+	}
+	return jars + "/*:" + jars + "/classes"
 }
 
 // californium is a command that runs the peer.
 func californium(ctx context.Context, t *testing.T, mode string, sender, recipient []byte, args ...string) *exec.Cmd {
 	t.Helper()
-	jars := os.Getenv(californiumJars)
-	if jars == "" {
-		t.Skipf("%s names no folder with the peer's jars; .ci/run interop makes one", californiumJars)
-	}
-	if err := compileOnce(jars); err != nil {
-		t.Fatal(err)
-	}
-	all := append([]string{"-XX:TieredStopAtLevel=1", "-cp", jars + "/*:" + jars + "/classes", "Peer", mode,
+	classes := californiumClasses(t)
+	all := append([]string{"-XX:TieredStopAtLevel=1", "-cp", classes, "Peer", mode,
 		hex.EncodeToString(masterSecret), hex.EncodeToString(masterSalt), orDash(sender), orDash(recipient)}, args...)
 	return exec.CommandContext(ctx, "java", all...)
 }

@@ -28,6 +28,12 @@ import (
 // writes to ca.pem.
 func certified(t *testing.T, dir string, names ...string) {
 	t.Helper()
+	certifiedWith(t, dir, func(*x509.Certificate) {}, names...)
+}
+
+// certifiedWith has each of them changed before it is signed.
+func certifiedWith(t *testing.T, dir string, change func(*x509.Certificate), names ...string) {
+	t.Helper()
 	var ca *x509.Certificate
 	var caKey *ecdsa.PrivateKey
 	for i, name := range append([]string{"ca"}, names...) {
@@ -43,6 +49,7 @@ func certified(t *testing.T, dir string, names ...string) {
 			ca, caKey = c, key
 			c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
 		}
+		change(c)
 		der, err1 := x509.CreateCertificate(rand.Reader, c, ca, &key.PublicKey, caKey)
 		pkcs8, err2 := x509.MarshalPKCS8PrivateKey(key)
 		if err1 != nil || err2 != nil {
@@ -59,12 +66,7 @@ func certified(t *testing.T, dir string, names ...string) {
 // TestCertificateHandshakes: the clients of GnuTLS, OpenSSL and libcoap with a
 // certificate verify that of the gateway, are verified, and read its resources.
 func TestCertificateHandshakes(t *testing.T) {
-	m := coap.Message{Type: coap.Confirmable, Code: coap.GET, ID: 1, Token: []byte{7}}
-	m.Options.SetPath(".well-known", "core")
-	request, err := m.MarshalBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	request := wellKnownCore(t)
 	dir := t.TempDir()
 	certified(t, dir, "gateway", "node")
 	file := func(name string) string { return filepath.Join(dir, name) }

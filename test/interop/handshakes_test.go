@@ -21,6 +21,18 @@ import (
 	"github.com/seed4911071e/groupgate/node"
 )
 
+// wellKnownCore is a message for exchange.
+func wellKnownCore(t *testing.T) []byte {
+	t.Helper()
+	m := coap.Message{Type: coap.Confirmable, Code: coap.GET, ID: 1, Token: []byte{7}}
+	m.Options.SetPath(".well-known", "core")
+	b, err := m.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // exchange has a program that carries its standard input over DTLS send a message
 // with the identifier 1 and the token 7, and waits until it prints an answer of
 // which ok says that it is the one.
@@ -82,12 +94,7 @@ func buildPion2(t *testing.T) string {
 // TestPSKHandshakes: the clients of GnuTLS, OpenSSL and pion/dtls v2 with a
 // pre-shared key, at handshakes of the gateway's own and of pion's.
 func TestPSKHandshakes(t *testing.T) {
-	m := coap.Message{Type: coap.Confirmable, Code: coap.GET, ID: 1, Token: []byte{7}}
-	m.Options.SetPath(".well-known", "core")
-	request, err := m.MarshalBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	request := wellKnownCore(t)
 	pion2 := buildPion2(t)
 	for _, handshake := range []string{config.HandshakeOwn, config.HandshakePion} {
 		cfg := config.Embedded()
@@ -129,17 +136,11 @@ func TestPSKHandshakes(t *testing.T) {
 		}
 		for _, cid := range []string{"0", "6"} {
 			t.Run(handshake+"/Scandium, CID "+cid, func(t *testing.T) {
-				jars := os.Getenv(californiumJars)
-				if jars == "" {
-					t.Skipf("%s names no folder with the peer's jars; .ci/run interop makes one", californiumJars)
-				}
-				if err := compileOnce(jars); err != nil {
-					t.Fatal(err)
-				}
+				classes := californiumClasses(t)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				nat := newNAT(t, g.at.CoAPS)
-				cmd := exec.CommandContext(ctx, "java", "-XX:TieredStopAtLevel=1", "-cp", jars+"/*:"+jars+"/classes", "RawKeyPeer", "PSK",
+				cmd := exec.CommandContext(ctx, "java", "-XX:TieredStopAtLevel=1", "-cp", classes, "RawKeyPeer", "PSK",
 					client.Identity, key, cid, "coaps://"+nat.addr()+"/.well-known/core")
 				in, err1 := cmd.StdinPipe()
 				out, err2 := cmd.StdoutPipe()
@@ -175,6 +176,8 @@ type nat struct {
 	from   *net.UDPAddr // the client
 	far    net.Conn
 	hellos int // of the client
+	// tap says what becomes of a datagram of the client; nil: it is sent on.
+	tap func(b []byte) [][]byte
 }
 
 func newNAT(t *testing.T, to string) *nat {
@@ -197,7 +200,13 @@ func newNAT(t *testing.T, to string) *nat {
 			if size > 13 && b[0] == 22 && b[13] == 1 { // a handshake record, ClientHello
 				n.hellos++
 			}
-			_, _ = n.far.Write(b[:size]) // datagrams may be lost
+			out := [][]byte{b[:size]}
+			if n.tap != nil {
+				out = n.tap(b[:size])
+			}
+			for _, b := range out {
+				_, _ = n.far.Write(b) // datagrams may be lost
+			}
 			n.mu.Unlock()
 		}
 	})

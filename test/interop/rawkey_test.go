@@ -35,7 +35,7 @@ type rawGateway struct {
 	server []byte // what the gateway has to show
 }
 
-func newRawGateway(t *testing.T, alg int64) *rawGateway {
+func newRawGateway(t *testing.T, alg int64, change ...func(*config.Config)) *rawGateway {
 	t.Helper()
 	cfg := config.Embedded()
 	cfg.DataDir = filepath.Join(t.TempDir(), "data")
@@ -43,6 +43,9 @@ func newRawGateway(t *testing.T, alg int64) *rawGateway {
 	cfg.Listen.CoAPS, cfg.Listen.CoAP, cfg.Listen.HTTP, cfg.Listen.MQTT = free, free, free, ""
 	if alg == cose.AlgES256 {
 		cfg.Groups[0].SignAlg, cfg.Groups[0].ECDHCurve = "ES256", "P-256"
+	}
+	for _, f := range change {
+		f(cfg)
 	}
 	g := &rawGateway{gateway: &gateway{t: t, cfg: cfg}}
 	g.run()
@@ -104,13 +107,7 @@ func isMaterial(body []byte) error {
 // IDs both ways, one way and none: it knows the gateway, is known by its token, and
 // joins a group without another proof.
 func TestCaliforniumRawKey(t *testing.T) {
-	jars := os.Getenv(californiumJars)
-	if jars == "" {
-		t.Skipf("%s names no folder with the peer's jars; .ci/run interop makes one", californiumJars)
-	}
-	if err := compileOnce(jars); err != nil {
-		t.Fatal(err)
-	}
+	classes := californiumClasses(t)
 	for name, c := range map[string]struct {
 		alg int64
 		cid string
@@ -131,7 +128,7 @@ func TestCaliforniumRawKey(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			ask := func(private, public []byte, more ...string) ([]string, error) {
-				args := append([]string{"-XX:TieredStopAtLevel=1", "-cp", jars + "/*:" + jars + "/classes", "RawKeyPeer", kind,
+				args := append([]string{"-XX:TieredStopAtLevel=1", "-cp", classes, "RawKeyPeer", kind,
 					hex.EncodeToString(private), hex.EncodeToString(public), hex.EncodeToString(g.server), c.cid}, more...)
 				out, err := exec.CommandContext(ctx, "java", args...).Output()
 				return strings.Split(strings.TrimSpace(string(out)), "\n"), err

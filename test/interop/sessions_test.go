@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"syscall"
 	"testing"
@@ -44,14 +43,8 @@ func commandOf(t *testing.T, program string) string {
 // scandium is Californium's stack, which gives out a connection ID of cid bytes.
 func scandium(alg int64, cid string) func(*testing.T, context.Context, string, *node.Access, []byte) node.Transport {
 	return func(t *testing.T, _ context.Context, addr string, a *node.Access, server []byte) node.Transport {
-		jars := os.Getenv(californiumJars)
-		if jars == "" {
-			t.Skipf("%s names no folder with the peer's jars; .ci/run interop makes one", californiumJars)
-		}
-		if err := compileOnce(jars); err != nil {
-			t.Fatal(err)
-		}
-		args := []string{"-XX:TieredStopAtLevel=1", "-cp", jars + "/*:" + jars + "/classes", "NodePeer", "coaps://" + addr, cid}
+		classes := californiumClasses(t)
+		args := []string{"-XX:TieredStopAtLevel=1", "-cp", classes, "NodePeer", "coaps://" + addr, cid}
 		if alg == 0 {
 			args = append(args, "PSK", hex.EncodeToString(a.Identity()), hex.EncodeToString(a.Key.Bytes()))
 		} else {

@@ -121,6 +121,10 @@ public class NodePeer {
 		if (cid >= 0) {
 			config.set(DtlsConfig.DTLS_CONNECTION_ID_LENGTH, cid);
 		}
+		Integer mtu = Integer.getInteger("mtu"); // of the path, so that messages go in fragments
+		if (mtu != null) {
+			config.set(DtlsConfig.DTLS_MAX_TRANSMISSION_UNIT, mtu);
+		}
 		return config;
 	}
 
