@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 )
 
@@ -75,9 +76,12 @@ func TestKeyTreeViews(t *testing.T) {
 	if root := w.Tree.Path[3]; root.Told != v {
 		t.Errorf("the root: %+v", root)
 	}
-	// It asks for its way, as one does that missed a link.
-	if err := sleeper.Poll(soon(t)); err != nil {
-		t.Fatal(err)
+	// It asks for its way, as one does that missed a link, and does not show yet that
+	// it has it.
+	ask := &coap.Request{Code: coap.GET}
+	ask.Options.SetPath("ace-group", group)
+	if resp, err := sleeper.wire.Do(soon(t), ask); err != nil || resp.Code != coap.Content {
+		t.Fatal(resp, err)
 	}
 	if w := why(sleeper); w.Reads == "yes" || w.Delivery.Tree.CatchUp != "asked" || !strings.Contains(strings.Join(w.Next, "\n"), "it asked for its way") {
 		t.Errorf("it asked: %+v, %q", w.Delivery.Tree, w.Next)
