@@ -296,7 +296,7 @@ func (m *Member) onGroup(r *coap.Response, first bool, fail func(error)) {
 	switch r.Code {
 	case coap.Valid:
 	case coap.Content:
-		o, err := offerObserved(r.Payload, first, m.newest())
+		o, err := offerObserved(r.Payload)
 		if err != nil {
 			fail(err)
 			return

@@ -79,36 +79,23 @@ func offerFull(body []byte, via string) (*offer, error) {
 }
 
 // offerObserved makes an offer of a response of the observed group resource:
-// the Key Distribution map that answers the registration, then rekey messages.
-// A notification may overtake that answer, which is then as good as ignored
-// when it says nothing new; newest is the newest version that the member knows of.
+// the Key Distribution map that answers a registration, or a rekey message. What
+// it is says its content, not its place: a notification may overtake the answer,
+// and that of an observation which a restarted Group Manager goes on with may come
+// before the answer to the same registration, sent again, which then tells of the
+// newer material. A map leaves to catchUp which Sender IDs are stale.
 //
 // draft-ietf-ace-key-groupcomm-oscore-21, Section 11.1; RFC 7641, Section 3.4
 // for the order.
-func offerObserved(body []byte, first bool, newest groupcomm.Version) (*offer, error) {
-	full, err := offerFull(body, ViaObserve)
-	if err == nil && (first || full.num <= newest) {
+func offerObserved(body []byte) (*offer, error) {
+	o, rekeyErr := offerRekey(body, ViaObserve)
+	if rekeyErr == nil {
+		return o, nil
+	}
+	if full, err := offerFull(body, ViaObserve); err == nil {
 		return full, nil
 	}
-	o, rekeyErr := offerRekey(body, ViaObserve)
-	if rekeyErr != nil && first {
-		return nil, err
-	}
-	return o, rekeyErr
-}
-
-// newest is the version held, or one after it that was told of and cannot be installed
-// yet.
-func (m *Member) newest() (v groupcomm.Version) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.state != nil {
-		v = m.state.Version
-	}
-	if m.missed != nil {
-		v = max(v, m.missed.num)
-	}
-	return v
+	return nil, rekeyErr
 }
 
 func (o *offer) check(op string) error {

@@ -128,9 +128,32 @@ func TestNotificationFirstAfterMissed(t *testing.T) {
 	if s := state(t, m); s.Version != held+3 || !s.Installed {
 		t.Errorf("version %d, installed %v", s.Version, s.Installed)
 	}
-	// A map that is newer than all that was told is no notification.
+}
+
+// A Group Manager that was killed goes on with an observation whose registration it
+// did not answer any more, and answers that when it comes again: with a map that is
+// newer than the notification before it.
+func TestAnswerAfterRestart(t *testing.T) {
+	t.Parallel()
+	g := newFakeGM(t)
+	m, _ := joinedMember(t, g, nil)
+	held := state(t, m).Version
+	fail := func(err error) { t.Error(err) }
+	m.onGroup(observed(rekeyOf(held+1), 7), true, fail)
+	g.num = held + 2
+	m.onGroup(observed(g.full(held+2).Encode(), 8), false, fail)
+	if s := state(t, m); s.Version != held+1 || !s.Installed {
+		t.Errorf("before it is known what became stale: version %d, installed %v", s.Version, s.Installed)
+	}
+	if err := m.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := state(t, m); s.Version != held+2 || !s.Installed {
+		t.Errorf("version %d, installed %v", s.Version, s.Installed)
+	}
+	// What is neither is refused.
 	var refused error
-	m.onGroup(observed(g.full(held+4).Encode(), 9), false, func(err error) { refused = err })
+	m.onGroup(observed([]byte{0xa0}, 9), false, func(err error) { refused = err })
 	if !errors.Is(refused, ErrBadAnswer) {
 		t.Errorf("%v", refused)
 	}
