@@ -102,7 +102,7 @@ func TestTransferResponse(t *testing.T) {
 	if a := send(groupcomm.TokenTransfer{WantKDCDH: true}); len(a.KDCDHCreds) != 1 || a.SignInfo != nil || a.ECDHInfo != nil {
 		t.Errorf("only kdc_dh_creds asked for: %+v", a)
 	}
-	// protocol.md, Section 3: the labels 92 and 93 are aliases, answered in kind;
+	// docs/protocol.md, Section 3: the labels 92 and 93 are aliases, answered in kind;
 	// where they are not wanted they are parameters that nobody knows.
 	rise := groupcomm.TokenTransfer{WantSignInfo: true, WantECDHInfo: true, WantKDCDH: true, RISELabels: true}
 	a = send(rise)

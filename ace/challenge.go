@@ -20,7 +20,7 @@ const (
 	exported
 )
 
-// challenge is one N_S (RFC 9594, Section 3.3; protocol: kdcchallenge).
+// challenge is one N_S (RFC 9594, Section 3.3: kdcchallenge).
 type challenge struct {
 	_     struct{} `cbor:",toarray"`
 	Value []byte

@@ -232,7 +232,7 @@ func TestClient(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// The shape that protocol.md, Section 11 fixes for `group show --json`.
+// The shape that docs/protocol.md, Section 11 fixes for `group show --json`.
 func TestGroupShape(t *testing.T) {
 	addr := serve(t, newHouse())
 	resp := do(t, "GET", "http://"+addr+"/v1/groups/sensors", "", nil)

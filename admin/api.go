@@ -92,7 +92,7 @@ type GroupInfo struct {
 	Members     []MemberInfo `json:"members,omitzero"`
 }
 
-// MemberInfo is one member as the API shows it (protocol.md, Section 11).
+// MemberInfo is one member as the API shows it (docs/protocol.md, Section 11).
 type MemberInfo struct {
 	Node      string     `json:"node"`
 	SenderID  *string    `json:"sender_id"` // hex; null: none
@@ -129,7 +129,7 @@ func (s *Server) groups(r *http.Request) ([]groupcomm.GroupStatus, error) {
 
 var errNotServed = &Problem{Status: http.StatusServiceUnavailable, Detail: "this gateway does not serve that"}
 
-// showGroup answers exactly the members of protocol.md, Section 11.
+// showGroup answers exactly the members of docs/protocol.md, Section 11.
 func (s *Server) showGroup(r *http.Request) (any, error) { return s.group(r, r.PathValue("name")) }
 
 func (s *Server) group(r *http.Request, name string) (any, error) {

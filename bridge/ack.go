@@ -118,7 +118,7 @@ func (b *Bridge) finishAck(ctx context.Context, a ack, c *ackContext) {
 }
 
 // checkAck verifies an acknowledgement under K_m of the registration whose
-// topic it came on (protocol.md, Section 5). A version counts once; one at or
+// topic it came on (docs/protocol.md, Section 5). A version counts once; one at or
 // below the confirmed is a repetition, harmless and not fresh.
 func checkAck(c *ackContext, payload []byte) (num uint64, fresh bool, err error) {
 	if c == nil {

@@ -19,7 +19,7 @@ const (
 
 // held says until when a member waits at most for the newest rekey, as far as that is
 // scheduled. One whose announced time awake ends before is told now: what it lacks
-// goes out while it is awake (protocol.md, Section 7).
+// goes out while it is awake (docs/protocol.md, Section 7).
 func (b *Bridge) held(m member) (until time.Time, waits bool) {
 	until, waits = b.holds.turn(m, time.Now())
 	if !waits {

@@ -8,7 +8,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 )
 
-// Outcomes of an attempt over a channel (protocol.md, Section 4).
+// Outcomes of an attempt over a channel (docs/protocol.md, Section 4).
 const (
 	resultRelayed   = "relayed"   // the broker has it
 	resultConfirmed = "confirmed" // the member showed that it has it

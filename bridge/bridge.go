@@ -270,7 +270,7 @@ func (b *Bridge) follow(ctx context.Context) error {
 }
 
 // Held records that an authenticated request of node showed that it holds
-// version of the group's keying material (protocol.md, Section 4: only this
+// version of the group's keying material (docs/protocol.md, Section 4: only this
 // and an acknowledgement of the member itself count).
 func (b *Bridge) Held(_ context.Context, group, node string, version uint64) {
 	b.confirm(member{group, node}, version, channelPoll, nil)

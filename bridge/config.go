@@ -121,7 +121,7 @@ func (c Config) Validate() error {
 		bad("mqtt.cert_file", "certificate and key go together")
 	}
 	if c.Listen != "" && !c.InsecurePlain && !loopback(c.Listen) {
-		// protocol.md, Section 5: passwords would cross the network in clear.
+		// docs/protocol.md, Section 5: passwords would cross the network in clear.
 		bad("listen.mqtt", "%q is not a loopback address: use listen.mqtts, or mqtt.insecure: true", c.Listen)
 	}
 	for _, l := range c.Listeners {

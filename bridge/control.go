@@ -18,7 +18,7 @@ import (
 // A member may give a control_uri (RFC 9594, Section 4.3.1): a resource of its
 // own, at which it takes rekeys by POST and the notice of its eviction by DELETE
 // (Sections 6.1 and 4.8). Requests go over the association that the member last
-// used, never to an address (protocol.md, Section 3).
+// used, never to an address (docs/protocol.md, Section 3).
 
 // control is what is known of a member's control_uri.
 type control struct {

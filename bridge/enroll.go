@@ -63,7 +63,7 @@ func random(n int) []byte {
 // where it is of a key tree, the transaction finds the place. commit
 // belongs into the transaction of the join: it ends an earlier enrolment, so
 // that a key that left with the member protects nothing afterwards
-// (protocol.md, Section 5), and what was confirmed before, because a join
+// (docs/protocol.md, Section 5), and what was confirmed before, because a join
 // response is no confirmation.
 func (b *Bridge) Enroll(ctx context.Context, group, node string, want *groupcomm.Delivery) (mgt func() []byte, commit func(*store.Tx) error, err error) {
 	m := member{group, node}

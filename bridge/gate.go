@@ -42,7 +42,7 @@ func (g *gate) start(ctx context.Context) { g.ctx = ctx }
 func (*gate) ID() string { return "gate" }
 
 // OnConnect refuses all but MQTT 3.1.1, which is what members speak
-// (protocol.md, Section 5). Decoders of MQTT 5 stay out of a stranger's reach:
+// (docs/protocol.md, Section 5). Decoders of MQTT 5 stay out of a stranger's reach:
 // a SUBSCRIBE that ends early is a slice bounds panic there.
 func (g *gate) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 	if cl.Properties.ProtocolVersion == mqttVersion {

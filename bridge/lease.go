@@ -10,7 +10,7 @@ import (
 )
 
 // Where gateways share a store, a member's deliveries belong to the one that has
-// its newest association (protocol.md, Section 10): a member that registers as an
+// its newest association (docs/protocol.md, Section 10): a member that registers as an
 // observer, or is heard with a control_uri, at one gateway is let go by the
 // others, which would else send every rekey to an association that is nobody's
 // any more, and its eviction twice. bridge_lease says who has whom, and an event

@@ -9,7 +9,7 @@ const (
 	// keyLen, baseIVLen: AES-CCM-16-64-128 (RFC 9053, Section 4.2).
 	keyLen    = 16
 	baseIVLen = 13
-	// mqttVersion is MQTT 3.1.1 as CONNECT names it (protocol.md, Section 5).
+	// mqttVersion is MQTT 3.1.1 as CONNECT names it (docs/protocol.md, Section 5).
 	mqttVersion = 4
 	// qos of everything that the gateway publishes or subscribes to.
 	qos = 1

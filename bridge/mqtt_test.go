@@ -290,7 +290,7 @@ func TestAckChecks(t *testing.T) {
 }
 
 // TestRenderedOnce: however often a rekey is prepared, committed, crashed and
-// republished, one ciphertext per (kid, nonce) reaches the wire (protocol.md,
+// republished, one ciphertext per (kid, nonce) reaches the wire (docs/protocol.md,
 // Section 4).
 func TestRenderedOnce(t *testing.T) {
 	m := newManager(t)

@@ -69,13 +69,13 @@ func (b *Bridge) legacyRekey(ctx context.Context, group string) (formats []coap.
 }
 
 // notification is the rekey as observers of the group resource get it: the
-// reduced rekey map (RFC 9594, Section 6.1; protocol.md, Section 4), confirmable,
+// reduced rekey map (RFC 9594, Section 6.1; docs/protocol.md, Section 4), confirmable,
 // so that the acknowledgement shows who has it.
 func (b *Bridge) notification(ctx context.Context, l *roll, topic, group string, version uint64, f coap.Format, body []byte) coap.Notification {
 	resp := &coap.Response{Code: coap.Content, Payload: body}
 	resp.Options.Set(coap.ETag, etag(version))
 	resp.Options.SetContentFormat(f)
-	// protocol.md, Section 3: what carries keys is stale at once.
+	// docs/protocol.md, Section 3: what carries keys is stale at once.
 	resp.Options.SetUint(coap.MaxAge, 0)
 
 	b.observers.begin(topic)
@@ -100,7 +100,7 @@ func (b *Bridge) notification(ctx context.Context, l *roll, topic, group string,
 			if errors.Is(err, coap.ErrRelayed) {
 				// Over OSCORE an acknowledgement is not protected: anybody on the
 				// way can send it. What counts is a later request that shows the
-				// version (protocol.md, Section 4).
+				// version (docs/protocol.md, Section 4).
 				b.met.notifications.WithLabelValues("relayed").Inc()
 				b.activity.relayedAt(m, channelObserve, time.Now())
 				return
@@ -293,7 +293,7 @@ func (b *Bridge) deleted(ctx context.Context, group string) {
 }
 
 // expired ends the observations of a subject whose token expired, at once
-// (protocol.md, Section 2).
+// (docs/protocol.md, Section 2).
 func (b *Bridge) expired(s coap.Subject) {
 	if s == (coap.Subject{}) {
 		return

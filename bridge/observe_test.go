@@ -322,7 +322,7 @@ func TestDeletedGroup(t *testing.T) {
 	})
 }
 
-// protocol.md, Section 2: an expired token ends access at once, 4.01 to
+// docs/protocol.md, Section 2: an expired token ends access at once, 4.01 to
 // observations: those that were notified, those that only registered, and those
 // of the node resource.
 func TestExpiredTokenEndsObservation(t *testing.T) {

@@ -27,7 +27,7 @@ type rendered struct {
 // in the rekey's transaction; from then on only these bytes leave, whatever
 // crashes, is retried or republished. What Prepare rendered and commit did not
 // store leaves no process, so no (kid, nonce) ever covers two ciphertexts
-// (protocol.md, Section 4, "Rendered once").
+// (docs/protocol.md, Section 4, "Rendered once").
 //
 // Prepare may be called again for the same plan, for instance because a member
 // enrolled meanwhile: stored messages win over newly rendered ones.

@@ -10,7 +10,7 @@ import (
 	"github.com/seed4911071e/groupgate/store"
 )
 
-// Me answers PUT /gw/me (protocol.md, Section 7): a node announces how long it is
+// Me answers PUT /gw/me (docs/protocol.md, Section 7): a node announces how long it is
 // awake and when it wakes next, and learns of which groups it did not show yet
 // that it has the newest keying material; none means that it may sleep now. What
 // it lacks is on its way by then, over every channel that it has.

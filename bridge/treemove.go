@@ -31,7 +31,7 @@ func (b *Bridge) Branches(tx *store.Tx, group string) (channels map[string]strin
 	return channels, rows.Err()
 }
 
-// Replant enrols members of a group that comes from another gateway (protocol.md,
+// Replant enrols members of a group that comes from another gateway (docs/protocol.md,
 // Section 10). Each gets its place when it asks for the keying material, as it must
 // to have any: until then no message is for it. Members on MQTT are left out where
 // there is none.

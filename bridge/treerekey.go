@@ -25,8 +25,8 @@ type treeRekey struct {
 }
 
 // leapFrom is how far the version of a group goes at least when its database was put
-// back from a backup (protocol.md, Section 10): members may have keys of the tree that
-// it does not know, of versions that would be given again.
+// back from a backup (docs/protocol.md, Section 10): members may have keys of the tree
+// that it does not know, of versions that would be given again.
 const leapFrom = 1 << 20
 
 // prepareTree renders the messages of a rekey of a group's tree, the lowest

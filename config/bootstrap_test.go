@@ -21,7 +21,7 @@ import (
 )
 
 // A first run makes every secret itself, for its owner only; a second run finds
-// the same ones (protocol.md, Section 11).
+// the same ones (docs/protocol.md, Section 11).
 func TestBootstrapEmbedded(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	load := func() *Config {
@@ -227,7 +227,7 @@ seal: {key_file: short.key}
 	}
 }
 
-// protocol.md, Section 1: a configured identity that reads as a key id is a
+// docs/protocol.md, Section 1: a configured identity that reads as a key id is a
 // config error.
 func TestIdentityThatReadsAsKid(t *testing.T) {
 	for id, want := range map[string]bool{

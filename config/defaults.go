@@ -102,7 +102,7 @@ const (
 
 // Embedded returns the configuration of a first run without a file: listeners
 // on loopback only, one group, and the embedded AS with one client whose random
-// key Bootstrap creates (protocol.md, Section 11).
+// key Bootstrap creates (docs/protocol.md, Section 11).
 func Embedded() *Config {
 	c := Default()
 	c.embedded = true

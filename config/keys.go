@@ -191,7 +191,7 @@ func (r *keyReader) token(key string, t *Token) {
 }
 
 // oneAlgorithmPerKey refuses a key in two roles: what one algorithm shows of it
-// may break another (protocol.md, Section 2; RFC 9052, Section 9.5).
+// may break another (docs/protocol.md, Section 2; RFC 9052, Section 9.5).
 func (r *keyReader) oneAlgorithmPerKey() {
 	const derivation = 1 << 20 // no COSE algorithm
 	uses := map[string]int64{}

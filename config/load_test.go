@@ -231,7 +231,7 @@ func hasFault(fe *FaultError, line, key, msg string) bool {
 }
 
 // Hex keys are read from the text as written, whatever YAML takes it for
-// (protocol.md, Section 11).
+// (docs/protocol.md, Section 11).
 func TestHexScalars(t *testing.T) {
 	for text, want := range map[string][]byte{
 		"00112233445566778899001122334455":   []byte("\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\x00\x11\x22\x33\x44\x55"),

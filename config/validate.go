@@ -125,7 +125,7 @@ func (c *Config) validateListen(f *faults) {
 			taken[id] = x.key
 		}
 	}
-	// protocol.md, Section 5: plain MQTT stays on loopback.
+	// docs/protocol.md, Section 5: plain MQTT stays on loopback.
 	if l.MQTT != "" && validAddr(l.MQTT) && !isLoopback(l.MQTT) && !c.MQTT.Insecure {
 		f.add("listen.mqtt", "plain MQTT beyond loopback: use listen.mqtts with a certificate, or set mqtt.insecure: true")
 	}

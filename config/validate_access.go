@@ -9,7 +9,7 @@ import (
 )
 
 // Names of token algorithms. Each tokens entry has one, and a key serves one
-// algorithm (protocol.md, Section 2).
+// algorithm (docs/protocol.md, Section 2).
 var tokenAlgs = map[string]int64{
 	"AES-CCM-16-64-128": 10,
 	"HMAC-256/64":       4,
@@ -142,7 +142,7 @@ func checkPSK(f *faults, key string, s Secret) {
 
 // readsAsKid says whether a DTLS identity is exactly the CBOR map
 // {8: {1: {1: 4, 2: kid}}} that names a stored token (RFC 9202, Section 3.3.2;
-// protocol.md, Section 1). Only shortest-form CBOR is read that way.
+// docs/protocol.md, Section 1). Only shortest-form CBOR is read that way.
 func readsAsKid(identity []byte) bool {
 	for _, form := range [][2]string{{"\xa1\x08\xa1\x01\xa2\x01\x04\x02", ""}, {"\xa1\x08\xa1\x01\xa2\x02", "\x01\x04"}} {
 		rest, ok := cutAround(string(identity), form[0], form[1])
@@ -249,7 +249,7 @@ func (p Policy) ProfileID() int64 {
 
 // IssuerToken returns the tokens entry with whose key the embedded AS protects
 // tokens for an audience, nil when there is none. It issues COSE_Encrypt0 only:
-// its tokens carry the keys that it makes (protocol.md, Section 2).
+// its tokens carry the keys that it makes (docs/protocol.md, Section 2).
 func (c *Config) IssuerToken(audience string) *Token {
 	for i := range c.Tokens {
 		t := &c.Tokens[i]

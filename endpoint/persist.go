@@ -333,7 +333,7 @@ func tells(m *coap.Message) bool {
 }
 
 // challenge asks the peer of a stale session to show that it is there now,
-// before a request with side effects is served (protocol.md, Section 10; RFC
+// before a request with side effects is served (docs/protocol.md, Section 10; RFC
 // 9175, Section 2.4). A client that knows no Echo is asked by a ping as well: its
 // next attempt is served.
 func (x *exchange) challenge(m *coap.Message) *coap.Message {

@@ -11,7 +11,7 @@ import (
 )
 
 // Only a rekey that nobody has to be kept out by is told in an order: not one with
-// which anything else was due (protocol.md, Section 7).
+// which anything else was due (docs/protocol.md, Section 7).
 func TestActivationByReason(t *testing.T) {
 	g := &group{cfg: &groupcomm.GroupConfig{KeyLifetime: 720 * time.Hour, Activation: groupcomm.Activation{RespondersFirst: true, Spread: time.Minute}}}
 	for _, r := range reasonNames {

@@ -14,7 +14,7 @@ import (
 )
 
 // A member whose access token expired is lapsed: it stays a member, keeps its
-// Sender ID, and gets no newer key (protocol.md, Section 2). A new token for the
+// Sender ID, and gets no newer key (docs/protocol.md, Section 2). A new token for the
 // same key and roles restores it as it was. After the grace it is evicted;
 // without a grace at once. A token that was revoked gives no grace.
 

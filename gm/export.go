@@ -19,7 +19,7 @@ import (
 var ErrMoved = coap.Errorf(coap.Conflict, "the group was moved to another gateway")
 
 // Export writes a group into a sealed file, for [Manager.Import] of another
-// gateway, and returns the version that it had (protocol.md, Section 10). With
+// gateway, and returns the version that it had (docs/protocol.md, Section 10). With
 // move the group ends here in the same transaction: no join, no leave, no rekey.
 // The move of a group that was moved gives the same content again, for who lost
 // the file. A file opens with the passphrase, or when that is empty with the

@@ -12,8 +12,8 @@ import (
 )
 
 // TestPermittedMethods asks for every method on every resource as every type of
-// client (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.5; protocol.md, Section
-// 3). The table here is written from the specification, not from the code: for
+// client (draft-ietf-ace-key-groupcomm-oscore-21, Section 8.5; docs/protocol.md,
+// Section 3). The table here is written from the specification, not from the code: for
 // each client G(ET), P(OST), F(ETCH), D(ELETE) where the method is permitted.
 // Where a type may not what another may, the answer is 4.03; where none may,
 // 4.05.
@@ -171,7 +171,7 @@ func TestInactiveBeforeRoles(t *testing.T) {
 	}
 }
 
-// protocol.md, Section 3: a group outside the token's scope is 4.03, known or
+// docs/protocol.md, Section 3: a group outside the token's scope is 4.03, known or
 // not, whatever is asked of it.
 func TestScopeBeforeExistence(t *testing.T) {
 	f := newFixture(t, groupConfig("g1"))

@@ -52,7 +52,7 @@ type fixtureMember struct {
 }
 
 // ImportFixture makes a NEW group with given keying material and members, from
-// plain JSON, for tests with other implementations (protocol.md, Section 10). What
+// plain JSON, for tests with other implementations (docs/protocol.md, Section 10). What
 // is in a fixture is known to whoever wrote it: no group that matters begins so.
 func (m *Manager) ImportFixture(ctx context.Context, text []byte) (string, uint64, error) {
 	p, err := decodeFixture(text)

@@ -14,7 +14,7 @@ import (
 )
 
 // Import takes a group from a file of [Manager.Export] and returns its name and
-// version (protocol.md, Section 10). Nothing is ever served under the material of
+// version (docs/protocol.md, Section 10). Nothing is ever served under the material of
 // the file: in one transaction the group comes into being as a rekey leaves it,
 // with a version that is one further, or 2^20 with a backup, whose original may
 // have gone on; with fresh secrets; and with a Gid that was never in use: the next

@@ -325,7 +325,7 @@ func (m *Manager) beforeJoin(ctx context.Context, j *joinCall) (moved bool, err 
 		// rekey; one that joins again knows the keys.
 		return false, nil
 	case r.dueReasons&forward != 0:
-		// protocol.md, Section 3: a newcomer never gets material that somebody
+		// docs/protocol.md, Section 3: a newcomer never gets material that somebody
 		// who left holds.
 		if err := m.announce(ctx, j); err != nil {
 			return false, err

@@ -419,7 +419,7 @@ func TestJoinWithNewChallenge(t *testing.T) {
 	f.join(j, "g1", both)
 }
 
-// protocol.md, Section 2: of the last four challenges any may be used.
+// docs/protocol.md, Section 2: of the last four challenges any may be used.
 func TestJoinWithOlderChallenge(t *testing.T) {
 	f := newFixture(t, groupConfig("g1"))
 	j := f.joiner("n", "g1", both)

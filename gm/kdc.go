@@ -114,7 +114,7 @@ func (m *Manager) proveKDC(g *group, memberCred, cnonce []byte, d *groupcomm.Key
 
 // introduceCourier adds to mgt_key_material the credential that countersigns
 // rekeys, with its proof over the client's nonce, where it is another than
-// kdc_cred (protocol.md, Section 5). Without a nonce, in the answer to a GET, it
+// kdc_cred (docs/protocol.md, Section 5). Without a nonce, in the answer to a GET, it
 // is the credential alone: the proof was in the Join Response.
 func (g *group) introduceCourier(mgt, cnonce []byte) ([]byte, error) {
 	if g.kdc.courier == nil {
@@ -137,7 +137,7 @@ func (g *group) introduceCourier(mgt, cnonce []byte) ([]byte, error) {
 
 // tellChannel puts rekeying_scheme and mgt_key_material into d, when there are
 // any, and where a key tree is multicast. What a member in a key tree is given is
-// for it alone; notifications, which are shared, are rekey messages (protocol.md,
+// for it alone; notifications, which are shared, are rekey messages (docs/protocol.md,
 // Section 6).
 func (g *group) tellChannel(d *groupcomm.KeyDistribution, mgt, cnonce []byte) error {
 	if mgt == nil {

@@ -116,7 +116,7 @@ func (m *Manager) legacyKeys(ctx context.Context, c *call, match func(*member) b
 // legacyRenew answers the Key Renewal Request
 // (draft-ietf-ace-key-groupcomm-oscore-03, Section 7): a new Sender ID; or, where
 // the policy says so or a rekey is due anyway, 4.06 and a rekey of the group.
-// protocol.md, Section 3, for the rekey that is due.
+// docs/protocol.md, Section 3, for the rekey that is due.
 func (m *Manager) legacyRenew(ctx context.Context, c *call, f coap.Format) (*coap.Response, error) {
 	if len(c.req.Payload) > 0 {
 		return nil, coap.Errorf(coap.BadRequest, "a body is not expected")

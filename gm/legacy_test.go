@@ -344,7 +344,7 @@ func TestDraft03RenewalRekeys(t *testing.T) {
 		d.Key.Sign.Alg != 0 || d.Key.ClientID != nil || d.Policies != nil || d.PubKeys != nil {
 		t.Errorf("rekey message: %v", err)
 	}
-	// protocol.md, Section 4: Sender IDs are preserved.
+	// docs/protocol.md, Section 4: Sender IDs are preserved.
 	if ms, err := f.m.Members(t.Context(), "g1"); err != nil || !bytes.Equal(ms[0].SenderID, before.Key.ClientID) {
 		t.Error("the Sender ID changed")
 	}

@@ -9,7 +9,7 @@ import (
 
 // Specification constants.
 const (
-	nonceMin     = 8  // protocol.md, Section 2: N_C of 8 to 64 bytes
+	nonceMin     = 8  // docs/protocol.md, Section 2: N_C of 8 to 64 bytes
 	nonceMax     = 64 //
 	maxSenderID  = 7  // nonce of 13 bytes minus 6: RFC 8613, Section 5.2
 	controlURI   = 255
@@ -31,7 +31,7 @@ const (
 	maxNewcomerCreds = 4 << 10 // credentials in one rekey message, in bytes: it goes to every member
 
 	minKeyLifetime = time.Minute
-	joinWindow     = 2 * time.Second  // longest wait of a join for its rekey: protocol.md, Section 3
+	joinWindow     = 2 * time.Second  // of a join, at most: docs/protocol.md, Section 3
 	renewalWindow  = 10 * time.Second // a rekey for expiries due within it answers a key renewal
 	nodeNameBytes  = 8                // random; 16 hex digits in the path
 

@@ -95,7 +95,7 @@ func (m *Manager) renewSenderID(ctx context.Context, c *call) (sidPlace, error) 
 }
 
 // dueSoon says whether the rekey that is due is also the answer to a key
-// renewal: whatever made it due (protocol.md, Section 3), but expiries, of which
+// renewal: whatever made it due (docs/protocol.md, Section 3), but expiries, of which
 // one batch causes one rekey (Section 2), only when their batch is about to end.
 func (r *row) dueSoon(now time.Time) bool {
 	if r.dueAt == 0 {

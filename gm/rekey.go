@@ -30,7 +30,7 @@ const (
 )
 
 // scheduled are the reasons for which nobody has to be kept out: members may be
-// told in an order (protocol.md, Section 7). An operator who does not say so may
+// told in an order (docs/protocol.md, Section 7). An operator who does not say so may
 // have learned of a compromise.
 const scheduled = byLifetime | byPlan
 

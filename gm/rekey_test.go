@@ -126,7 +126,7 @@ func TestRekey(t *testing.T) {
 	}
 }
 
-// protocol.md, Section 3: a newcomer never gets material that somebody who left
+// docs/protocol.md, Section 3: a newcomer never gets material that somebody who left
 // holds.
 func TestJoinAfterLeave(t *testing.T) {
 	f := newFixture(t, groupConfig("g1"))

@@ -67,7 +67,7 @@ func (m *Manager) getGroup(ctx context.Context, c *call) (*coap.Response, error)
 }
 
 // distribution is the current keying material with what the member was told of
-// its channel when it joined (protocol.md, Section 5).
+// its channel when it joined (docs/protocol.md, Section 5).
 func (m *Manager) distribution(ctx context.Context, c *call) (*groupcomm.KeyDistribution, error) {
 	d := keyDistribution(c.g, c.mat)
 	if m.deliver == nil {

@@ -168,7 +168,7 @@ func checkGetCreds(q *groupcomm.GetCreds) error {
 	return nil
 }
 
-// checkControlURI: protocol.md, Section 3. Only path and query are ever used;
+// checkControlURI: docs/protocol.md, Section 3. Only path and query are ever used;
 // the rest is checked so that nobody takes it for a destination.
 func checkControlURI(s, groupName string) error {
 	if s == "" {

@@ -8,7 +8,7 @@ import (
 )
 
 // numLeap is how far the version goes at least when nobody knows which versions
-// were given out meanwhile (protocol.md, Section 10).
+// were given out meanwhile (docs/protocol.md, Section 10).
 const numLeap = 1 << 20
 
 // numLimit bounds a leap: no database ever saw as many changes.

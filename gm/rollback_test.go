@@ -10,7 +10,7 @@ import (
 	"github.com/seed4911071e/groupgate/store/storetest"
 )
 
-// protocol.md, Section 10: after a rollback neither versions nor Gids repeat,
+// docs/protocol.md, Section 10: after a rollback neither versions nor Gids repeat,
 // whatever was given out between the backup and the end.
 func TestRecover(t *testing.T) {
 	f := newFixture(t, groupConfig("g1"))

@@ -85,12 +85,12 @@ func TestDueRekeySurvivesCrash(t *testing.T) {
 		f.reopen(f.st)
 		stop = f.run()
 		after(time.Hour)
-		f.wantVersion(1) // protocol.md, Section 1: a restart never rekeys
+		f.wantVersion(1) // docs/protocol.md, Section 1: a restart never rekeys
 		stop()
 	})
 }
 
-// protocol.md, Section 3: key renewal while a rekey is due answers with the rekey
+// docs/protocol.md, Section 3: key renewal while a rekey is due answers with the rekey
 // message, however long the batch window still is; an expiry waits for its batch
 // (Section 2), and the renewal gives a Sender ID.
 func TestRenewalWhileDue(t *testing.T) {
@@ -217,7 +217,7 @@ func (f *fixture) memberOf(j *gmtest.Joiner) *groupcomm.Member {
 	return mb
 }
 
-// protocol.md, Section 2: expiries cause one rekey per batch; a lapsed member
+// docs/protocol.md, Section 2: expiries cause one rekey per batch; a lapsed member
 // is restored within the grace and evicted after it.
 func TestTokenExpiry(t *testing.T) {
 	bubble(t, groupConfig("g1"), func(f *fixture) {

@@ -25,7 +25,7 @@ func ValidChannel(c string) bool {
 // maxSleep bounds the times of an announcement, in seconds: ten years.
 const maxSleep = 10 * 366 * 24 * 3600
 
-// Labels of an announcement and its answer (protocol.md, Section 7).
+// Labels of an announcement and its answer (docs/protocol.md, Section 7).
 const (
 	labelAwakeFor int64 = 0
 	labelNextWake int64 = 1
@@ -36,7 +36,7 @@ const (
 )
 
 // Announcement is the body of PUT /gw/me: how long a node stays awake, and when it
-// wakes again, both in seconds from now (protocol.md, Section 7).
+// wakes again, both in seconds from now (docs/protocol.md, Section 7).
 type Announcement struct {
 	AwakeFor uint64 // 0
 	NextWake uint64 // 1; 0: it does not know

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// The number of a start (protocol.md, Section 10): max(last + 1, minutes since
+// The number of a start (docs/protocol.md, Section 10): max(last + 1, minutes since
 // 2025-01-01 UTC), 24 bits. The file is replaced, and on disk, before anything
 // is read for use; a crash after that costs a number. The minutes move a folder
 // forward that was put back from a copy together with its file, and the file

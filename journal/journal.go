@@ -10,7 +10,7 @@
 // a newer one that came from the snapshot, it must do no harm.
 //
 // A [Journal] also counts the starts of its folder: [Journal.Boot] is a number
-// that no start before had, on disk before Open returns (protocol.md, Section
+// that no start before had, on disk before Open returns (docs/protocol.md, Section
 // 10). Who numbers messages under a key that is restored begins them with it.
 //
 // What is where:

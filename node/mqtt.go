@@ -123,7 +123,7 @@ const (
 
 // courier reads the key that countersigns rekeys in a group that uses the
 // pairwise mode only, where the Group Manager's credential cannot sign
-// (protocol.md, Section 5). It came over the node's own association, and its
+// (docs/protocol.md, Section 5). It came over the node's own association, and its
 // owner has proven possession over the N_C of the join.
 func courier(g *groupcomm.MgtKeyMaterial, nc []byte) (*cose.Key, error) {
 	const op = "mgt_key_material"

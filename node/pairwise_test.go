@@ -184,7 +184,7 @@ func TestAnnounced(t *testing.T) {
 	}
 }
 
-// protocol.md, Section 5: who countersigns rekeys over MQTT in such a group has
+// docs/protocol.md, Section 5: who countersigns rekeys over MQTT in such a group has
 // proven possession over the N_C of the join.
 func TestCourier(t *testing.T) {
 	t.Parallel()

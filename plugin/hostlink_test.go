@@ -412,7 +412,7 @@ func concurrentFetch(t *testing.T, h *hosted) {
 	wg.Wait()
 }
 
-// TestAnswerFirst: protocol.md, Section 4: the first response to a registration
+// TestAnswerFirst: docs/protocol.md, Section 4: the first response to a registration
 // shows the whole state, so what is sent under its token waits until go-coap
 // has written that response.
 func TestAnswerFirst(t *testing.T) {

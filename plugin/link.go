@@ -163,7 +163,7 @@ func (l *hostLink) Send(m *coap.Message, done func(error)) {
 
 // hold keeps back what is sent with token until release is called: a
 // notification must not overtake the answer to its registration, which go-coap
-// writes after the handler returned (protocol.md, Section 4: the first response
+// writes after the handler returned (docs/protocol.md, Section 4: the first response
 // is the full map).
 func (l *hostLink) hold(token []byte) (release func()) {
 	ch := make(chan struct{})

@@ -21,7 +21,7 @@ func migrations() []store.Migrations {
 
 // MoveStore brings the state of a gateway that does not run, all of it and as it
 // is, to the empty database that to names as the configuration's store would.
-// The database of before opens for no gateway any more (protocol.md, Section 10:
+// The database of before opens for no gateway any more (docs/protocol.md, Section 10:
 // state that moves never repeats an identifier, version or nonce).
 func MoveStore(ctx context.Context, cfg *config.Config, to string, log *slog.Logger) (m *store.Moved, err error) {
 	target, err := cfg.WithStore(to)

@@ -586,7 +586,7 @@ func TestPairGoesBack(t *testing.T) {
 }
 
 // A member's deliveries are with the gateway that has its newest association
-// (protocol.md, Section 10).
+// (docs/protocol.md, Section 10).
 func TestPairLease(t *testing.T) {
 	p := newPair(t, shared(t, &rdtest.Directory{}))
 	one, _ := p.start(0, nil)

@@ -95,7 +95,7 @@ func TestACEConfig(t *testing.T) {
 		t.Errorf("AS at %q", got.ASURI)
 	}
 
-	// protocol.md, Section 3: compat.rise_labels.
+	// docs/protocol.md, Section 3: compat.rise_labels.
 	if !got.RISELabels {
 		t.Error("compat.rise_labels is on, and the room does not know")
 	}

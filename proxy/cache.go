@@ -23,7 +23,7 @@ type (
 // options but those that are no part of it by their number, those that the proxy
 // interprets itself, and Hop-Limit, which says nothing about the response; of a
 // FETCH the payload as well (RFC 8132, Section 2.1). authority is whatever else
-// the response depends on (protocol.md, Section 8).
+// the response depends on (docs/protocol.md, Section 8).
 func keyOf(authority string, method coap.Code, o coap.Options, payload []byte) cacheKey {
 	b := make([]byte, 0, 256)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(authority)))

@@ -465,7 +465,7 @@ func TestFirstGone(t *testing.T) {
 }
 
 // TestAuthority: with a credential of the gateway's own what one peer got is for
-// that peer, unless the rule says that it is public (protocol.md, Section 8).
+// that peer, unless the rule says that it is public (docs/protocol.md, Section 8).
 func TestAuthority(t *testing.T) {
 	for _, public := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

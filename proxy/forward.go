@@ -148,11 +148,11 @@ func (p *Proxy) classify(ctx context.Context, req *coap.Request) (f *forwarded, 
 }
 
 // sensitive are paths of which nothing is cached or merged, whatever the server
-// says about it (protocol.md, Section 8).
+// says about it (docs/protocol.md, Section 8).
 var sensitive = []string{"ace-group", "group-oscore", "authz-info", "token", "introspect", "manage"}
 
 // authority names what the response to a request depends on besides its options
-// (protocol.md, Section 8: "A client is served only what was fetched with its own
+// (docs/protocol.md, Section 8: "A client is served only what was fetched with its own
 // authority").
 func (p *Proxy) authority(f *forwarded) {
 	f.place = f.target.String()

@@ -201,7 +201,8 @@ func (p *Proxy) forwardPlain(ctx context.Context, f *forwarded) (*coap.Response,
 		return nil, p.challenge(at, now)
 	}
 	if a, isAddr := f.target.addr(); isAddr && a.IsMulticast() {
-		return nil, coap.Errorf(coap.Unauthorized, textPlain) // protocol.md, Section 8: an authenticated client
+		// docs/protocol.md, Section 8: for an authenticated client only.
+		return nil, coap.Errorf(coap.Unauthorized, textPlain)
 	}
 	r, err := p.forwardProven(ctx, f)
 	if err == nil && !p.gate.gets(at, sizeOf(r.Options, r.Payload)) {

@@ -38,7 +38,7 @@ func (s *site) ask(req *coap.Request) *coap.Response {
 
 // TestPlain: an address on plain UDP shows that it receives before anything is
 // forwarded for it, gets no amplification without showing it again, and has a
-// rate (RFC 9175, Section 2.4; protocol.md, Section 8).
+// rate (RFC 9175, Section 2.4; docs/protocol.md, Section 8).
 func TestPlain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		big := strings.Repeat("x", proofCredit/4)

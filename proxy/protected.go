@@ -22,7 +22,7 @@ type protectedKey struct {
 // protected is an observation that OSCORE protects end to end. The proxy cannot
 // read it, so it is that of one client (RFC 8613, Section 4.1.3.5.2). What comes
 // is acknowledged here; the newest waits in the mailbox of the server core until
-// the client is awake (protocol.md, Section 8: relayed, not confirmed).
+// the client is awake (docs/protocol.md, Section 8: relayed, not confirmed).
 type protected struct {
 	topic string
 	token string // at the upstream

@@ -16,7 +16,7 @@ import (
 	"github.com/seed4911071e/groupgate/store"
 )
 
-// Bounds of challenges: protocol.md, Section 2.
+// Bounds of challenges: docs/protocol.md, Section 2.
 const (
 	challengesKept = 4
 	challengeLife  = 10 * time.Minute

@@ -11,7 +11,7 @@
 // nodes per level for each change. [Follower] is a member's side. Neither does
 // I/O.
 //
-// Three rules hold (protocol.md, Section 6). A key that somebody who left knew
+// Three rules hold (docs/protocol.md, Section 6). A key that somebody who left knew
 // protects nothing any more: every node above is renewed, and told under keys of
 // its children that the leaver did not know. A key that is given to a newcomer
 // has never protected anything: those that did are advanced by a one-way step

@@ -319,7 +319,7 @@ func TestLeaverReadsNothing(t *testing.T) {
 			t.Error("a former member holds the newest Master Secret")
 		}
 	}
-	// protocol.md, Section 5: the broker learns topics, sizes and times, never
+	// docs/protocol.md, Section 5: the broker learns topics, sizes and times, never
 	// content or names.
 	names := []string{group, stays.state().Node}
 	for _, pk := range hook.messages(0) {

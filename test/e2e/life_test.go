@@ -96,7 +96,7 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// checkShape: `group show --json` has the members of protocol.md, Section 11,
+// checkShape: `group show --json` has the members of docs/protocol.md, Section 11,
 // and no others.
 func checkShape(t *testing.T, s *site, version uint64) {
 	t.Helper()

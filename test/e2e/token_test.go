@@ -47,7 +47,7 @@ func seal(t testing.TB, p cwt.Protection, c *cwt.Claims) []byte {
 	return b
 }
 
-// TestTokensRefused: the exact code for each fault (protocol.md, Section 2),
+// TestTokensRefused: the exact code for each fault (docs/protocol.md, Section 2),
 // and nothing stored.
 func TestTokensRefused(t *testing.T) {
 	t.Parallel()
@@ -162,7 +162,7 @@ func TestReposted(t *testing.T) {
 		t.Errorf("%d join requests: the challenge given first was lost", owner.wire.tries)
 	}
 
-	// Only the last four challenges stay (protocol.md, Section 2). Who lost its
+	// Only the last four challenges stay (docs/protocol.md, Section 2). Who lost its
 	// own to more posts than that is refused, posts once more, and is in.
 	b := g.token()
 	cfg = g.config(b)
