@@ -90,6 +90,7 @@ var stacks = []stack{
 	}},
 	{name: "libcoap over OpenSSL", text: true, several: true, dial: libcoap("coap-client-openssl")},
 	{name: "libcoap over GnuTLS", text: true, several: true, dial: libcoap("coap-client-gnutls")},
+	{name: "tinydtls, raw P-256 key", alg: cose.AlgES256, dial: rawTinydtls},
 	{name: "aiocoap over tinydtls", dial: func(t *testing.T, _ context.Context, addr string, a *node.Access, _ []byte) node.Transport {
 		py := python(t)
 		if out, err := exec.Command(py, "-c", "import DTLSSocket").CombinedOutput(); err != nil {
