@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -251,10 +252,9 @@ func (w *groupWatch) set(ctx context.Context, observe bool) error {
 	if s.Installed {
 		req.Options.Set(coap.ETag, etag(s.Version))
 	}
-	first := true
+	var answered atomic.Bool // go-coap may call while it is in a call
 	cancel, err := w.t.Observe(ctx, req, func(r *coap.Response) {
-		w.m.onGroup(r, first, w.fail)
-		first = false
+		w.m.onGroup(r, !answered.Swap(true), w.fail)
 	})
 	if err != nil {
 		return fmt.Errorf("observe the group: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -128,12 +129,11 @@ func (m *LegacyMember) session(ctx context.Context, b *backoff) error {
 	}
 	req := m.request(coap.GET, nil)
 	req.Options.SetUint(coap.ObserveOption, 0)
-	first := true
+	var answered atomic.Bool // go-coap may call while it is in a call
 	cancel, err := t.Observe(ctx, req, func(r *coap.Response) {
-		if err := m.onGroup(r, first); err != nil {
+		if err := m.onGroup(r, !answered.Swap(true)); err != nil {
 			fail(err)
 		}
-		first = false
 	})
 	if err != nil {
 		return fmt.Errorf("observe the group: %w", err)
