@@ -157,7 +157,8 @@ type Link interface {
 	// Send transmits m. done is called exactly once: nil when a confirmable
 	// message was acknowledged or another was handed to the network, else
 	// ErrReset, ErrTimeout, ErrWithheld or ErrGone; ErrRelayed where the acknowledgement is
-	// not the peer's own. From then on m is the caller's again.
+	// not the peer's own. From then on m is the caller's again. What has the token
+	// of a request that is being answered goes out after that answer.
 	Send(m *Message, done func(error))
 }
 

@@ -17,7 +17,6 @@ type exchange struct {
 	con     bool
 	id      uint16
 	token   []byte
-	observe bool // it may register an observation
 	effects bool // it may change something
 	tells   bool // see room.go: the peer may be somebody else after it
 	stale   bool // the session was
@@ -53,7 +52,7 @@ func (c *handling) Value(key any) any {
 func (c *handling) Waits() { c.x.s.e.handOver(c.x) }
 
 // held is a message of ours that must not overtake the answer to the request
-// with its token: the first response to a registration comes first.
+// with its token: a notification, or a further response of a group.
 type held struct {
 	m    *coap.Message
 	done func(error)
@@ -113,8 +112,6 @@ func (s *session) request(m *coap.Message, now time.Time) {
 	m.CopyTo(&x.letter, x.opts[:0], x.data[:0])
 	m = &x.letter
 	x.m, x.token, x.ctx = m, m.Token, handling{e.ctx, x}
-	register, present := (&coap.Request{Code: m.Code, Options: m.Options}).Observe()
-	x.observe = register && present
 	is := served
 	if s.safe(m, x.effects) {
 		is |= safe

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -282,6 +283,69 @@ func TestAnswerFirst(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// late serves as the core does, but hands the answer over only after the first of the
+// further responses was sent.
+type late struct{ front }
+
+func (f late) Handle(ctx context.Context, l coap.Link, m *coap.Message) *coap.Message {
+	sent := make(chan struct{})
+	reply := f.front.Handle(ctx, &watched{session: l.(*session), sent: sync.OnceFunc(func() { close(sent) })}, m)
+	<-sent
+	return reply
+}
+
+// watched tells that something was sent.
+type watched struct {
+	*session
+	sent func()
+}
+
+func (w *watched) Send(m *coap.Message, done func(error)) {
+	w.session.Send(m, done)
+	w.sent()
+}
+
+// TestFurtherResponses: they come after the first, in their order, however late that
+// is: with the acknowledgement, after it, or to a request that wants none.
+func TestFurtherResponses(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		kind, want coap.Type
+		slow       time.Duration
+	}{
+		{"piggybacked", coap.Confirmable, coap.Acknowledgement, 0},
+		{"separate", coap.Confirmable, coap.Confirmable, 2 * processingDelay},
+		{"non-confirmable", coap.NonConfirmable, coap.NonConfirmable, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := begin(t, newWire(1), true, func(cfg *Config) { cfg.Server = late{cfg.Server.(front)} })
+				defer o.stop()
+				p := o.dial("node1", withCID)
+				defer p.close()
+				o.set(func() { o.slow = c.slow })
+				m := p.request(coap.FETCH, "tok", "")
+				m.Type = c.kind
+				p.send(m)
+				if c.want == coap.Confirmable {
+					if ack := p.want(); ack.Code != coap.Empty || ack.Type != coap.Acknowledgement {
+						t.Fatalf("%+v", ack)
+					}
+				}
+				for i, body := range []string{"first", "second", "third"} {
+					r := p.want()
+					if i == 0 && r.Type == coap.Confirmable {
+						p.send(&coap.Message{Type: coap.Acknowledgement, ID: r.ID})
+					}
+					if want := []coap.Type{c.want, coap.NonConfirmable}[min(i, 1)]; string(r.Payload) != body || string(r.Token) != "tok" || r.Type != want {
+						t.Errorf("%d: %v %q", i, r.Type, r.Payload)
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestDo: requests of ours: with the response in the acknowledgement, in a

@@ -88,7 +88,7 @@ func (s *session) send(m *coap.Message, done func(error)) told {
 	}
 	if s.act != nil {
 		for _, x := range s.act.work {
-			if x.observe && bytes.Equal(x.token, m.Token) {
+			if bytes.Equal(x.token, m.Token) {
 				x.held = append(x.held, held{m, done})
 				return told{}
 			}

@@ -330,6 +330,15 @@ func (o *world) serveCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 		return &coap.Response{Code: coap.Changed, Payload: append(fmt.Appendf(nil, "%d:", n), req.Payload...)}, nil
 	case coap.PUT:
 		return &coap.Response{Code: coap.Changed, Payload: req.Payload}, nil
+	case coap.FETCH: // as if of a group
+		return &coap.Response{Code: coap.Content, Payload: []byte("first"), More: func(_ context.Context, send func(*coap.Response) error) error {
+			for _, further := range []string{"second", "third"} {
+				if err := send(&coap.Response{Code: coap.Content, Payload: []byte(further)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}}, nil
 	}
 	return nil, coap.Errorf(coap.MethodNotAllowed, "")
 }

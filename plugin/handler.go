@@ -135,10 +135,7 @@ func (g *Gateway) serve(w mux.ResponseWriter, r *mux.Message) {
 		fillError(w, coap.ErrorResponse(coap.Errorf(coap.BadRequest, "the body could not be read")))
 		return
 	}
-	answered := func() {} // lets go what must come after the answer
-	if v, ok := m.Options.Uint(coap.ObserveOption); ok && v == 0 {
-		answered = link.hold(m.Token)
-	}
+	answered := link.hold(m.Token) // lets go what must come after the answer
 	reply := g.server.Handle(ctx, link, m)
 	if reply != nil {
 		fill(w.Message(), reply)

@@ -139,12 +139,16 @@ const bodySize = 4500
 
 // answer shows state to GET, echoes POST, and answers FETCH by what its payload
 // asks for.
-func answer(_ context.Context, req *coap.Request) (*coap.Response, error) {
+func answer(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 	switch req.Code {
 	case coap.GET:
 		return &coap.Response{Code: coap.Content, Payload: []byte("1"), Observe: &coap.Observation{Topic: topic, Version: 1}}, nil
 	case coap.POST:
 		return &coap.Response{Code: coap.Changed, Payload: req.Payload}, nil
+	case coap.PUT: // says whether what is sent with its token waits
+		x, _ := coap.ExchangeOf(ctx)
+		l, ok := x.Link.(*hostLink)
+		return &coap.Response{Code: coap.Changed, Payload: fmt.Append(nil, ok && l.held(x.Token) != nil)}, nil
 	case coap.FETCH:
 		return &coap.Response{Code: coap.Content, Payload: bytes.Repeat(req.Payload, bodySize/len(req.Payload))}, nil
 	}
@@ -455,4 +459,10 @@ func TestAnswerFirst(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, "no token is held", func() bool { return link.held([]byte("tok3")) == nil })
+	// Through any other request: a group may have further responses to it.
+	r.send(&coap.Message{Type: coap.Confirmable, Code: coap.PUT, ID: 77, Token: []byte("tok4")})
+	if m := r.receive(); string(m.Token) != "tok4" || string(m.Payload) != "true" {
+		t.Errorf("%q %q", m.Token, m.Payload)
+	}
+	eventually(t, "no token is held", func() bool { return link.held([]byte("tok4")) == nil })
 }

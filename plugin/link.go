@@ -161,10 +161,10 @@ func (l *hostLink) Send(m *coap.Message, done func(error)) {
 	go func() { done(l.write(m)) }()
 }
 
-// hold keeps back what is sent with token until release is called: a
-// notification must not overtake the answer to its registration, which go-coap
-// writes after the handler returned (docs/protocol.md, Section 4: the first response
-// is the full map).
+// hold keeps back what is sent with token until release is called: neither a
+// notification (docs/protocol.md, Section 4: the first response is the full map) nor a
+// further response of a group must overtake the answer to its request, which
+// go-coap writes after the handler returned.
 func (l *hostLink) hold(token []byte) (release func()) {
 	ch := make(chan struct{})
 	l.mu.Lock()

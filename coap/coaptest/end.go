@@ -36,6 +36,14 @@ type end struct {
 	sentNON map[uint16][]byte   // tokens, for resets
 	seen    map[uint16]*receipt // by message id of the peer
 	waiting map[string]chan *coap.Message
+	serving map[string]*later // by token
+}
+
+// later is what is sent with the token of a request that is being answered: it goes
+// out after the answer ([coap.Link]).
+type later struct {
+	requests int
+	sends    []func()
 }
 
 // transmission is a confirmable message that awaits its acknowledgement.
@@ -62,6 +70,7 @@ func newEnd(l *Link, server bool) *end {
 		sentNON: make(map[uint16][]byte),
 		seen:    make(map[uint16]*receipt),
 		waiting: make(map[string]chan *coap.Message),
+		serving: make(map[string]*later),
 	}
 }
 
@@ -78,6 +87,18 @@ func (e *end) close() {
 	for _, f := range done {
 		f(errClosed)
 	}
+}
+
+// after transmits m, once a request with its token is answered.
+func (e *end) after(m *coap.Message, done func(error)) {
+	e.mu.Lock()
+	if l := e.serving[string(m.Token)]; l != nil {
+		l.sends = append(l.sends, func() { e.send(m, done) })
+		e.mu.Unlock()
+		return
+	}
+	e.mu.Unlock()
+	e.send(m, done)
 }
 
 // send transmits m under a new message identifier; done is called once.
@@ -235,6 +256,8 @@ func (e *end) request(m *coap.Message, rc *receipt) {
 				}
 			})
 		}
+		answered := e.answering(string(m.Token))
+		defer answered()
 		reply := e.serve(e.l.ctx, m)
 		if early != nil {
 			early.Stop()
@@ -265,6 +288,30 @@ func (e *end) request(m *coap.Message, rc *receipt) {
 			e.send(&c, func(error) {})
 		}
 	})
+}
+
+// answering notes that a request is answered, until the function is called.
+func (e *end) answering(token string) (answered func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	l := e.serving[token]
+	if l == nil {
+		l = &later{}
+		e.serving[token] = l
+	}
+	l.requests++
+	return func() {
+		e.mu.Lock()
+		if l.requests--; l.requests > 0 {
+			e.mu.Unlock()
+			return
+		}
+		delete(e.serving, token)
+		e.mu.Unlock()
+		for _, send := range l.sends {
+			send()
+		}
+	}
 }
 
 // respond hands a response to who waits for it, and the next ones with the

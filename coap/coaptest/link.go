@@ -146,7 +146,7 @@ type port struct{ l *Link }
 
 func (p port) Peer() coap.Peer                        { return p.l.peer }
 func (p port) OwnsBlockwise() bool                    { return p.l.opts.Whole }
-func (p port) Send(m *coap.Message, done func(error)) { p.l.server.send(m, done) }
+func (p port) Send(m *coap.Message, done func(error)) { p.l.server.after(m, done) }
 func (p port) Do(ctx context.Context, m *coap.Message) (*coap.Message, error) {
 	return p.l.server.exchange(ctx, m)
 }
@@ -243,7 +243,7 @@ func (l *Link) arrive(toServer bool, b []byte) {
 type clientLink struct{ l *Link }
 
 func (c clientLink) Peer() coap.Peer                        { return coap.Peer{Link: "server"} }
-func (c clientLink) Send(m *coap.Message, done func(error)) { c.l.client.send(m, done) }
+func (c clientLink) Send(m *coap.Message, done func(error)) { c.l.client.after(m, done) }
 func (c clientLink) OwnsBlockwise() bool                    { return c.l.opts.Whole }
 
 // errClosed is what waits end with.
