@@ -23,6 +23,8 @@ type memory struct {
 	gone  chan struct{}
 }
 
+func (*memory) ping(context.Context, time.Duration) error { return nil }
+
 func newMemory(reply func(*coap.Message, int) *coap.Message) *memory {
 	return &memory{reply: reply, fns: map[string]func(*coap.Message){}, gone: make(chan struct{})}
 }

@@ -52,13 +52,18 @@ func (g *asked) openHop(ctx context.Context, wanted time.Duration) error {
 		u.release()
 		return err
 	}
-	dialed, cancel := context.WithTimeout(ctx, rule.Timeout)
-	l, _, err := u.connect(dialed)
-	cancel()
+	began := time.Now()
+	l, err := u.alive(ctx, wanted)
 	if err != nil {
 		u.learn(err, false)
 		u.release()
 		return err
+	}
+	left := max(0, (wanted-legTime)/time.Second-time.Since(began)/time.Second) // less than a second is part of legTime
+	if left == 0 && wanted > 0 {
+		u.learn(nil, false)
+		u.release()
+		return failure(u.key.target, errSilent) // the next request finds the association made
 	}
 	h := &hop{u: u, l: l, token: string(token()), mute: wanted == 0, came: make(chan *coap.Message, maxHopResponses), over: make(chan struct{})}
 	host := g.f.target.Host
@@ -69,7 +74,7 @@ func (g *asked) openHop(ctx context.Context, wanted time.Duration) error {
 	h.opts.AddString(coap.ProxyScheme, g.f.target.Scheme)
 	h.opts.AddString(coap.UriHost, host)
 	h.opts.SetUint(coap.UriPort, uint32(g.f.target.Port))
-	h.opts.SetUint(MulticastTimeout, uint32(max(0, (wanted-legTime)/time.Second)))
+	h.opts.SetUint(MulticastTimeout, uint32(left))
 	var until context.Context
 	until, h.stop = context.WithTimeout(g.p.ctx, max(wanted, 2*ackTimeout)) // of the first response
 	if !g.p.spawn(func() { h.ask(until, g) }) {
@@ -79,6 +84,29 @@ func (g *asked) openHop(ctx context.Context, wanted time.Duration) error {
 	}
 	g.hop = h
 	return nil
+}
+
+// alive is an association with the next proxy that is there. A request to a group is
+// sent once, whatever its method: many servers get it, and the next proxy could not
+// tell a second one over another association from a new one. So one that was there
+// already has to answer a ping: a proxy that restarted has forgotten it.
+func (u *upstream) alive(ctx context.Context, wanted time.Duration) (link, error) {
+	ctx, cancel := context.WithTimeout(ctx, u.key.rule.Timeout)
+	defer cancel()
+	l, fresh, err := u.connect(ctx)
+	if err != nil || fresh || u.key.target.Scheme == CoAP {
+		return l, err
+	}
+	patience := u.p.patience
+	if wanted > 0 {
+		patience = min(patience, (wanted-legTime)/2)
+	}
+	if err := ping(ctx, l, patience, 0); err == nil {
+		return l, nil
+	}
+	u.drop(l)
+	l, _, err = u.connect(ctx)
+	return l, err
 }
 
 // ask sends the request and waits for the first response.

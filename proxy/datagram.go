@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 type waiter struct {
 	id     uint16
 	events chan event
+	ping   bool                // over TCP: a Pong answers it, and nothing else
 	answer bool                // the first response was delivered; guarded by the link's mu
 	fn     func(*coap.Message) // takes responses after the first; nil: there are none
 	misses int                 // messages of ours that ICMP says nobody took; guarded by the link's mu
@@ -45,6 +47,9 @@ type datagrams struct {
 	hook func() bool // undoes the end with the proxy
 	gone chan struct{}
 
+	heard atomic.Int64 // nanoseconds from born to the newest message
+	born  time.Time
+
 	mu       sync.Mutex
 	err      error // why it ended; set before gone is closed
 	byToken  map[string]*waiter
@@ -62,7 +67,7 @@ type datagrams struct {
 func newDatagrams(p *Proxy, conn net.Conn) *datagrams {
 	d := &datagrams{
 		conn: conn, gone: make(chan struct{}), byToken: map[string]*waiter{}, byID: map[uint16]*waiter{},
-		id: uint16(rand.Uint32()), began: time.Now(),
+		id: uint16(rand.Uint32()), began: time.Now(), born: time.Now(),
 	}
 	d.mu.Lock()
 	d.hook = context.AfterFunc(p.ctx, d.close)
@@ -126,6 +131,20 @@ func (d *datagrams) Do(ctx context.Context, m *coap.Message) (*coap.Message, err
 
 func (d *datagrams) observe(ctx context.Context, m *coap.Message, tok string, fn func(*coap.Message)) (*coap.Message, error) {
 	return d.exchange(ctx, m, tok, fn)
+}
+
+// ping is that of RFC 7252, Section 4.3: an empty confirmable message, which is
+// rejected by whoever is there.
+func (d *datagrams) ping(ctx context.Context, lately time.Duration) error {
+	if time.Since(d.born)-time.Duration(d.heard.Load()) < lately {
+		return nil
+	}
+	defer d.forget("")
+	_, err := d.exchange(ctx, &coap.Message{}, "", nil)
+	if errors.Is(err, errSilent) || errors.Is(err, errRefused) || errors.Is(err, errEnded) || errors.Is(err, errGone) {
+		return err
+	}
+	return nil
 }
 
 // exchange sends m with a token and waits for the first response to it; the
@@ -249,6 +268,7 @@ func (d *datagrams) message(b []byte) {
 	if err != nil {
 		return // RFC 7252, Section 4.2; a Reset would tell no more than silence
 	}
+	d.heard.Store(int64(time.Since(d.born)))
 	switch {
 	case m.Type == coap.Acknowledgement || m.Type == coap.Reset:
 		d.settled(m)

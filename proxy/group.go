@@ -50,6 +50,7 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 	if f.rule.Next.Host != "" && wanted > 0 && wanted <= legTime {
 		return nil, tooShort(uint32(legTime/time.Second) + 1)
 	}
+	end := time.Now().Add(wanted)
 	g, err := p.askGroup(ctx, f, group, present && register, wanted)
 	if err != nil {
 		return nil, err
@@ -58,7 +59,7 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 		g.finish()
 		return nil, coap.ErrSilent // step 6: nobody waits
 	}
-	g.end = time.Now().Add(wanted)
+	g.end = end
 	first, err := g.next(ctx)
 	if err != nil {
 		g.finish()

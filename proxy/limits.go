@@ -59,6 +59,10 @@ const (
 	// exchangeLifetime: all but some for retransmissions under way.
 	maxIDs = 60_000
 
+	// lately is how long ago a server may have been heard over a session for a request
+	// that is sent once to go without a ping.
+	lately = 10 * time.Second
+
 	// dialTimeout bounds the resolution of a name and a handshake.
 	dialTimeout = 10 * time.Second
 

@@ -74,7 +74,7 @@ func (p *Proxy) observeProtected(ctx context.Context, f *forwarded, register boo
 		value = 0
 	}
 	req := own.request(nil)
-	err = u.with(ctx, func(ctx context.Context, l link) error {
+	err = u.with(ctx, false, func(ctx context.Context, l link) error {
 		o.link = l
 		opts := req.Options
 		opts.SetUint(coap.ObserveOption, value)

@@ -101,6 +101,8 @@ type Proxy struct {
 	secret  [16]byte
 	dialer  func(context.Context, *Rule, Target) (link, error)
 
+	patience time.Duration // with a session that has to answer a ping: time for a second one
+
 	ctx     context.Context // of what outlives a request; ends with Run
 	stop    context.CancelFunc
 	work    sync.WaitGroup
@@ -142,7 +144,7 @@ func New(cfg Config, deps Deps) *Proxy {
 		cfg: cfg, deps: deps, names: map[string]*Rule{},
 		upstreams: map[upstreamKey]*upstream{}, flights: map[cacheKey]*flight{},
 		relays: map[cacheKey]*relay{}, protected: map[protectedKey]*protected{},
-		asked: map[askedKey]*asked{},
+		asked: map[askedKey]*asked{}, patience: 2 * ackTimeout,
 	}
 	_, _ = rand.Read(p.secret[:]) // never fails (crypto/rand)
 	p.cache = newCache(cfg.CacheBytes)

@@ -260,7 +260,7 @@ type answer struct {
 // register asks for the state of now and the later ones.
 func (r *relay) register(ctx context.Context, u *upstream) (l link, a answer, err error) {
 	req := r.f.request(nil)
-	err = u.with(ctx, func(ctx context.Context, to link) error {
+	err = u.with(ctx, false, func(ctx context.Context, to link) error {
 		opts := req.Options
 		opts.SetUint(coap.ObserveOption, 0)
 		m, err := to.observe(ctx, &coap.Message{Code: req.Code, Options: opts, Payload: req.Payload}, r.token, r.notify)

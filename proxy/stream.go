@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
 )
@@ -129,7 +130,7 @@ func (s *stream) Do(ctx context.Context, m *coap.Message) (*coap.Message, error)
 }
 
 func (s *stream) observe(ctx context.Context, m *coap.Message, tok string, fn func(*coap.Message)) (*coap.Message, error) {
-	w := &waiter{events: make(chan event, 2), fn: fn}
+	w := &waiter{events: make(chan event, 2), fn: fn, ping: m.Code == codePing}
 	s.mu.Lock()
 	if s.err != nil {
 		s.mu.Unlock()
@@ -152,6 +153,18 @@ func (s *stream) observe(ctx context.Context, m *coap.Message, tok string, fn fu
 		}
 		return nil, ctx.Err()
 	}
+}
+
+// ping is that of RFC 8323, Section 5.4. What was heard lately says nothing here: a
+// connection that ended tells so itself, unless the machine is gone.
+func (s *stream) ping(ctx context.Context, lately time.Duration) error {
+	if lately > 0 {
+		return nil
+	}
+	tok := string(token())
+	defer s.forget(tok)
+	_, err := s.observe(ctx, &coap.Message{Code: codePing}, tok, nil)
+	return err
 }
 
 // send writes one message (RFC 8323, Section 3.2).
@@ -208,7 +221,7 @@ func (s *stream) read() {
 			return
 		case m.Code == codeRelease:
 			s.retire()
-		case m.Code.IsResponse():
+		case m.Code.IsResponse(), m.Code == codePong:
 			s.response(m)
 		}
 	}
@@ -217,7 +230,7 @@ func (s *stream) read() {
 func (s *stream) response(m *coap.Message) {
 	s.mu.Lock()
 	w := s.byToken[string(m.Token)]
-	if w == nil {
+	if w == nil || w.ping != (m.Code == codePong) {
 		s.mu.Unlock()
 		return
 	}

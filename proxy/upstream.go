@@ -22,6 +22,9 @@ type link interface {
 	// observe sends a request with a token and calls fn for every response after
 	// the first, from the goroutine that reads, until forget.
 	observe(ctx context.Context, m *coap.Message, token string, fn func(*coap.Message)) (*coap.Message, error)
+	// ping returns nil when the other end has been heard lately, or is heard now. Else
+	// the association is of no use: a server that restarted knows nothing of it.
+	ping(ctx context.Context, lately time.Duration) error
 	// forget has later responses with the token rejected.
 	forget(token string)
 	// done is closed when the association ended.
@@ -152,7 +155,7 @@ func (u *upstream) release() {
 // do sends a request, blockwise where needed, and waits for the response.
 func (u *upstream) do(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 	var r *coap.Response
-	err := u.with(ctx, func(ctx context.Context, l link) (err error) {
+	err := u.with(ctx, once(req.Code, req.Options), func(ctx context.Context, l link) (err error) {
 		r, err = u.roundTrip(ctx, l, req)
 		return err
 	})
@@ -212,11 +215,18 @@ func (u *upstream) alone(ctx context.Context, req *coap.Request) (done func(), e
 	}
 }
 
+// once says whether a request must not be sent a second time over another
+// association, where the server cannot tell it from a new one: it is not idempotent
+// (RFC 7252, Section 5.1; RFC 8132), and no replay window of OSCORE protects it.
+func once(c coap.Code, o coap.Options) bool {
+	return (c == coap.POST || c == coap.PATCH) && !o.Has(coap.OSCOREOption)
+}
+
 // with calls f with the association when the turn comes, and learns from the
 // outcome. A secure association that was there already gets half of the time:
 // when it stays silent, the server may have forgotten it, which a new handshake
-// tells.
-func (u *upstream) with(ctx context.Context, f func(context.Context, link) error) error {
+// tells. What must be sent once is not tried there, but a ping.
+func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, link) error) error {
 	u.enter()
 	defer u.release()
 	ctx, cancel := context.WithTimeout(ctx, u.key.rule.Timeout)
@@ -238,18 +248,26 @@ func (u *upstream) with(ctx context.Context, f func(context.Context, link) error
 		if l, fresh, err = u.connect(ctx); err != nil {
 			break
 		}
-		if !fresh && secure && try == 0 {
+		sent := once
+		switch {
+		case fresh || !secure || try > 0:
+			err = f(ctx, l)
+		case once:
+			end, _ := ctx.Deadline()
+			err = ping(ctx, l, min(u.p.patience, time.Until(end)/2), lately)
+			if sent = err == nil; sent {
+				err = f(ctx, l)
+			}
+		default:
 			part, free := halfOf(ctx)
 			err = f(part, l)
 			free()
-		} else {
-			err = f(ctx, l)
 		}
 		silent := errors.Is(err, errSilent) || errors.Is(err, errEnded)
 		if silent && secure || errors.Is(err, errEnded) || errors.Is(err, errGone) {
 			u.drop(l)
 		}
-		if try < 2 && ctx.Err() == nil && (errors.Is(err, errGone) || silent && !fresh && secure) {
+		if try < 2 && ctx.Err() == nil && (errors.Is(err, errGone) || silent && !fresh && secure && !sent) {
 			continue
 		}
 		break
@@ -259,6 +277,13 @@ func (u *upstream) with(ctx context.Context, f func(context.Context, link) error
 	}
 	u.learn(err, false)
 	return err
+}
+
+// ping waits so long for a sign of the other end.
+func ping(ctx context.Context, l link, patience, lately time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return l.ping(ctx, lately)
 }
 
 func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
