@@ -2,7 +2,6 @@ package gm
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -203,22 +202,5 @@ const (
 // TestLegacyMatrixIsDocumented: docs/spec-map.md shows the tables that the gate
 // decides by. TestLegacyPermittedMethods asks for every cell.
 func TestLegacyMatrixIsDocumented(t *testing.T) {
-	b, err := os.ReadFile(specMap)
-	if err != nil {
-		t.Fatal(err)
-	}
-	head, rest, ok := strings.Cut(string(b), legacyBegin)
-	shown, tail, ended := strings.Cut(rest, legacyEnd)
-	if !ok || !ended {
-		t.Fatalf("%s has no place for the tables", specMap)
-	}
-	if shown == legacyMatrix() {
-		return
-	}
-	if !*updateDocs {
-		t.Fatalf("%s shows other tables; write them anew with -update", specMap)
-	}
-	if err := os.WriteFile(specMap, []byte(head+legacyBegin+legacyMatrix()+legacyEnd+tail), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	documented(t, legacyBegin, legacyMatrix(), legacyEnd)
 }

@@ -194,13 +194,14 @@ func (c *CredUpdate) Encode() []byte {
 
 // DecodeCredUpdate reads the map; all three members are required.
 func DecodeCredUpdate(b []byte) (*CredUpdate, error) {
-	f := decodeFields("credential update", b)
-	f.need(labelClientCred, labelCNonce, labelClientCredVerify)
-	c := &CredUpdate{
-		ClientCred:       f.bytes(labelClientCred),
-		CNonce:           f.bytes(labelCNonce),
-		ClientCredVerify: f.bytes(labelClientCredVerify),
-	}
+	return decodeCredUpdate("credential update", b, labelClientCred, labelCNonce, labelClientCredVerify)
+}
+
+// decodeCredUpdate reads the map with the labels of a dialect.
+func decodeCredUpdate(what string, b []byte, cred, cnonce, verify int64) (*CredUpdate, error) {
+	f := decodeFields(what, b)
+	f.need(cred, cnonce, verify)
+	c := &CredUpdate{ClientCred: f.bytes(cred), CNonce: f.bytes(cnonce), ClientCredVerify: f.bytes(verify)}
 	if f.err != nil {
 		return nil, f.err
 	}

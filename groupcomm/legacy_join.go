@@ -78,17 +78,7 @@ func EncodeLegacyPubKeyUpdate(c *CredUpdate) []byte {
 
 // DecodeLegacyPubKeyUpdate reads the map; all three members are required.
 func DecodeLegacyPubKeyUpdate(b []byte) (*CredUpdate, error) {
-	f := decodeFields("public key update", b)
-	f.need(legacyClientCred, legacyCNonce, legacyClientCredVerify)
-	c := &CredUpdate{
-		ClientCred:       f.bytes(legacyClientCred),
-		CNonce:           f.bytes(legacyCNonce),
-		ClientCredVerify: f.bytes(legacyClientCredVerify),
-	}
-	if f.err != nil {
-		return nil, f.err
-	}
-	return c, nil
+	return decodeCredUpdate("public key update", b, legacyClientCred, legacyCNonce, legacyClientCredVerify)
 }
 
 // legacyQuery gives the value of 'get_pub_keys': in draft-03 a list of Sender IDs,

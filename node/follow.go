@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -88,13 +89,7 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription, 
 	if err := ears.follow(m); err != nil {
 		m.emit(Event{Kind: Refused, Via: ViaMulticast, Err: err})
 	}
-	over := make(chan error, 1)
-	fail := func(err error) {
-		select {
-		case over <- err:
-		default:
-		}
-	}
+	over, fail := firstError()
 
 	// The node resource first: an eviction must not fall between the two.
 	// RFC 9594, Section 4.8.1: with No-Response, so that only the notice of an
@@ -106,7 +101,7 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription, 
 	if err != nil {
 		return fmt.Errorf("observe the node resource: %w", err)
 	}
-	defer func() { m.deregister(ctx, t, cancelNode) }()
+	defer func() { deregister(ctx, t, cancelNode, m.log) }()
 
 	w := &groupWatch{m: m, t: t, fail: fail}
 	defer func() { w.stop(ctx) }()
@@ -124,10 +119,7 @@ func (m *Member) session(ctx context.Context, b *backoff, broker *subscription, 
 		return err
 	}
 
-	var done <-chan struct{}
-	if d, ok := t.(Doner); ok {
-		done = d.Done()
-	}
+	done := doneOf(t)
 	var restarted <-chan struct{}
 	shows := false
 	if r, ok := t.(restarter); ok {
@@ -266,24 +258,41 @@ func (w *groupWatch) set(ctx context.Context, observe bool) error {
 // stop ends the observation, if there is one.
 func (w *groupWatch) stop(ctx context.Context) {
 	if w.cancel != nil {
-		w.m.deregister(ctx, w.t, w.cancel)
+		deregister(ctx, w.t, w.cancel, w.m.log)
 		w.cancel = nil
 	}
 }
 
-// deregister ends an observation, as long as there is someone to tell.
-func (m *Member) deregister(ctx context.Context, t Transport, cancel func(context.Context) error) {
-	if d, ok := t.(Doner); ok {
+// firstError is a way to tell of what ended a session: the first counts.
+func firstError() (over <-chan error, fail func(error)) {
+	first := make(chan error, 1)
+	return first, func(err error) {
 		select {
-		case <-d.Done():
-			return
+		case first <- err:
 		default:
 		}
+	}
+}
+
+// doneOf is closed when the association of t is over; nil: nobody tells.
+func doneOf(t Transport) <-chan struct{} {
+	if d, ok := t.(Doner); ok {
+		return d.Done()
+	}
+	return nil
+}
+
+// deregister ends an observation, as long as there is someone to tell.
+func deregister(ctx context.Context, t Transport, cancel func(context.Context) error, log *slog.Logger) {
+	select {
+	case <-doneOf(t):
+		return
+	default:
 	}
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
 	defer stop()
 	if err := cancel(ctx); err != nil {
-		m.log.Debug("deregistration failed", "err", err)
+		log.Debug("deregistration failed", "err", err)
 	}
 }
 

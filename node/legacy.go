@@ -210,14 +210,7 @@ func (m *LegacyMember) do(ctx context.Context, op string, want coap.Code, req *c
 // emit tells an event. It is called without the lock.
 func (m *LegacyMember) emit(e Event) {
 	e.Group = m.cfg.Group
-	if e.Err != nil {
-		m.log.Info("answer refused or request failed", "kind", e.Kind, "via", e.Via, "err", e.Err)
-	} else {
-		m.log.Info("membership changed", "kind", e.Kind, "via", e.Via, "version", e.Version, "gid", e.Gid.String())
-	}
-	if m.cfg.OnEvent != nil {
-		m.cfg.OnEvent(e)
-	}
+	e.tell(m.log, m.cfg.OnEvent)
 }
 
 // node is the path of the member's own resource below the group.

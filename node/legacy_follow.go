@@ -120,13 +120,7 @@ func (m *LegacyMember) session(ctx context.Context, b *backoff) error {
 	if err != nil {
 		return err
 	}
-	over := make(chan error, 1)
-	fail := func(err error) {
-		select {
-		case over <- err:
-		default:
-		}
-	}
+	over, fail := firstError()
 	req := m.request(coap.GET, nil)
 	req.Options.SetUint(coap.ObserveOption, 0)
 	var answered atomic.Bool // go-coap may call while it is in a call
@@ -138,17 +132,8 @@ func (m *LegacyMember) session(ctx context.Context, b *backoff) error {
 	if err != nil {
 		return fmt.Errorf("observe the group: %w", err)
 	}
-	defer func() {
-		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
-		defer stop()
-		if err := cancel(ctx); err != nil {
-			m.log.Debug("deregistration failed", "err", err)
-		}
-	}()
-	var done <-chan struct{}
-	if d, ok := t.(Doner); ok {
-		done = d.Done()
-	}
+	defer func() { deregister(ctx, t, cancel, m.log) }()
+	done := doneOf(t)
 	every := m.cfg.PollEvery
 	if every <= 0 {
 		every = pollDefault

@@ -384,13 +384,18 @@ func (m *Member) learnLocked(sign, ecdh []groupcomm.SignInfoEntry, dh []groupcom
 // emit tells an event. It is called without the lock.
 func (m *Member) emit(e Event) {
 	e.Group = m.cfg.Group
+	e.tell(m.log, m.cfg.OnEvent)
+}
+
+// tell writes an event into the log and hands it to hear, which may be nil.
+func (e Event) tell(log *slog.Logger, hear func(Event)) {
 	if e.Err != nil {
-		m.log.Info("answer refused or request failed", "kind", e.Kind, "via", e.Via, "err", e.Err)
+		log.Info("answer refused or request failed", "kind", e.Kind, "via", e.Via, "err", e.Err)
 	} else {
-		m.log.Info("membership changed", "kind", e.Kind, "via", e.Via, "version", e.Version, "gid", e.Gid.String())
+		log.Info("membership changed", "kind", e.Kind, "via", e.Via, "version", e.Version, "gid", e.Gid.String())
 	}
-	if m.cfg.OnEvent != nil {
-		m.cfg.OnEvent(e)
+	if hear != nil {
+		hear(e)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,6 +45,19 @@ func handles(do func(context.Context, *coap.Request) (*coap.Response, error)) mu
 	})
 }
 
+// stopper has serve run until the test ends or stop is called, once or more.
+func stopper(t *testing.T, serve func() error, end func(), closed func() error) (stop func()) {
+	over := make(chan struct{})
+	go func() { defer close(over); _ = serve() }()
+	stop = sync.OnceFunc(func() {
+		end()
+		_ = closed()
+		<-over
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
 // serveCoAP serves h over plain UDP and returns the address.
 func serveCoAP(t *testing.T, addr string, h mux.Handler) (at string, stop func()) {
 	t.Helper()
@@ -52,19 +66,7 @@ func serveCoAP(t *testing.T, addr string, h mux.Handler) (at string, stop func()
 		t.Fatal(err)
 	}
 	s := udp.NewServer(options.WithMux(h), options.WithErrors(func(error) {}))
-	over := make(chan struct{})
-	go func() { defer close(over); _ = s.Serve(l) }()
-	stopped := false
-	stop = func() {
-		if !stopped {
-			stopped = true
-			s.Stop()
-			_ = l.Close()
-			<-over
-		}
-	}
-	t.Cleanup(stop)
-	return l.LocalAddr().String(), stop
+	return l.LocalAddr().String(), stopper(t, func() error { return s.Serve(l) }, s.Stop, l.Close)
 }
 
 // serveCoAPS serves h over DTLS to one peer with a pre-shared key.
@@ -81,19 +83,7 @@ func serveCoAPS(t *testing.T, addr, identity string, key []byte, h mux.Handler) 
 		t.Fatal(err)
 	}
 	s := coapdtls.NewServer(options.WithMux(h), options.WithErrors(func(error) {}))
-	over := make(chan struct{})
-	go func() { defer close(over); _ = s.Serve(l) }()
-	stopped := false
-	stop = func() {
-		if !stopped {
-			stopped = true
-			s.Stop()
-			_ = l.Close()
-			<-over
-		}
-	}
-	t.Cleanup(stop)
-	return l.Addr().String(), stop
+	return l.Addr().String(), stopper(t, func() error { return s.Serve(l) }, s.Stop, l.Close)
 }
 
 // running starts a gateway without sockets of its own; stop waits for its end.

@@ -124,21 +124,31 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
+	return c.live(ctx, member, at, story, log, func() error { return c.stay(ctx, member) })
+}
+
+// membership is what a node of any dialect has after its join.
+type membership interface {
+	Leave(ctx context.Context) error
+	Close() error
+}
+
+// live has a node that joined follow the group, by stay, until ctx ends.
+func (c *nodeJoinCmd) live(ctx context.Context, m membership, at nodeAddrs, story *nodeStory, log *slog.Logger, stay func() error) error {
 	defer func() {
-		if err := member.Close(); err != nil {
+		if err := m.Close(); err != nil {
 			log.Debug("closing failed", "err", err)
 		}
 	}()
-
 	if c.Once {
-		return c.leave(ctx, member)
+		return c.leave(ctx, m)
 	}
 	story.waiting(c.Sleep, c.MQTT)
-	if err := c.stay(ctx, member); err != nil {
+	if err := stay(); err != nil {
 		return nodeAdvice("follow the group at", c.over(at), err)
 	}
 	if c.LeaveOnExit {
-		return c.leave(ctx, member)
+		return c.leave(ctx, m)
 	}
 	story.stays()
 	return nil
@@ -211,13 +221,20 @@ func (c *nodeJoinCmd) associate(ctx context.Context, at nodeAddrs, access *node.
 		return nil, nil, nil, nodeAdvice("post the access token to", at.coap, err)
 	}
 	story.posted(at.coap, transfer)
-	dial := c.dialer(at, access)
-	t, err := dial(ctx)
-	if err != nil {
-		return nil, nil, nil, nodeAdvice("open a DTLS association with", at.coaps, err)
+	t, dial, err := c.open(ctx, at, access, story)
+	return t, transfer, dial, err
+}
+
+// open opens the first association over DTLS; dial opens others.
+func (c *nodeJoinCmd) open(ctx context.Context, at nodeAddrs, access *node.Access, story *nodeStory) (
+	t node.Transport, dial func(context.Context) (node.Transport, error), err error,
+) {
+	dial = c.dialer(at, access)
+	if t, err = dial(ctx); err != nil {
+		return nil, nil, nodeAdvice("open a DTLS association with", at.coaps, err)
 	}
 	story.associated(at.coaps, access)
-	return t, transfer, dial, nil
+	return t, dial, nil
 }
 
 // dialer opens associations with what the token confirms: over DTLS, or with an OSCORE
@@ -278,7 +295,7 @@ func (c *nodeJoinCmd) stay(ctx context.Context, m *node.Member) error {
 }
 
 // leave works after ctx ended as well.
-func (c *nodeJoinCmd) leave(ctx context.Context, m *node.Member) error {
+func (c *nodeJoinCmd) leave(ctx context.Context, m membership) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), nodeLeaveTime)
 	defer cancel()
 	return m.Leave(ctx)
@@ -311,14 +328,21 @@ func (c *nodeJoinCmd) token(ctx context.Context, at nodeAddrs, client node.Clien
 }
 
 func (c *nodeJoinCmd) post(ctx context.Context, at nodeAddrs, access *node.Access) (*groupcomm.TokenTransferResponse, error) {
+	return overUDP(ctx, at.coap, func(ctx context.Context, t node.Transport) (*groupcomm.TokenTransferResponse, error) {
+		return node.PostToken(ctx, t, access)
+	})
+}
+
+// overUDP posts something over plain CoAP, for which nothing stays open.
+func overUDP[T any](ctx context.Context, addr string, post func(context.Context, node.Transport) (T, error)) (answer T, err error) {
 	ctx, cancel := context.WithTimeout(ctx, nodeDialTimeout)
 	defer cancel()
-	t, err := node.DialUDP(ctx, at.coap)
+	t, err := node.DialUDP(ctx, addr)
 	if err != nil {
-		return nil, err
+		return answer, err
 	}
-	transfer, err := node.PostToken(ctx, t, access)
-	return transfer, errors.Join(err, t.Close())
+	answer, err = post(ctx, t)
+	return answer, errors.Join(err, t.Close())
 }
 
 // nodeAddrs are the listeners of the gateway, "host:port".
