@@ -132,7 +132,7 @@ func (g Group) validateRemote(f *faults, key string) {
 	n := g.Network
 	if n.Multicast != "" {
 		if a, err := netip.ParseAddrPort(n.Multicast); err != nil || !a.Addr().Is4() || !a.Addr().IsMulticast() || a.Port() == 0 {
-			f.add(key+".network.multicast", "must be an IPv4 multicast address and a port, such as 239.1.2.3:5683")
+			f.add(key+".network.multicast", "must be an IPv4 multicast address and a port, such as 239.1.2.3:5693")
 		}
 	}
 	inRange(f, key+".network.leisure", n.Leisure, 0, time.Minute)
@@ -224,6 +224,16 @@ func (c *Config) validateDelegateAuth(f *faults, key string, d Delegate) {
 	c.warn("delegates: %s is recognised by its address only, which anybody on %s can take", d.Name, a.Interface)
 }
 
+// hasPort says whether addr has a port at which the gateway listens for CoAP: a
+// socket that hears multicast is bound to it on every address of the machine.
+func (c *Config) hasPort(addr string) bool {
+	_, port, err := net.SplitHostPort(addr)
+	return err == nil && slices.ContainsFunc([]string{c.Listen.CoAP, c.Listen.CoAPS}, func(at string) bool {
+		_, own, err := net.SplitHostPort(at)
+		return err == nil && own == port
+	})
+}
+
 func (c *Config) validateDelegateGroups(f *faults, key string, d Delegate) {
 	seen, paths := map[string]bool{}, map[string]bool{}
 	for i, g := range d.Groups {
@@ -243,6 +253,9 @@ func (c *Config) validateDelegateGroups(f *faults, key string, d Delegate) {
 			f.add(k+".name", "set groups[].upstream.audience: the Group Manager of %q is elsewhere", g.Name)
 		}
 		seen[g.Name] = true
+		if at := group.Network.Multicast; len(g.Resources) > 0 && c.hasPort(at) {
+			f.add(k+".resources", "the port of %s, where members of %q ask, is that of listen.coap or listen.coaps: give groups[].network.multicast or those another, such as 5693", at, g.Name)
+		}
 		if len(g.Roles) == 0 {
 			f.add(k+".roles", "must list requester, responder, or both")
 		}

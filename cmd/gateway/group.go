@@ -245,6 +245,14 @@ func ahead(t *time.Time) string {
 	return "in " + rough(time.Until(*t))
 }
 
+// due tells a time that was announced.
+func due(t *time.Time) string {
+	if t != nil && time.Until(*t) <= 0 {
+		return "overdue"
+	}
+	return ahead(t)
+}
+
 // rough gives a duration in its largest unit that has at least two.
 func rough(d time.Duration) string {
 	switch {

@@ -90,7 +90,7 @@ func printDelivery(w io.Writer, d *admin.DeliveryInfo, all bool) error {
 			holds = fmt.Sprint(*m.Version)
 		}
 		if m.NextWake != nil {
-			wakes = ahead(m.NextWake)
+			wakes = due(m.NextWake)
 		}
 		row(t, m.Node, holds, m.State, ago(m.Since), ago(m.LastHeard), wakes, m.Attempts, channels(&m), m.LastError)
 	}

@@ -45,7 +45,7 @@ func (c *groupLivenessCmd) Run(e *env) error {
 func awake(m *admin.NodeLiveness) string {
 	switch {
 	case m.NextWake != nil:
-		return "wakes " + ahead(m.NextWake)
+		return "wake-up " + due(m.NextWake)
 	case m.AwakeUntil != nil:
 		return "until " + m.AwakeUntil.Format("15:04:05")
 	case m.UsualGap != nil:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -50,7 +51,7 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 	if m := g.Member; m != nil {
 		id := "none"
 		if m.SenderID != nil {
-			id = *m.SenderID
+			id = cmp.Or(*m.SenderID, "(empty)")
 		}
 		state := ""
 		if m.Lapsed {
