@@ -220,6 +220,7 @@ func (m *Member) signalAck() {
 type subscription struct {
 	up      atomic.Bool   // the broker has our subscription
 	topics  atomic.Int32  // how many topics it was asked for in this connection
+	sure    atomic.Int32  // of how many of them nothing was missed: the Group Manager was asked since
 	changed chan struct{} // one slot: up changed
 
 	mgt    *groupcomm.MgtKeyMaterial
@@ -308,9 +309,14 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 			s.topics.Store(0)
 			if err := s.subscribe(ctx, c, m.topics(mgt)); err != nil {
 				log.Warn("subscription refused", "err", err)
+				if topic := presenceTopic(mgt); topic != "" && ctx.Err() == nil {
+					c.Publish(topic, 1, true, presentGone) // what was retained of an earlier connection
+				}
 				return
 			}
+			s.sure.Store(s.topics.Load()) // the follower asks now
 			s.set(true)
+			m.signalAck() // the tree may have grown before the answer was there
 			if topic := presenceTopic(mgt); topic != "" {
 				c.Publish(topic, 1, true, presentHere) // a hint: not waited for
 			}
@@ -342,6 +348,12 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 					log.Info("subscription refused, trying again", "err", err)
 					time.AfterFunc(mqttRetry, m.signalAck)
 				}
+			}
+			if s.isUp() && m.pathLen(mgt) > int(s.sure.Load()) {
+				// Some brokers retain a message a moment after they gave it to who had
+				// subscribed (NATS; clusters): who subscribed in between gets it neither way.
+				s.sure.Store(s.topics.Load())
+				signalOne(m.show)
 			}
 			if msg := m.dueAck(mgt); msg != nil {
 				// Not waited for: with QoS 1 paho keeps it until the broker has it,

@@ -65,6 +65,17 @@ func (m *Member) topics(mgt *groupcomm.MgtKeyMaterial) []string {
 	return out
 }
 
+// pathLen is how many topics are of nodes whose keys the member knows; 0 without a
+// key tree.
+func (m *Member) pathLen(mgt *groupcomm.MgtKeyMaterial) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mgt != mgt || m.tree == nil {
+		return 0
+	}
+	return len(m.tree.Path())
+}
+
 // openBranch takes a message of the key tree.
 func (m *Member) openBranch(payload []byte, via string) error {
 	const op = "rekey by key tree"

@@ -7,18 +7,17 @@ import (
 	"testing"
 	"time"
 
-	paho "github.com/eclipse/paho.mqtt.golang"
-
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/node"
 )
 
-// TestMosquittoSensor: a sensor that speaks MQTT only, to a broker that is not the
+// TestSensor: a sensor that speaks MQTT only, to a broker that is not the
 // gateway's, is a member of an OSCORE group: another member reads what it published
 // last, also after the broker was killed; what it is not allowed to publish is not read.
-func TestMosquittoSensor(t *testing.T) {
-	broker := newMosquitto(t)
+func TestSensor(t *testing.T) { each(t, sensor) }
+
+func sensor(t *testing.T, broker *server) {
 	g := newGateway(t, broker, func(c *config.Config) {
 		c.Delegates = []config.Delegate{{
 			Name: "t7", MQTTTopic: "plant/t7", RPS: 1000, Awake: time.Second, Hold: time.Second,
@@ -62,27 +61,24 @@ func TestMosquittoSensor(t *testing.T) {
 		}
 		return got
 	}
-	publish := func(topic, value string) {
+	measure := func(topic, value string) {
 		t.Helper()
-		c := paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + broker.plain).SetClientID("sensor").SetUsername("sensor").SetPassword(password).SetProtocolVersion(4))
-		if tok := c.Connect(); !tok.WaitTimeout(patience) || tok.Error() != nil {
-			t.Fatalf("the sensor at the broker: %v", tok.Error())
-		}
-		if tok := c.Publish(topic, 1, true, value); !tok.WaitTimeout(patience) || tok.Error() != nil {
-			t.Fatalf("publish: %v", tok.Error())
-		}
-		c.Disconnect(1000)
+		c := broker.client(sensorID)
+		defer c.Disconnect(1000)
+		publish(t, c, topic, value)
 	}
-	publish("plant/t7", "21.5")
+	measure("plant/t7", "21.5")
 	eventually(t, "the value is read in the group", func() bool { return read() == "2.05 21.5" })
-	publish("plant/t8", "another topic")
+	stray := broker.client(sensorID)
+	stray.Publish("plant/t8", 1, true, "another topic").WaitTimeout(time.Second) // refused as the broker pleases
+	stray.Disconnect(100)
 	broker.kill()
 	if got := read(); got != "2.05 21.5" {
 		t.Errorf("without the broker: %q", got)
 	}
 	broker.start()
 	eventually(t, "the newest value is read after the broker came back", func() bool {
-		publish("plant/t7", "22.0")
+		measure("plant/t7", "22.0")
 		return read() == "2.05 22.0"
 	})
 }
