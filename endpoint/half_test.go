@@ -226,47 +226,7 @@ func TestRawKeyLate(t *testing.T) {
 // TestRawKeyLossy: handshakes and requests over a bad network.
 func TestRawKeyLossy(t *testing.T) {
 	k := keys{rawKey(t), rawKey(t)}
-	for seed := range uint64(20) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWire(seed)
-				w.drop, w.double, w.detour = 0.15, 0.15, 0.2
-				w.delay = 20 * time.Millisecond
-				o := begin(t, w, true, k.withRaw)
-				defer o.stop()
-				var n numbers
-				w.tap = n.watch(o.at, 0)
-				var p *peer
-				for range 20 {
-					var err error
-					if p, err = k.dial(o, w.open(""), k.client); err == nil {
-						break
-					}
-				}
-				if p == nil {
-					t.Fatal("no handshake comes through")
-				}
-				defer p.close()
-				for i := range 20 {
-					if r := p.ask(p.request(coap.POST, fmt.Sprint(i), "x")); r.Code != coap.Changed || string(r.Payload) != fmt.Sprintf("%d:x", i+1) {
-						t.Fatalf("request %d: %v %q", i, r.Code, r.Payload)
-					}
-				}
-				if c := o.handled(); c != 20 {
-					t.Errorf("20 requests were handled %d times", c)
-				}
-				w.mu.Lock()
-				if len(n.bad) != 0 {
-					t.Errorf("numbers used twice: %v", n.bad)
-				}
-				w.mu.Unlock()
-				time.Sleep(2 * handshakeTimeout)
-				if !o.empty() {
-					t.Error("handshakes are left")
-				}
-			})
-		})
-	}
+	overLossy(t, func(o *world, from *port) (*peer, error) { return k.dial(o, from, k.client) }, k.withRaw)
 }
 
 // TestNothingForHellos: a flood of ClientHellos from invented addresses leaves

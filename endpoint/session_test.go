@@ -84,20 +84,25 @@ func TestHandover(t *testing.T) {
 // reorders: all come through, no request is handled twice, no number is used
 // twice.
 func TestLossy(t *testing.T) {
+	overLossy(t, func(o *world, from *port) (*peer, error) { return o.dialFrom(from, "node1", withCID) })
+}
+
+// overLossy has a peer shake hands, by dial, and ask over twenty such networks.
+func overLossy(t *testing.T, dial func(*world, *port) (*peer, error), edit ...func(*Config)) {
 	for seed := range uint64(20) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWire(seed)
 				w.drop, w.double, w.detour = 0.15, 0.15, 0.2
 				w.delay = 20 * time.Millisecond
-				o := begin(t, w, true)
+				o := begin(t, w, true, edit...)
 				defer o.stop()
 				var n numbers
 				w.tap = n.watch(o.at, 0)
 				var p *peer
 				for range 20 {
 					var err error
-					if p, err = o.dialFrom(w.open(""), "node1", withCID); err == nil {
+					if p, err = dial(o, w.open("")); err == nil {
 						break
 					}
 				}
@@ -114,9 +119,13 @@ func TestLossy(t *testing.T) {
 					t.Errorf("20 requests were handled %d times", c)
 				}
 				w.mu.Lock()
-				defer w.mu.Unlock()
 				if len(n.bad) != 0 {
 					t.Errorf("numbers used twice: %v", n.bad)
+				}
+				w.mu.Unlock()
+				time.Sleep(2 * handshakeTimeout)
+				if !o.empty() {
+					t.Error("handshakes are left")
 				}
 			})
 		})
