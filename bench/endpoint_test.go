@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -23,7 +25,7 @@ func inProcess(ctx context.Context, kind, dir string) (io.WriteCloser, io.ReadCl
 // TestEndpoint: every benchmark of the endpoint gives its figures, and loses
 // nothing on the way.
 func TestEndpoint(t *testing.T) {
-	roundCPU = 10 * time.Millisecond
+	roundCPU, sessionRounds = 10*time.Millisecond, 1
 	quiet := func(string) {}
 	for name, run := range map[string]func(context.Context) ([]Result, error){
 		"fanout":   func(ctx context.Context) ([]Result, error) { return Fanout(ctx, inProcess, 20, quiet) },
@@ -102,5 +104,29 @@ func TestNoServer(t *testing.T) {
 		if _, err := Sessions(t.Context(), start, t.TempDir(), 3, 0, func(string) {}); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+// TestAlternate: sides take turns in the order ABBA, each in an empty folder, and the
+// median counts.
+func TestAlternate(t *testing.T) {
+	dir, order := t.TempDir(), ""
+	measure := func(name string, values ...float64) side {
+		return func(own string) (held, error) {
+			if files, err := os.ReadDir(own); err != nil || len(files) > 0 {
+				t.Errorf("%s: %v, %v", own, files, err)
+			}
+			order += name
+			v := values[0]
+			values = values[1:]
+			return held{rss: v, heap: v + 1}, os.WriteFile(filepath.Join(own, "state"), nil, 0o600)
+		}
+	}
+	got, err := alternate(dir, 3, []side{measure("A", 5, 1, 3), measure("B", 7, 9, 8)})
+	if err != nil || order != "ABBAAB" || !slices.Equal(got, []held{{rss: 3, heap: 4}, {rss: 8, heap: 9}}) {
+		t.Errorf("%s, %+v, %v", order, got, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

@@ -1,10 +1,13 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/seed4911071e/groupgate/bench/peer"
@@ -34,34 +37,33 @@ func heldBetween(before, after peer.Usage, n int) held {
 //
 // The stock server knows no members and keeps nothing: its observers are the peer of
 // those as well. Afterwards each has to show that it is still there, by acknowledging
-// a notification or a rekey. dir is an empty folder for what is kept.
+// a notification or a rekey. Up to 10,000 sessions there are five rounds, in the
+// order ABCDDCBA, of which the median counts. dir is an empty folder for what is kept.
 func Sessions(ctx context.Context, start Start, dir string, n int, idle time.Duration, progress func(string)) (out []Result, err error) {
 	if n <= 0 {
 		return nil, fmt.Errorf("bench: %d nodes make no benchmark", n)
 	}
-	observer := func(kind string, n int) (held, error) {
-		return observers(ctx, start, kind, "", n, progress, func(r *rig) error {
-			progress(fmt.Sprintf("%s idle for %v", kind, idle))
-			wait(ctx, idle)
-			return ctx.Err()
-		})
+	observer := func(kind string, n int) side {
+		return func(string) (held, error) {
+			return observers(ctx, start, kind, "", n, progress, func(r *rig) error {
+				progress(fmt.Sprintf("%s idle for %v", kind, idle))
+				wait(ctx, idle)
+				return ctx.Err()
+			})
+		}
 	}
-	ours, err := observer(peer.Own, n)
+	all, err := alternate(dir, roundsOf(n), []side{
+		observer(peer.Own, n),
+		observer(peer.Stock, min(n, stockMost)),
+		func(dir string) (held, error) {
+			return observers(ctx, start, peer.Own, dir, n, progress, func(r *rig) error { return r.crash(ctx, start, dir, progress) })
+		},
+		func(dir string) (held, error) { return members(ctx, start, dir, n, idle, progress) },
+	})
 	if err != nil {
 		return nil, err
 	}
-	stock, err := observer(peer.Stock, min(n, stockMost))
-	if err != nil {
-		return nil, err
-	}
-	back, err := observers(ctx, start, peer.Own, dir, n, progress, func(r *rig) error { return r.crash(ctx, start, dir, progress) })
-	if err != nil {
-		return nil, err
-	}
-	member, err := members(ctx, start, filepath.Join(dir, "members"), n, idle, progress)
-	if err != nil {
-		return nil, err
-	}
+	ours, stock, back, member := all[0], all[1], all[2], all[3]
 	row := func(metric, unit string, value float64) Result {
 		return Result{Bench: "sessions", Metric: metric, Unit: unit, N: n, Ours: value}
 	}
@@ -74,6 +76,52 @@ func Sessions(ctx context.Context, start Start, dir string, n int, idle time.Dur
 		row("rss_bytes_per_session_persisted", "B", back.rss).below(stockName, stock.rss),
 		row("heap_bytes_per_session_persisted", "B", back.heap).below(stockName, stock.heap),
 	}, nil
+}
+
+// side measures one kind, in an empty folder.
+type side func(dir string) (held, error)
+
+// fewSessions is up to how many there is more than one round: what differs from one
+// to the next is what the process as a whole takes, which many sessions share.
+const fewSessions = 10_000
+
+// sessionRounds is as [rounds]; tests have one.
+var sessionRounds = rounds
+
+func roundsOf(n int) int {
+	if n > fewSessions {
+		return 1
+	}
+	return sessionRounds
+}
+
+// alternate measures each side in turn, every other time in the inverse order (with
+// two ABBA), and returns the round of each that is the median, by resident memory.
+// Every server is one of its own, so nothing has to warm up.
+func alternate(dir string, rounds int, sides []side) ([]held, error) {
+	all := make([][]held, len(sides))
+	for i := range rounds {
+		for j := range sides {
+			if i%2 == 1 {
+				j = len(sides) - 1 - j
+			}
+			own := filepath.Join(dir, fmt.Sprintf("%d-%d", i, j))
+			if err := os.Mkdir(own, 0o700); err != nil {
+				return nil, err
+			}
+			h, err := sides[j](own)
+			if err = errors.Join(err, os.RemoveAll(own)); err != nil {
+				return nil, err
+			}
+			all[j] = append(all[j], h)
+		}
+	}
+	out := make([]held, len(sides))
+	for j, hs := range all {
+		slices.SortFunc(hs, func(a, b held) int { return cmp.Compare(a.rss, b.rss) })
+		out[j] = hs[len(hs)/2]
+	}
+	return out, nil
 }
 
 // observers is what a server has of each of n observers after meanwhile.

@@ -23,7 +23,12 @@ const (
 // errEnded says that the Group Manager ended an observation without saying why.
 var errEnded = errors.New("node: the observation ended")
 
-// errRestarted says that the Group Manager forgot whom it tells of rekeys.
+// errRestarted says that the Group Manager asked for freshness: it does not know any
+// more which requests it has seen (RFC 8613, Appendix B.1.2). That it forgot its
+// observers as well, as many servers do, or kept them, as ours does, is not said, and
+// looks the same until a rekey is missed. A registration is what makes sure (RFC 7641,
+// Section 3.3.1), and its answer brings what was missed; the old one is ended before,
+// so that a server that kept it does not tell everything twice.
 var errRestarted = errors.New("node: the Group Manager was restarted")
 
 // Follow keeps the keying material current until ctx or the membership ends: it
