@@ -135,6 +135,7 @@ func TestMultihomed(t *testing.T) {
 					o.publish(version, true)
 					r := c.read()
 					for string(r.Payload) != fmt.Sprint(version) { // of a client before this
+						c.send(&coap.Message{Type: coap.Acknowledgement, ID: r.ID})
 						r = c.read()
 					}
 					c.send(&coap.Message{Type: coap.Acknowledgement, ID: r.ID})

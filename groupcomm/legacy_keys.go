@@ -13,10 +13,10 @@ import (
 type LegacyKey struct {
 	MasterSecret []byte   // 1: ms
 	ClientID     SenderID // 2; nil: left out
-	HKDF         int64    // 3; 0: left out
-	Alg          int64    // 4; 0: left out
-	Salt         []byte   // 5; nil: left out
-	ContextID    Gid      // 6
+	HKDF         int64    // 4; 0: left out
+	Alg          int64    // 5; 0: left out
+	Salt         []byte   // 6; nil: left out
+	ContextID    Gid      // 7
 	// Sign is cs_alg (9), cs_params (10), cs_key_params (11); Alg 0: all and
 	// cs_key_enc (12) are left out.
 	Sign LegacySignInfo

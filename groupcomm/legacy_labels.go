@@ -23,15 +23,16 @@ const (
 	legacyClientID         int64 = 209 // in a key renewal
 )
 
-// Labels inside 'key'. rpl, the replay window, has 7; it is not sent, and not
-// looked at.
+// Labels inside 'key': those of draft-ietf-ace-oscore-profile in 2019, which the Java
+// clients of the interoperability tests have too. serverId, 3, has no place here; rpl,
+// the replay window, 8, is not sent, and not looked at.
 const (
 	legacyKeyMS          int64 = 1
 	legacyKeyClientID    int64 = 2
-	legacyKeyHKDF        int64 = 3
-	legacyKeyAlg         int64 = 4
-	legacyKeySalt        int64 = 5
-	legacyKeyContextID   int64 = 6
+	legacyKeyHKDF        int64 = 4
+	legacyKeyAlg         int64 = 5
+	legacyKeySalt        int64 = 6
+	legacyKeyContextID   int64 = 7
 	legacyKeyCSAlg       int64 = 9
 	legacyKeyCSParams    int64 = 10
 	legacyKeyCSKeyParams int64 = 11
