@@ -8,6 +8,7 @@
 //	GET  /v1/groups             all groups
 //	GET  /v1/groups/NAME        one group with its members
 //	POST /v1/groups/NAME/rekey  {"reason", "scheduled"}
+//	POST /v1/rekeys             {"match", "reason", "scheduled", "after"}: many groups
 //	GET  /v1/groups/NAME/delivery  how far the newest rekey has come; ?members=1: and who has it
 //	GET  /v1/why/NODE           why it can or cannot read; ?group=NAME: that group
 //	POST /v1/groups/NAME/evict  {"nodes", "sender_ids"}
@@ -204,6 +205,7 @@ func New(cfg Config, d Deps) *Server {
 		"GET /v1/groups":               s.listGroups,
 		"GET /v1/groups/{name}":        s.showGroup,
 		"POST /v1/groups/{name}/rekey": s.rekey,
+		"POST /v1/rekeys":              s.rekeys,
 		"POST /v1/groups/{name}/evict": s.evict,
 		"POST /v1/groups":              s.createGroup,
 		"DELETE /v1/groups/{name}":     s.deleteGroup,

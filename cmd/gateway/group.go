@@ -15,7 +15,7 @@ import (
 type groupCmd struct {
 	List  groupListCmd  `cmd:"" help:"List the groups."`
 	Show  groupShowCmd  `cmd:"" help:"Show a group: its members, the versions they hold, how they are reached."`
-	Rekey groupRekeyCmd `cmd:"" help:"Renew a group's keying material now; --watch follows its delivery."`
+	Rekey groupRekeyCmd `cmd:"" help:"Renew the keying material of a group now, or of many; --watch follows its delivery."`
 
 	Status groupStatusCmd `cmd:"" help:"Tell how far the newest rekeys have come, and who lacks them."`
 
@@ -131,20 +131,25 @@ func printGroup(w io.Writer, g *admin.GroupInfo) error {
 
 type groupRekeyCmd struct {
 	where
-	Name   string `arg:"" help:"Name of the group."`
+	Name   string `arg:"" optional:"" help:"Name of the group."`
+	All    bool   `help:"Rekey every group."`
+	Match  string `placeholder:"PATTERN" help:"Rekey the groups whose name fits, such as 'floor1-*'."`
 	Reason string `default:"operator" help:"Why, for the log."`
 	Sched  bool   `name:"scheduled" help:"Nobody has to be kept out: tell members in the group's order, responders first."`
 	Watch  bool   `help:"Show how it reaches the members, until every one has it."`
-	JSON   bool   `help:"Print JSON; with --watch one object for each change."`
+	JSON   bool   `help:"Print JSON; with --watch one object for each change, of many groups one for each."`
 
 	For time.Duration `placeholder:"DURATION" help:"With --watch: look on for so long at most."`
 }
 
-// Run renews the keying material of a group.
+// Run renews the keying material of a group, or of many.
 func (c *groupRekeyCmd) Run(e *env) error {
 	client, err := c.client()
 	if err != nil {
 		return err
+	}
+	if c.Name == "" {
+		return c.many(e, client)
 	}
 	rekey := client.Rekey
 	if c.Sched {

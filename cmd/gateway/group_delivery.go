@@ -55,9 +55,9 @@ func (c *groupStatusCmd) Run(e *env) error {
 	if c.JSON {
 		return printJSON(e.stdout, list)
 	}
-	t := table(e.stdout, "GROUP", "VERSION", "DELIVERED", "%", "PENDING", "ASLEEP", "UNREACHABLE", "LAPSED", "SINCE")
+	t := table(e.stdout, "GROUP", "VERSION", "DELIVERED", "%", "PENDING", "ASLEEP", "UNREACHABLE", "LAPSED", "SINCE", "KEY TREE")
 	for _, d := range list {
-		row(t, d.Group, d.Version, fmt.Sprintf("%d/%d", d.Delivered, d.Members), percent(d), d.Pending, d.Asleep, d.Unreachable, d.Lapsed, ago(d.Since))
+		row(t, d.Group, d.Version, fmt.Sprintf("%d/%d", d.Delivered, d.Members), percent(d), d.Pending, d.Asleep, d.Unreachable, d.Lapsed, ago(d.Since), treeMark(d.Tree))
 	}
 	return t.Flush()
 }

@@ -25,6 +25,17 @@ func treeLine(t *admin.DeliveryTree) string {
 	return s
 }
 
+// treeMark is a group's key tree in one cell of a table, "-" for a group that has none.
+func treeMark(t *admin.DeliveryTree) string {
+	switch {
+	case t == nil:
+		return "-"
+	case t.Version == 0:
+		return count(int(t.Leaves), "member")
+	}
+	return fmt.Sprintf("%s, %s", count(int(t.Leaves), "member"), count(int(t.Messages), "message"))
+}
+
 // treeSent tells where the messages of the newest rekey are.
 func treeSent(t *admin.DeliveryTree) (s string) {
 	switch {

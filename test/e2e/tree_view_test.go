@@ -101,6 +101,9 @@ func TestKeyTreeViews(t *testing.T) {
 	if text := cli("group", "status", group); !regexp.MustCompile(`key tree: 3 members, degree 2, height 3; version \d+ by \d+ messages?, all at the broker; 2 members out since, \d keys to renew`).MatchString(text) {
 		t.Errorf("status says\n%s", text)
 	}
+	if text := cli("group", "status"); !regexp.MustCompile(`SINCE +KEY TREE\n(?s:.*)` + regexp.QuoteMeta(group) + ` .* ago +3 members, \d+ messages?\n`).MatchString(text) {
+		t.Errorf("status of all says\n%s", text)
+	}
 	text := cli("group", "rekey", group, "--watch")
 	if !regexp.MustCompile(`key tree: \d+ messages?, all at the broker`).MatchString(text) || !strings.Contains(text, "every member has it") {
 		t.Errorf("watched:\n%s", text)
