@@ -64,6 +64,9 @@ type nodeJoinCmd struct {
 	Proxy       string        `placeholder:"HOST:PORT" help:"Plain CoAP of a proxy to send everything of --oscore through; tokens are gotten without it."`
 	ProxyName   string        `name:"proxy-name" placeholder:"NAME" help:"Name by which --proxy knows the Group Manager: proxy.hosts[].name there."`
 	MQTT        bool          `help:"Receive rekeys over MQTT instead of observing the group."`
+	BrokerCA    string        `name:"broker-ca-file" type:"path" placeholder:"FILE" help:"Roots for the certificate of the MQTT broker (PEM). Default: those of the system."`
+	BrokerCert  string        `name:"broker-cert-file" type:"path" placeholder:"FILE" help:"Certificate to show to the MQTT broker (PEM), where it wants one."`
+	BrokerKey   string        `name:"broker-key-file" type:"path" placeholder:"FILE" help:"Private key of --broker-cert-file (PEM)."`
 	Multicast   string        `name:"rekey-multicast" placeholder:"INTERFACE" help:"Receive rekeys by IP multicast on this interface, in a group with a key tree and a control_group_uri."`
 	Phased      bool          `default:"true" negatable:"" help:"Ask for scheduled rekeys in two phases: hold the new keys beside those in use, and begin with them when all have theirs."`
 	Poll        time.Duration `default:"1m" help:"Ask this often for the version, beside listening: a gateway that restarted is noticed then."`
