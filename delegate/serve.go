@@ -21,7 +21,7 @@ import (
 const (
 	askTimeout  = 20 * time.Second // one request to the node
 	maxHeld     = 8                // requests that wait for one node
-	maxNodeBody = 64 << 10         // bytes of its response
+	maxNodeBody = 64 << 10         // bytes of its response, and of what members send it
 	nodeBlock   = 512              // RFC 7959: what group members get at once, so that it fits with its protection
 	restartWait = 30               // seconds until the next try at a node that is not there
 )
@@ -44,7 +44,8 @@ func (m *membership) listen(ctx context.Context, traffic *node.Traffic) (*groupS
 		return nil, nil
 	}
 	core := serve.New(coap.HandlerFunc(m.asked), serve.Config{
-		BlockSize: nodeBlock, PerPeerRPS: m.node.RPS, MaxPeerRequests: maxHeld, Log: m.log,
+		BlockSize: nodeBlock, MaxBody: maxNodeBody, PerPeerRPS: m.node.RPS, MaxPeerRequests: maxHeld, Log: m.log,
+		Link: func(coap.LinkID) coap.Link { return nil }, // members are asked nothing here: who is quiet is forgotten
 	})
 	server, err := node.ListenGroup(ctx, node.GroupServerConfig{
 		Traffic: traffic, Listen: m.Listen, Multicast: m.group.Multicast, Interface: m.group.Interface, Leisure: m.group.Leisure,
@@ -83,13 +84,15 @@ func (s *groupSide) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// memberLink is a group member as the server core sees it, named by its Sender ID: there
-// are no more of them than members of the group.
+// memberLink is a group member as the server core sees it, named by its Sender ID and the
+// Gid: under another Gid the Sender ID may be somebody else's, whose blocks must not go on
+// with a body of the one before.
 type memberLink struct{ in *node.Incoming }
 
 // Peer names the member.
 func (l memberLink) Peer() coap.Peer {
-	return coap.Peer{Link: coap.LinkID("member-" + hex.EncodeToString(l.in.Exchange.Sender())), Addr: l.in.From, Via: coap.OSCORE}
+	x := l.in.Exchange
+	return coap.Peer{Link: coap.LinkID("member-" + hex.EncodeToString(x.Gid()) + "-" + hex.EncodeToString(x.Sender())), Addr: l.in.From, Via: coap.OSCORE}
 }
 
 // Send has nothing to carry: nothing here is observed.
@@ -186,7 +189,7 @@ func (n *legacy) ask(ctx context.Context, r *Room, in *node.Incoming, req *coap.
 		in.Acknowledge()
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, n.later() // the gateway ends: what is held does not outlive it
 		case <-hold.C:
 			r.metrics.asleep.Inc()
 			return nil, n.later()

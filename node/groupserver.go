@@ -136,7 +136,8 @@ func (s *GroupServer) Addr() netip.AddrPort {
 	return fromAddr(s.unicast.LocalAddr().(*net.UDPAddr).AddrPort())
 }
 
-// Run serves until ctx ends, and closes the sockets.
+// Run serves until ctx ends, lets handlers answer what they have, and closes the
+// sockets.
 func (s *GroupServer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -144,9 +145,14 @@ func (s *GroupServer) Run(ctx context.Context) error {
 	if s.multi != nil {
 		conns = append(conns, s.multi)
 	}
-	stop := context.AfterFunc(ctx, func() {
+	defer func() {
 		for _, c := range conns {
 			_ = c.Close()
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() {
+		for _, c := range conns {
+			_ = c.SetReadDeadline(time.Unix(1, 0))
 		}
 	})
 	defer stop()
