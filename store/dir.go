@@ -41,7 +41,12 @@ func LockDir(dir string) (unlock func() error, err error) {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	// The file stays: to remove it would let two processes lock two files.
-	return f.Close, nil
+	return func() error {
+		// Said, not left to the end of the descriptor: a program that this process is
+		// just starting has a copy of it until its exec.
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+		return errors.Join(err, f.Close())
+	}, nil
 }
 
 func lockHolder(f *os.File) string {

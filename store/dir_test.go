@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -20,6 +22,30 @@ func TestLockDir(t *testing.T) {
 	}
 	if _, err := LockDir(dir); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
 		t.Errorf("second instance: %v", err)
+	}
+	// A program that is being started has a copy of every descriptor until its exec.
+	copied := 0
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, _ := os.Readlink("/proc/self/fd/" + fd.Name()); to != filepath.Join(dir, lockName) {
+			continue
+		}
+		n, err := strconv.Atoi(fd.Name())
+		if err == nil {
+			n, err = syscall.Dup(n)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = syscall.Close(n) }()
+		copied++
+		break // a copy may have the number of one further on
+	}
+	if copied != 1 {
+		t.Fatalf("%d descriptors of the lock", copied)
 	}
 	if err := unlock(); err != nil {
 		t.Fatal(err)
