@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/seed4911071e/groupgate/admin"
@@ -272,8 +274,37 @@ func serve(t testing.TB, edit ...func(*config.Config)) *gateway {
 	return g
 }
 
+// start starts it, again too. A port of the life before may be busy for a moment: a
+// process that another test is starting has what is open here until it is another
+// program.
 func (g *gateway) start(t testing.TB) {
 	t.Helper()
+	var err error
+	eventually(t, "the ports of the gateway are free", func() bool {
+		err = g.launch()
+		return !errors.Is(err, syscall.EADDRINUSE)
+	})
+	if err != nil {
+		t.Fatalf("the gateway does not start: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := g.stop(); err != nil {
+			t.Errorf("the gateway ended: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("log of the gateway:\n%s", g.log)
+		}
+	})
+	client, err := node.LoadClient(g.cfg.Path(node.ClientFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.door = &door{t: t, coap: g.at.CoAP, coaps: g.at.CoAPS, client: client}
+	g.admin = admin.NewClient(g.at.HTTP, string(g.cfg.AdminToken.Bytes()))
+}
+
+// launch returns when it is ready, or what ended it.
+func (g *gateway) launch() error {
 	log := slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	ctx, cancel := context.WithCancel(context.Background())
 	ready := make(chan struct{})
@@ -287,25 +318,13 @@ func (g *gateway) start(t testing.TB) {
 		}, g.opts...)
 	}()
 	g.stop = sync.OnceValue(func() error { cancel(); <-over; return failed })
-	t.Cleanup(func() {
-		if err := g.stop(); err != nil {
-			t.Errorf("the gateway ended: %v", err)
-		}
-		if t.Failed() {
-			t.Logf("log of the gateway:\n%s", g.log)
-		}
-	})
 	select {
 	case <-ready:
+		return nil
 	case <-over:
-		t.Fatalf("the gateway does not start: %v", failed)
+		cancel()
+		return failed
 	}
-	client, err := node.LoadClient(g.cfg.Path(node.ClientFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.door = &door{t: t, coap: g.at.CoAP, coaps: g.at.CoAPS, client: client}
-	g.admin = admin.NewClient(g.at.HTTP, string(g.cfg.AdminToken.Bytes()))
 }
 
 // show asks the admin API for the group.
