@@ -101,6 +101,7 @@ func TestFirstConfirmationWins(t *testing.T) {
 		link.Cut(false, false)
 		before, posted = len(w.responses()), len(posts.requests())
 		h.b.Held(t.Context(), testGroup, "n1", gone)
+		settle(time.Second) // until that is known
 		h.b.Alive(link.Port().Peer())
 		settle(30 * time.Minute)
 		h.counted("a poll was quicker", "n1", gone, channelPoll, map[string]int{channelPoll: 1, channelObserve: 2, channelControl: 0})
