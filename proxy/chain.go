@@ -53,7 +53,14 @@ func (g *asked) openHop(ctx context.Context, wanted time.Duration) error {
 		return err
 	}
 	began := time.Now()
-	l, err := u.alive(ctx, wanted)
+	patience := g.p.patience
+	if wanted > 0 {
+		patience = min(patience, (wanted-legTime)/2)
+	}
+	// A request to a group is sent once, whatever its method: many servers get it.
+	dialed, cancel := context.WithTimeout(ctx, rule.Timeout)
+	l, err := u.alive(dialed, patience, 0)
+	cancel()
 	if err != nil {
 		u.learn(err, false)
 		u.release()
@@ -84,29 +91,6 @@ func (g *asked) openHop(ctx context.Context, wanted time.Duration) error {
 	}
 	g.hop = h
 	return nil
-}
-
-// alive is an association with the next proxy that is there. A request to a group is
-// sent once, whatever its method: many servers get it, and the next proxy could not
-// tell a second one over another association from a new one. So one that was there
-// already has to answer a ping: a proxy that restarted has forgotten it.
-func (u *upstream) alive(ctx context.Context, wanted time.Duration) (link, error) {
-	ctx, cancel := context.WithTimeout(ctx, u.key.rule.Timeout)
-	defer cancel()
-	l, fresh, err := u.connect(ctx)
-	if err != nil || fresh || u.key.target.Scheme == CoAP {
-		return l, err
-	}
-	patience := u.p.patience
-	if wanted > 0 {
-		patience = min(patience, (wanted-legTime)/2)
-	}
-	if err := ping(ctx, l, patience, 0); err == nil {
-		return l, nil
-	}
-	u.drop(l)
-	l, _, err = u.connect(ctx)
-	return l, err
 }
 
 // ask sends the request and waits for the first response.

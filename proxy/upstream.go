@@ -245,20 +245,18 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 	for try := 0; ; try++ {
 		var l link
 		var fresh bool
-		if l, fresh, err = u.connect(ctx); err != nil {
+		if once {
+			end, _ := ctx.Deadline()
+			l, err = u.alive(ctx, min(u.p.patience, time.Until(end)/2), lately)
+		} else {
+			l, fresh, err = u.connect(ctx)
+		}
+		if err != nil {
 			break
 		}
-		sent := once
-		switch {
-		case fresh || !secure || try > 0:
+		if once || fresh || !secure || try > 0 {
 			err = f(ctx, l)
-		case once:
-			end, _ := ctx.Deadline()
-			err = ping(ctx, l, min(u.p.patience, time.Until(end)/2), lately)
-			if sent = err == nil; sent {
-				err = f(ctx, l)
-			}
-		default:
+		} else {
 			part, free := halfOf(ctx)
 			err = f(part, l)
 			free()
@@ -267,7 +265,7 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 		if silent && secure || errors.Is(err, errEnded) || errors.Is(err, errGone) {
 			u.drop(l)
 		}
-		if try < 2 && ctx.Err() == nil && (errors.Is(err, errGone) || silent && !fresh && secure && !sent) {
+		if try < 2 && ctx.Err() == nil && (errors.Is(err, errGone) || silent && !fresh && secure && !once) {
 			continue
 		}
 		break
@@ -279,11 +277,24 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 	return err
 }
 
-// ping waits so long for a sign of the other end.
-func ping(ctx context.Context, l link, patience, lately time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	return l.ping(ctx, lately)
+// alive is an association for what must be sent once: the server could not tell a
+// second one over another association from a new one. So one that was there already,
+// and did not bring anything lately, has to answer a ping within patience: a server
+// that restarted has forgotten it.
+func (u *upstream) alive(ctx context.Context, patience, lately time.Duration) (link, error) {
+	l, fresh, err := u.connect(ctx)
+	if err != nil || fresh || u.key.target.Scheme == CoAP {
+		return l, err
+	}
+	pinged, cancel := context.WithTimeout(ctx, patience)
+	err = l.ping(pinged, lately)
+	cancel()
+	if err == nil {
+		return l, nil
+	}
+	u.drop(l)
+	l, _, err = u.connect(ctx)
+	return l, err
 }
 
 func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
