@@ -42,19 +42,17 @@ func (c *delegateListCmd) Run(e *env) error {
 	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "DELEGATE\tGROUP\tSTATE\tSENDER ID\tVERSION\tLAST HEARD\tGROUP MANAGER\tERROR")
 	for _, d := range list {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", d.Delegate, d.Group, d.State, senderID(d), d.Version, ago(d.LastHeard), d.GM, brief(d.Error))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", d.Delegate, d.Group, d.State, senderID(d.SenderID, "-"), d.Version, ago(d.LastHeard), d.GM, brief(d.Error))
 	}
 	return w.Flush()
 }
 
-func senderID(d admin.DelegateInfo) string {
-	switch {
-	case d.SenderID == nil:
-		return "-"
-	case *d.SenderID == "":
-		return "(empty)" // the shortest there is
+// senderID is a Sender ID of the admin API, in hex, for people: there may be none.
+func senderID(hex *string, none string) string {
+	if hex == nil {
+		return none
 	}
-	return *d.SenderID
+	return shownHex(*hex)
 }
 
 // brief cuts a text for a table.
@@ -112,7 +110,7 @@ func describeDelegate(b *strings.Builder, d admin.DelegateInfo) {
 	}
 	line("group manager", "%s", d.GM)
 	if d.Node != "" {
-		line("membership", "node %s, Sender ID %s, %s", d.Node, senderID(d), strings.Join(d.Roles, ","))
+		line("membership", "node %s, Sender ID %s, %s", d.Node, senderID(d.SenderID, "-"), strings.Join(d.Roles, ","))
 		line("version", "%d, Gid %s, keys end %s", d.Version, d.Gid, ahead(d.KeyEnds))
 	}
 	line("token", "ends %s", ahead(d.TokenEnds))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -172,13 +173,11 @@ func others(peers []node.Peer) string {
 	return "credentials of Sender IDs" + list
 }
 
-// shown is a Sender ID for people: one may have length zero.
-func shown(id groupcomm.SenderID) string {
-	if len(id) == 0 {
-		return "(empty)"
-	}
-	return id.String()
-}
+// shown is a Sender ID for people.
+func shown(id groupcomm.SenderID) string { return shownHex(id.String()) }
+
+// shownHex is the same in hex: one may have length zero.
+func shownHex(id string) string { return cmp.Or(id, "(empty)") }
 
 func (s *nodeStory) waiting(sleep time.Duration, mqtt bool) {
 	how := "observes the group"

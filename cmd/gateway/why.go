@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -49,15 +48,11 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 		fmt.Fprintf(b, "  %-12s %s\n", label, fmt.Sprintf(format, args...))
 	}
 	if m := g.Member; m != nil {
-		id := "none"
-		if m.SenderID != nil {
-			id = cmp.Or(*m.SenderID, "(empty)")
-		}
 		state := ""
 		if m.Lapsed {
 			state = ", lapsed"
 		}
-		line("membership", "%s, Sender ID %s, joined at version %d%s", strings.Join(m.Roles, ","), id, m.JoinedAt, state)
+		line("membership", "%s, Sender ID %s, joined at version %d%s", strings.Join(m.Roles, ","), senderID(m.SenderID, "none"), m.JoinedAt, state)
 	}
 	if t := g.Token; t != nil {
 		switch {
