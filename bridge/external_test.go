@@ -2,19 +2,10 @@ package bridge
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -24,6 +15,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/test/certs"
 	"github.com/seed4911071e/groupgate/test/mqttd"
 )
 
@@ -144,44 +136,9 @@ func TestAckWhileGatewayAway(t *testing.T) {
 	eventually(t, "confirmed", func() bool { return entry(t, b, "n1").Confirmed == num })
 }
 
-func certificate(t testing.TB) (certFile, keyFile string, pool *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "broker"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	priv, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	for name, b := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: priv}} {
-		if err := os.WriteFile(name, pem.EncodeToMemory(b), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool = x509.NewCertPool()
-	pool.AddCert(cert)
-	return certFile, keyFile, pool
-}
-
 func TestTLSListener(t *testing.T) {
-	certFile, keyFile, pool := certificate(t)
+	ca := certs.New(t)
+	certFile, keyFile := ca.WritePair(t.TempDir(), "broker")
 	m := newManager(t)
 	b, _ := running(t, open(t), m, nil, func(c *Config) {
 		c.ListenTLS, c.TLSCertFile, c.TLSKeyFile = "127.0.0.1:0", certFile, keyFile
@@ -192,7 +149,7 @@ func TestTLSListener(t *testing.T) {
 	}
 	num := m.rekey(t, b)
 	got := make(chan []byte, 8)
-	c := login(t, mgt.Broker, mgt.User, mgt.Password, func(o *paho.ClientOptions) { o.SetTLSConfig(&tls.Config{RootCAs: pool}) })
+	c := login(t, mgt.Broker, mgt.User, mgt.Password, func(o *paho.ClientOptions) { o.SetTLSConfig(&tls.Config{RootCAs: ca.Pool()}) })
 	if err := wait(c.Subscribe(mgt.Topic, 1, func(_ paho.Client, m paho.Message) { got <- m.Payload() })); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +160,8 @@ func TestTLSListener(t *testing.T) {
 }
 
 func TestTLSToBroker(t *testing.T) {
-	certFile, keyFile, _ := certificate(t)
+	ca, dir := certs.New(t), t.TempDir()
+	certFile, keyFile := ca.WritePair(dir, "broker")
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +174,7 @@ func TestTLSToBroker(t *testing.T) {
 	m := newManager(t)
 	b, _ := running(t, open(t), m, nil, func(c *Config) {
 		external(c, "mqtts://"+l.Addr().String())
-		c.CAFile, c.CertFile, c.KeyFile = certFile, certFile, keyFile
+		c.CAFile, c.CertFile, c.KeyFile = ca.WriteRoots(dir), certFile, keyFile
 	})
 	m.join(t, b, "n1", wantMQTT)
 	m.rekey(t, b)

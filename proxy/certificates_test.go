@@ -3,20 +3,12 @@ package proxy
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pion/dtls/v3"
 	coapmessage "github.com/plgd-dev/go-coap/v3/message"
@@ -30,75 +22,17 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/coaptest"
+	"github.com/seed4911071e/groupgate/test/certs"
 )
 
-// authority issues certificates.
-type authority struct {
-	t    *testing.T
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	next int64
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	a := &authority{t: t, next: 1}
-	a.cert, a.key = a.issue(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	})
-	return a
-}
-
-func (a *authority) issue(c *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(a.next), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	a.next++
-	parent, by := a.cert, a.key
-	if parent == nil {
-		parent, by = c, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, by)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return cert, key
-}
-
-// pair is a certificate for both roles and its key, as PEM.
-func (a *authority) pair(name string) (cert, key []byte) {
-	a.t.Helper()
-	c, k := a.issue(&x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	})
-	der, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-}
-
-func (a *authority) roots() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
-}
-
 // certified runs a server of go-coap that demands a certificate of an authority.
-func certified(t *testing.T, scheme string, a *authority) Target {
+func certified(t *testing.T, scheme string, a *certs.Authority) Target {
 	t.Helper()
-	cert, err := tls.X509KeyPair(a.pair("origin"))
+	cert, err := tls.X509KeyPair(a.Pair("origin"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
+	pool := a.Pool()
 	router := mux.NewRouter()
 	router.DefaultHandle(mux.HandlerFunc(func(w mux.ResponseWriter, r *mux.Message) {
 		body, _ := r.ReadBody()
@@ -146,9 +80,9 @@ func certified(t *testing.T, scheme string, a *authority) Target {
 // TestCertificates: upstreams over DTLS and over TLS that prove themselves by
 // certificates, and demand one (RFC 7252, Section 9.1.3.3; RFC 8323, Section 9).
 func TestCertificates(t *testing.T) {
-	ours, theirs := newAuthority(t), newAuthority(t)
-	cert, key := ours.pair("edge")
-	strange, strangeKey := theirs.pair("edge")
+	ours, theirs := certs.New(t), certs.New(t)
+	cert, key := ours.Pair("edge")
+	strange, strangeKey := theirs.Pair("edge")
 	show := func(c, k []byte) func() ([]byte, []byte) { return func() ([]byte, []byte) { return c, k } }
 	for _, scheme := range []string{CoAPS, CoAPSTCP} {
 		for name, c := range map[string]struct {
@@ -156,9 +90,9 @@ func TestCertificates(t *testing.T) {
 			want       coap.Code
 			payload    string
 		}{
-			"both known":           {&Credential{Roots: ours.roots(), Cert: show(cert, key)}, coap.Content, "origin:"},
-			"upstream not trusted": {&Credential{Roots: theirs.roots(), Cert: show(cert, key)}, coap.BadGateway, ""},
-			"ours not trusted":     {&Credential{Roots: ours.roots(), Cert: show(strange, strangeKey)}, coap.BadGateway, ""},
+			"both known":           {&Credential{Roots: ours.Roots(), Cert: show(cert, key)}, coap.Content, "origin:"},
+			"upstream not trusted": {&Credential{Roots: theirs.Roots(), Cert: show(cert, key)}, coap.BadGateway, ""},
+			"ours not trusted":     {&Credential{Roots: ours.Roots(), Cert: show(strange, strangeKey)}, coap.BadGateway, ""},
 			"no credential":        {nil, coap.BadGateway, ""},
 		} {
 			t.Run(scheme+"/"+name, func(t *testing.T) {

@@ -1,55 +1,24 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
-	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/test/certs"
 )
 
 // A node shows its certificate to a broker that wants one, and believes the roots it
 // was given.
 func TestNodeBrokerFiles(t *testing.T) {
 	t.Parallel()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "own"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	file := func(name, kind string, b []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	cert, private := file("own.pem", "CERTIFICATE", der), file("own.key", "PRIVATE KEY", p8)
+	ca, dir := certs.New(t), t.TempDir()
+	roots := ca.WriteRoots(dir)
+	cert, private := ca.WritePair(dir, "own")
 
 	var cfg node.Config
-	c := nodeJoinCmd{MQTT: true, BrokerCA: cert, BrokerCert: cert, BrokerKey: private}
+	c := nodeJoinCmd{MQTT: true, BrokerCA: roots, BrokerCert: cert, BrokerKey: private}
 	if err := c.certificate(&cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +47,7 @@ func TestNodeBrokerFiles(t *testing.T) {
 	}
 
 	for name, c := range map[string]nodeJoinCmd{
-		"without --mqtt":   {BrokerCA: cert},
+		"without --mqtt":   {BrokerCA: roots},
 		"a key alone":      {MQTT: true, BrokerKey: private},
 		"no certificate":   {MQTT: true, BrokerCA: private},
 		"not there":        {MQTT: true, BrokerCA: filepath.Join(dir, "none")},

@@ -141,6 +141,20 @@ func (g *gateway) delivery(members bool) *admin.DeliveryInfo {
 	return d
 }
 
+// delivered waits until n members confirmed a version, and no newer one came.
+func (g *gateway) delivered(what string, version uint64, n int) {
+	g.t.Helper()
+	g.t.Cleanup(func() {
+		if g.t.Failed() {
+			g.t.Logf("%s: %+v", what, g.delivery(true))
+		}
+	})
+	eventually(g.t, what, func() bool {
+		d := g.delivery(false)
+		return d.Version == version && d.Delivered == n
+	})
+}
+
 func (g *gateway) rekey() uint64 {
 	g.t.Helper()
 	r, err := g.api.Rekey(g.t.Context(), group, "test")

@@ -30,15 +30,7 @@ func rekey(t *testing.T, broker *server) {
 
 	everybody := func(what string, version uint64) {
 		t.Helper()
-		t.Cleanup(func() {
-			if t.Failed() {
-				t.Logf("%s: %+v", what, g.delivery(true))
-			}
-		})
-		eventually(t, what, func() bool {
-			d := g.delivery(false)
-			return d.Version == version && d.Delivered == n
-		})
+		g.delivered(what, version, n)
 		for _, m := range members {
 			if s, ok := m.State(); !ok || s.Version != version {
 				t.Errorf("%s: a node holds version %d, want %d", what, s.Version, version)

@@ -15,6 +15,7 @@ import (
 
 	paho "github.com/eclipse/paho.mqtt.golang"
 
+	"github.com/seed4911071e/groupgate/test/certs"
 	"github.com/seed4911071e/groupgate/test/ports"
 )
 
@@ -81,19 +82,23 @@ type server struct {
 	t          *testing.T
 	product    product
 	dir        string
-	tls, plain string // addresses of the listeners
-	members    *relay // the way of the members to theirs
+	ca         *certs.Authority // of the broker and its users
+	tls, plain string           // addresses of the listeners
+	members    *relay           // the way of the members to theirs
 	cmd        *exec.Cmd
 }
 
 func newServer(t *testing.T, p product) *server {
 	t.Helper()
-	s := &server{t: t, product: p, dir: t.TempDir(), tls: ports.Addr(t)}
+	s := &server{t: t, product: p, dir: t.TempDir(), ca: certs.New(t), tls: ports.Addr(t)}
 	s.plain = s.tls
 	if !p.oneDoor {
 		s.plain = ports.Addr(t)
 	}
-	s.certificates()
+	s.ca.WriteRoots(s.dir)
+	for _, name := range []string{"server", adminID, memberID, sensorID} {
+		s.ca.WritePair(s.dir, name)
+	}
 	s.write("member.password", password+"\n")
 	p.configure(s, rules("+"))
 	s.members = newRelay(t, s.plain)
@@ -121,7 +126,7 @@ func (s *server) memberURI() string {
 // clientTLS is what a client with the certificate of that name uses; "": one without.
 func (s *server) clientTLS(name string) *tls.Config {
 	s.t.Helper()
-	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.authority()}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.ca.Pool()}
 	if name == "" {
 		return c
 	}

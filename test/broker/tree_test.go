@@ -27,16 +27,8 @@ func tree(t *testing.T, broker *server) {
 	eventually(t, "all are at the broker", func() bool { return g.online() == len(members) })
 	all := func(what string, version uint64) {
 		t.Helper()
-		t.Cleanup(func() {
-			if t.Failed() {
-				t.Logf("%s: %+v", what, g.delivery(true))
-			}
-		})
+		g.delivered(what, version, len(members))
 		eventually(t, what, func() bool {
-			d := g.delivery(false)
-			if d.Version != version || d.Delivered != len(members) {
-				return false
-			}
 			for _, m := range members {
 				if s, ok := m.State(); !ok || !s.Installed || s.Version != version {
 					return false
