@@ -72,6 +72,8 @@ func newGateway(t *testing.T, s *server, edits ...func(*config.Config)) *gateway
 		t.Fatalf("the gateway does not start: %v", err)
 	}
 	g.api = admin.NewClient(g.at.HTTP, string(c.AdminToken.Bytes()))
+	// What members say at the moment of its subscriptions, NATS may never pass on.
+	eventually(t, "the gateway is at the broker", func() bool { return g.metric("groupgate_bridge_broker_connected") == 1 })
 	return g
 }
 
@@ -175,7 +177,13 @@ func (g *gateway) online() (n int) {
 }
 
 // observations tells how many there are.
-func (g *gateway) observations() (n int) {
+func (g *gateway) observations() int {
+	g.t.Helper()
+	return g.metric("groupgate_serve_observations")
+}
+
+// metric reads one that has no labels.
+func (g *gateway) metric(name string) int {
 	g.t.Helper()
 	r, err := http.Get("http://" + g.at.HTTP + "/metrics")
 	if err != nil {
@@ -183,13 +191,14 @@ func (g *gateway) observations() (n int) {
 	}
 	defer r.Body.Close()
 	for lines := bufio.NewScanner(r.Body); lines.Scan(); {
-		if v, ok := strings.CutPrefix(lines.Text(), "groupgate_serve_observations "); ok {
-			if n, err = strconv.Atoi(v); err != nil {
+		if v, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			n, err := strconv.Atoi(v)
+			if err != nil {
 				g.t.Fatal(err)
 			}
 			return n
 		}
 	}
-	g.t.Fatal("no count of observations")
+	g.t.Fatalf("no metric %s", name)
 	return 0
 }
