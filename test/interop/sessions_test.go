@@ -26,7 +26,7 @@ type stack struct {
 	alg     int64 // of its raw public key; 0: it has a pre-shared key
 	cid     bool  // the gateway gives it a connection ID, so it may move
 	several bool  // requests have associations of their own
-	text    bool  // identity and key go by the command line, without zeros
+	text    bool  // it takes identity and key for C strings, so they are without zeros
 	dial    func(t *testing.T, ctx context.Context, addr string, a *node.Access, server []byte) node.Transport
 }
 
@@ -91,7 +91,8 @@ var stacks = []stack{
 	{name: "libcoap over OpenSSL", text: true, several: true, dial: libcoap("coap-client-openssl")},
 	{name: "libcoap over GnuTLS", text: true, several: true, dial: libcoap("coap-client-gnutls")},
 	{name: "tinydtls, raw P-256 key", alg: cose.AlgES256, dial: rawTinydtls},
-	{name: "aiocoap over tinydtls", dial: func(t *testing.T, _ context.Context, addr string, a *node.Access, _ []byte) node.Transport {
+	// Its DTLSSocket takes strlen of the identity.
+	{name: "aiocoap over tinydtls", text: true, dial: func(t *testing.T, _ context.Context, addr string, a *node.Access, _ []byte) node.Transport {
 		py := python(t)
 		if out, err := exec.Command(py, "-c", "import DTLSSocket").CombinedOutput(); err != nil {
 			t.Skipf("no DTLSSocket beside aiocoap; .ci/run interop installs it: %s", out)
