@@ -58,7 +58,7 @@ type WhyTreeNode struct {
 type WhyMember struct {
 	SenderID *string  `json:"sender_id"` // hex; null: none
 	Roles    []string `json:"roles"`
-	JoinedAt uint64   `json:"joined_at"` // version given at the latest join
+	JoinedAt *uint64  `json:"joined_at"` // version given at the latest join; null: not known
 	Lapsed   bool     `json:"lapsed"`
 }
 

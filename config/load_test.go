@@ -193,6 +193,9 @@ func TestFaults(t *testing.T) {
 			"3 tokens[1].alg: is that of a key", "4 tokens[2].introspect.uri: is missing", "4 tokens[2]: needs exactly one"}},
 		{"revocation", "tokens:\n- audience: a\n  symmetric_key_file: f\n  revocation: {uri: 'coap://as/trl'}\n- audience: a\n  symmetric_key_file: f\n  revocation: {uri: 'coaps://as/trl', identity: b, key_file: f, interval: 1ms}\n- audience: a\n  symmetric_key_file: f\n  revocation: {interval: 1m}\n", []string{
 			"4 tokens[0].revocation.uri: must be coaps://", "7 tokens[1].revocation.interval: must be from", "10 tokens[2].revocation.uri: is missing"}},
+		{"durations as they are written", "groups: [{name: a, key_lifetime: 1s, delivery: {unreachable_after: 8s, evict_after: 90s}}]\n", []string{
+			"1 groups[0].key_lifetime: must be from 1m to 3650d, not 1s", "1 groups[0].delivery.unreachable_after: must be from 1m to 3650d, not 8s",
+			"1 groups[0].delivery.evict_after: must be 0s for never, or from 1h to 3650d, not 1m30s"}},
 		{"too little memory", "limits: {handshakes: 65536, memory_mb: 1000}\n", []string{
 			"1 limits.memory_mb: must be 0 or at least 2568"}},
 		{"limits", "limits: {sessions: 0, handshakes: -1, per_peer_rps: nan}\n", []string{

@@ -84,7 +84,7 @@ func (c *Config) validateMemory(f *faults) {
 		return
 	}
 	if need := (l.Handshakes*handshakeKiB + 8<<10) >> 10; l.MemoryMB < need {
-		f.add("limits.memory_mb", "must be 0 or at least %d: limits.handshakes alone may take %d MiB", need, l.Handshakes*handshakeKiB>>10)
+		f.add("limits.memory_mb", "must be 0 or at least %d: 8, and what limits.handshakes may take, %d KiB each", need, handshakeKiB)
 		return
 	}
 	if holds := (l.MemoryMB<<10 - l.Handshakes*handshakeKiB) / observerKiB; holds < l.Sessions {
@@ -235,6 +235,25 @@ func oneOf(f *faults, key, value string, allowed ...string) bool {
 
 func inRange[T int | uint64 | float64 | time.Duration](f *faults, key string, value, low, high T) {
 	if value < low || value > high || value != value {
-		f.add(key, "must be from %v to %v, not %v", low, high, value)
+		f.add(key, "must be from %v to %v, not %v", spelled(low), spelled(high), spelled(value))
 	}
+}
+
+// spelled is a value as it is written in the file: 36500d, not 876000h0m0s.
+func spelled(v any) any {
+	d, ok := v.(time.Duration)
+	if !ok {
+		return v
+	}
+	const day = 24 * time.Hour
+	if d > 0 && d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	text := d.String()
+	for _, zero := range []string{"m0s", "h0m"} { // 1m0s is 1m, 1h0m is 1h
+		if strings.HasSuffix(text, zero) {
+			text = text[:len(text)-2]
+		}
+	}
+	return text
 }

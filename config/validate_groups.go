@@ -50,11 +50,12 @@ func (g Group) validate(f *faults, key string) {
 	inRange(f, key+".rekey.on_expiry.batch", g.Rekey.OnExpiry.Batch, 0, maxLifetime)
 	inRange(f, key+".delivery.retry_for", g.Delivery.RetryFor, 0, maxLifetime)
 	inRange(f, key+".delivery.unreachable_after", g.Delivery.UnreachableAfter, time.Minute, maxLifetime)
-	if d := g.Delivery; d.EvictAfter != 0 {
-		inRange(f, key+".delivery.evict_after", d.EvictAfter, time.Hour, maxLifetime)
-		if d.EvictAfter < d.UnreachableAfter {
-			f.add(key+".delivery.evict_after", "must not be shorter than unreachable_after")
-		}
+	switch d := g.Delivery; {
+	case d.EvictAfter == 0:
+	case d.EvictAfter < time.Hour || d.EvictAfter > maxLifetime:
+		f.add(key+".delivery.evict_after", "must be 0s for never, or from 1h to %v, not %v", spelled(maxLifetime), spelled(d.EvictAfter))
+	case d.EvictAfter < d.UnreachableAfter:
+		f.add(key+".delivery.evict_after", "must not be shorter than unreachable_after")
 	}
 	oneOf(f, key+".activation.order", g.Activation.Order, groupcomm.OrderRespondersFirst, groupcomm.OrderNone)
 	inRange(f, key+".activation.spread", g.Activation.Spread, 0, groupcomm.MaxSpread)

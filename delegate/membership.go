@@ -136,7 +136,7 @@ func (m *membership) note(err error) {
 	m.mu.Unlock()
 	if err != nil {
 		m.r.metrics.failures.WithLabelValues(m.group.Name).Inc()
-		if news {
+		if news && !errors.Is(err, node.ErrEvicted) { // which is told already, and tried no more
 			m.log.Warn("not in the group for the node, trying again", "err", err)
 		}
 	}

@@ -58,7 +58,7 @@ func (e *Endpoint) beginGathering(p *dtls12.Part, front *dtls12.ClientHello, fro
 	if old := e.own.hellos[from]; old != nil {
 		e.endGathering(old, "given-up")
 	}
-	if !e.roomToBegin(now) {
+	if !e.roomToBegin(from, now) {
 		return nil
 	}
 	g := &gathering{dtls12.Gather(p, front), from, now}
@@ -88,11 +88,11 @@ func (e *Endpoint) underWay() int {
 
 // roomToBegin says whether another handshake may begin, for which another is given
 // up if need be.
-func (e *Endpoint) roomToBegin(now time.Time) bool {
+func (e *Endpoint) roomToBegin(from netip.AddrPort, now time.Time) bool {
 	if e.underWay() < e.cfg.MaxHandshakes || e.giveUp(now) {
 		return true
 	}
-	e.metrics.refused.Inc()
+	e.refuse(from, now)
 	return false
 }
 

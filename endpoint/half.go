@@ -152,7 +152,7 @@ func (e *Endpoint) beginOwn(hello *dtls12.ClientHello, from netip.AddrPort) {
 	if g := e.own.hellos[from]; g != nil {
 		e.endGathering(g, "given-up")
 	}
-	if !e.roomToBegin(now) {
+	if !e.roomToBegin(from, now) {
 		return
 	}
 	h := &half{e: e, addr: from, local: e.came, random: hello.Random, began: now, hello: hello}

@@ -8,9 +8,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -262,7 +264,8 @@ func TestHalfOpenBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWire(1)
 		k := keys{rawKey(t), rawKey(t)}
-		o := begin(t, w, true, k.withRaw, func(c *Config) { c.MaxHandshakes = 4 })
+		var told strings.Builder
+		o := begin(t, w, true, k.withRaw, func(c *Config) { c.MaxHandshakes, c.Log = 4, slog.New(slog.NewTextHandler(&told, nil)) })
 		defer o.stop()
 		var mute []*port
 		for range 8 {
@@ -282,6 +285,9 @@ func TestHalfOpenBounded(t *testing.T) {
 		o.e.mu.Lock()
 		if n := len(o.e.own.byAddr); n != 4 {
 			t.Errorf("%d handshakes", n)
+		}
+		if n := strings.Count(told.String(), "raise limits.handshakes"); n != 1 {
+			t.Errorf("told %d times that handshakes are put off:\n%s", n, told.String())
 		}
 		o.e.mu.Unlock()
 		time.Sleep(handshakeGrace)

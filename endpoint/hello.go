@@ -72,13 +72,25 @@ func (e *Endpoint) again(h hello, from netip.AddrPort, now time.Time) bool {
 func (e *Endpoint) admit(h hello, from netip.AddrPort) *handshake {
 	now := time.Now()
 	if e.underWay() >= (e.cfg.MaxHandshakes+1)/2 && (!h.whole || !e.again(h, from, now)) {
-		e.metrics.refused.Inc()
+		e.refuse(from, now)
 		return nil
 	}
-	if !e.roomToBegin(now) {
+	if !e.roomToBegin(from, now) {
 		return nil
 	}
 	return e.begin(h, from, now)
+}
+
+// refuse counts a ClientHello that begins no handshake, and says so once in a while.
+func (e *Endpoint) refuse(from netip.AddrPort, now time.Time) {
+	e.metrics.refused.Inc()
+	r := &e.room
+	r.refused++
+	if now.Sub(r.refusedAt) >= warnEvery {
+		e.log.WarnContext(e.ctx, "handshakes are put off: many are under way; clients ask again, and if it is no flood, raise limits.handshakes",
+			"refused", r.refused, "peer", from, "handshakes", e.underWay(), "max_handshakes", e.cfg.MaxHandshakes)
+		r.refusedAt, r.refused = now, 0
+	}
 }
 
 // giveUp ends the handshake that is missed least: a ClientHello that is not whole, the oldest without a cookie,

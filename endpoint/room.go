@@ -66,7 +66,7 @@ const (
 	freshFor = 200 * time.Millisecond
 	// asking marks a session that is being asked for, in the place of the round.
 	asking = 255
-	// warnEvery is how often the log says that newcomers are turned away.
+	// warnEvery is how often the log says that newcomers are turned away, or handshakes refused.
 	warnEvery = time.Minute
 )
 
@@ -88,6 +88,9 @@ type room struct {
 	behind   bool              // it is not over
 	warned   time.Time
 	turned   int // away since
+
+	refusedAt time.Time // that the log told so
+	refused   int       // ClientHellos since
 }
 
 // candidate is a session that could go, as it was when that was found out.

@@ -183,9 +183,11 @@ func (m *Manager) tokenExpired(ctx context.Context, e *groupcomm.Event) error {
 // byExpiry they lapse, if their group has a grace; else they are evicted.
 func (m *Manager) lapse(ctx context.Context, s coap.Subject, why reasons, gone func(*group, *member) bool) error {
 	groups := m.byID()
+	type end struct{ group, node, membership string }
+	var ended []end
 	lapsed, evicted := 0, 0
 	err := m.st.Update(ctx, func(tx *store.Tx) error {
-		lapsed, evicted = 0, 0
+		lapsed, evicted, ended = 0, 0, nil
 		found, err := memberships(tx, subjectOf(s))
 		if err != nil {
 			return err
@@ -200,12 +202,14 @@ func (m *Manager) lapse(ctx context.Context, s coap.Subject, why reasons, gone f
 					return err
 				}
 				evicted++
+				ended = append(ended, end{g.cfg.Name, mb.node, "evicted"})
 				continue
 			}
 			if mb.lapsed {
 				continue
 			}
 			lapsed++
+			ended = append(ended, end{g.cfg.Name, mb.node, "lapsed"})
 			if _, err := tx.Exec(`UPDATE gm_members SET lapsed = 1, expires = ?,
 				lapsed_num = (SELECT num FROM gm_groups WHERE id = ?) WHERE group_id = ? AND node = ?`,
 				lapseTime(mb), id, id, mb.node); err != nil {
@@ -223,7 +227,9 @@ func (m *Manager) lapse(ctx context.Context, s coap.Subject, why reasons, gone f
 	m.poke()
 	m.met.lapses.Add(float64(lapsed))
 	m.met.removals.WithLabelValues("evicted").Add(float64(evicted))
-	m.log.InfoContext(ctx, "token ended", "reason", why.String(), "lapsed", lapsed, "evicted", evicted)
+	for _, e := range ended {
+		m.log.InfoContext(ctx, "token of a member ended", "group", e.group, "node", e.node, "reason", why.String(), "membership", e.membership)
+	}
 	return nil
 }
 

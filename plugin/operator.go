@@ -29,6 +29,7 @@ type operator struct {
 	delegates *delegate.Room
 	log       *slog.Logger
 	ready     <-chan struct{}
+	trouble   *trouble
 
 	certificate *x509.Certificate // of listen.coaps; nil: none
 
@@ -123,7 +124,7 @@ func (o *operator) Components(context.Context) []admin.Component {
 		up = true
 	default:
 	}
-	list := []admin.Component{{Name: "groups", Ready: up}}
+	list := []admin.Component{{Name: "groups", Ready: up}, o.trouble.component()}
 	if o.rd != nil {
 		// A directory that is away is told, but keeps nobody from joining.
 		list = append(list, admin.Component{Name: "resource_directory", Ready: true, Detail: o.rd.Status()})

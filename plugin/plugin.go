@@ -57,6 +57,7 @@ type Gateway struct {
 	crowd crowd
 
 	refusals refusals
+	trouble  trouble
 	receives receives
 	awaited  awaited
 	gate     gate

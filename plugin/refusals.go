@@ -38,6 +38,9 @@ func (r *refusals) note(req *coap.Request, resp *coap.Response) {
 	reason := string(resp.Payload) // a diagnostic message
 	if f, ok := resp.Options.ContentFormat(); ok {
 		reason = ""
+		if resp.Code == coap.BadRequest && f == coap.ACEGroupcomm {
+			reason = "with what the next try needs: a challenge, or the group's algorithms" // RFC 9594, Section 4.3.1
+		}
 		if p, err := coap.DecodeProblem(resp.Payload); f == coap.ProblemDetails && err == nil {
 			if reason = p.Title; reason == "" {
 				reason = groupcomm.ErrorTitle(p.ID)

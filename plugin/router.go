@@ -6,7 +6,6 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/proxy"
-	"github.com/seed4911071e/groupgate/store"
 )
 
 // The first path segments that are ours; every other path is the host's.
@@ -70,12 +69,7 @@ const fullRetry = 10 // seconds
 // diskFull answers 5.03 where the disk takes no data, or the database server is
 // away: the peer may come again. Other errors stay as they are.
 func (g *Gateway) diskFull(ctx context.Context, err error) error {
-	switch {
-	case errors.Is(err, store.ErrFull):
-		g.log.ErrorContext(ctx, "the disk takes no data, requests are refused", "err", err)
-	case errors.Is(err, store.ErrAway):
-		g.log.ErrorContext(ctx, "the database server is away, requests are refused", "err", err)
-	default:
+	if err == nil || !g.trouble.note(ctx, g.log, err) {
 		return err
 	}
 	r := &coap.Response{Code: coap.ServiceUnavailable}

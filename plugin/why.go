@@ -69,7 +69,7 @@ func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupS
 		w.Next = append(w.Next, "it joins with a token whose scope has the group; `gateway audit` tells whether it left, was evicted or was refused")
 		return w, nil
 	}
-	w.Member = &admin.WhyMember{Roles: admin.RoleNames(m.Roles), JoinedAt: m.JoinedAt, Lapsed: m.Lapsed}
+	w.Member = &admin.WhyMember{Roles: admin.RoleNames(m.Roles), JoinedAt: &m.JoinedAt, Lapsed: m.Lapsed}
 	if m.SenderID != nil {
 		id := m.SenderID.String()
 		w.Member.SenderID = &id
@@ -120,7 +120,7 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 	say := func(reads, format string, args ...any) { w.Reads, w.Because = reads, fmt.Sprintf(format, args...) }
 	next := func(format string, args ...any) { w.Next = append(w.Next, fmt.Sprintf(format, args...)) }
 	d := w.Delivery
-	behind := d == nil || d.State != bridge.StateCurrent
+	behind := d == nil || w.Held == nil || *w.Held < g.Version // not by the state: one that lapsed may hold the newest
 	switch {
 	case m.Lapsed && !behind:
 		say("yes", "its token ended, but no rekey came since: it holds the newest version, and gets no newer one")
@@ -149,16 +149,25 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 	if w.Reads == "yes" || d == nil || !w.Token.Valid {
 		return
 	}
+	poll := d.Channel == "poll" || d.Channel == "none"
 	if d.HeldUntil != nil {
 		next("nothing: a scheduled rekey tells responders first (activation of the group); `gateway group rekey %s` would tell everybody at once", w.Group)
 		return
 	}
 	switch d.State {
 	case bridge.StateAsleep:
+		then := "the newest rekey goes out"
+		if poll {
+			then = "it gets the newest keys if it asks for them"
+		}
 		if d.NextWake != nil {
-			next("nothing: it sleeps, and announced that it wakes at %s; the newest rekey goes out then", d.NextWake.Format(time.RFC3339))
-		} else {
-			next("wake the node: the newest rekey goes out at its next request or connection")
+			next("nothing: it sleeps, and announced that it wakes at %s; %s then", d.NextWake.Format(time.RFC3339), then)
+			return
+		}
+		next("wake the node: %s at its next request or connection", then)
+	case bridge.StatePending:
+		if w.Held != nil && !poll {
+			next("nothing yet: what was sent to it by %s is not confirmed; it is sent again for as long as delivery.retry_for of the group says, and at the node's next sign of life", d.Channel)
 		}
 	case bridge.StateUnreachable:
 		next("see that the node has power and network; if it is gone for good, `gateway group evict %s %s`", w.Group, w.Delivery.Node)
@@ -166,10 +175,14 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 	if len(w.Associations) == 0 && d.Channel != "mqtt" {
 		next("it has no association: nothing can be sent until it connects; is port and address of this gateway what it has configured?")
 	}
-	if d.Channel == "poll" || d.Channel == "none" {
+	if poll {
 		next("it neither observes the group nor has a control_uri or MQTT: it learns of a rekey when it asks, GET /ace-group/%s", w.Group)
 	}
-	if d.Channel == "mqtt" && w.Held == nil {
+	switch {
+	case d.Channel != "mqtt":
+	case d.Connected != nil && !*d.Connected:
+		next("it is not connected to the MQTT broker, where the newest rekey waits for it: see that it has network and reaches the broker that it was told")
+	case w.Held == nil:
 		next("see that it is connected to the MQTT broker and subscribes to its own topic")
 	}
 	if d.LastError != "" {
@@ -191,7 +204,7 @@ func clockHint(now time.Time, t *admin.WhyToken) string {
 	case t.Expires == nil:
 		return ""
 	case !t.Valid && now.Sub(*t.Expires) >= 0 && now.Sub(*t.Expires) < skew:
-		return "its token ended a few minutes ago by this gateway's clock: a node or an Authorization Server that is behind still takes it for valid; compare their clocks"
+		return "its token ended a few minutes ago by this gateway's clock: if the node or its Authorization Server still takes it for valid, compare their clocks"
 	case !t.Valid && t.Expires.After(now):
 		return "its token should be valid still by this gateway's clock: it was revoked or replaced, or a clock was set back"
 	}

@@ -64,7 +64,7 @@ func judgeDelegate(w *admin.WhyGroup, s delegate.Status) {
 	}
 	if s.Node != "" && w.Member == nil {
 		id := s.SenderID.String()
-		w.Member = &admin.WhyMember{SenderID: &id, Roles: admin.RoleNames(s.Roles), JoinedAt: uint64(s.Version)}
+		w.Member = &admin.WhyMember{SenderID: &id, Roles: admin.RoleNames(s.Roles)}
 		held := uint64(s.Version)
 		w.Held = &held
 	}

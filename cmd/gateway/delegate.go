@@ -113,7 +113,9 @@ func describeDelegate(b *strings.Builder, d admin.DelegateInfo) {
 		line("membership", "node %s, Sender ID %s, %s", d.Node, senderID(d.SenderID, "-"), strings.Join(d.Roles, ","))
 		line("version", "%d, Gid %s, keys end %s", d.Version, d.Gid, ahead(d.KeyEnds))
 	}
-	line("token", "ends %s", ahead(d.TokenEnds))
+	if d.Node != "" || d.TokenEnds != nil {
+		line("token", "ends %s", ahead(d.TokenEnds))
+	}
 	here := "is connected"
 	if !d.Connected {
 		here = "is not connected"

@@ -1,6 +1,6 @@
 // Command gateway runs groupgate and speaks to a running one.
 //
-// Start with `gateway run`; `gateway --help` lists the rest. Exit status: 0,
+// Start with `gateway run`; `gateway help` lists the rest. Exit status: 0,
 // 1 when it failed, 2 when the command line is wrong.
 package main
 
@@ -65,13 +65,20 @@ func main() {
 
 func run(args []string, stdout, stderr io.Writer) int {
 	parser := commandLine()
+	if len(args) == 1 && args[0] == "--version" {
+		args = []string{"version"}
+	}
 	command, err := parser.Parse(&cli{}, args)
 	if help := (*argv.HelpError)(nil); errors.As(err, &help) {
 		_, _ = io.WriteString(stdout, help.Text)
 		return 0
 	}
 	if err != nil {
-		_, _ = fmt.Fprintf(stderr, "gateway: %s\n`gateway --help` shows what is possible.\n", err)
+		of := "gateway"
+		if usage, ok := errors.AsType[*argv.UsageError](err); ok {
+			of = usage.Command
+		}
+		_, _ = fmt.Fprintf(stderr, "gateway: %s\n`%s --help` shows what is possible.\n", err, of)
 		return exitUsage
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

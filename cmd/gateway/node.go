@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
@@ -429,16 +430,20 @@ func nodeAdvice(what, addr string, err error) error {
 		advice = "the membership is over: run the command again to join anew"
 	case errors.Is(err, groupcomm.ErrInactive):
 		advice = "the group is not active yet: ask its operator, then try again"
+	case errors.As(err, &e) && e.Code == coap.ServiceUnavailable:
+		advice = "the gateway answered that it cannot now: its log says why, `gateway group list` whether its store works; try again"
+	case errors.As(err, &e) && e.Code == coap.TooManyRequests:
+		advice = "more requests came from this address than limits.per_peer_rps allows: try again, or raise it"
 	case errors.As(err, &e):
 		advice = "the gateway answered and refused: its policies (authorization_server.policies) say which groups and roles this client may have, `gateway group list` which groups exist"
 	case errors.Is(err, node.ErrLost), errors.Is(err, context.DeadlineExceeded):
-		advice = "nobody answers there: is `gateway run` running, on this address (--gateway, --coap-port, --coaps-port), with the data folder that this credential is from (--data-dir)?"
+		advice = "nobody answers there: is `gateway run` running, on this address (--gateway, --coap-port, --coaps-port), with the data folder that this credential is from (--data-dir)? A wrong pre-shared key meets the same silence: is it the one that the gateway has (--key-file)?"
 	default:
 		var op *net.OpError
 		if errors.As(err, &op) {
 			advice = "is `gateway run` running on this address (--gateway, --coap-port, --coaps-port)?"
 		} else if what != "join over" && what != "follow the group at" {
-			advice = "is the credential from this gateway's data folder (--data-dir, --client)?"
+			advice = "is the credential from this gateway's data folder (--data-dir, --client)? Is --identity one of its psk entries, or enrolled (`gateway node list`)?"
 		}
 	}
 	err = fmt.Errorf("cannot %s %s: %w", what, addr, err)

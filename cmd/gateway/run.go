@@ -41,11 +41,16 @@ func (c *runCmd) Run(e *env) error {
 		return err
 	case <-e.ctx.Done():
 	}
+	log.Info("stopping")
+	began := time.Now()
 	sdNotify(log, "STOPPING=1")
 	late := time.NewTimer(stopTime)
 	defer late.Stop()
 	select {
 	case err := <-ended:
+		if err == nil {
+			log.Info("stopped", "took", time.Since(began).Round(time.Millisecond))
+		}
 		return err
 	case <-late.C:
 		return fmt.Errorf("did not stop within %v; nothing durable is lost", stopTime)
@@ -65,6 +70,7 @@ func runGateway(ctx context.Context, cfg *config.Config, log *slog.Logger, out i
 		if err := writeAdminAddr(cfg, at.HTTP); err != nil {
 			log.WarnContext(ctx, "address of the admin API not written", "err", err)
 		}
+		log.InfoContext(ctx, "serving", "program", plugin.Version(), "coaps", at.CoAPS, "coap", at.CoAP, "http", at.HTTP, "mqtt", at.MQTT)
 		_, _ = io.WriteString(out, greeting(cfg, at, flags))
 		sdNotify(log, "READY=1")
 	}, opts...)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/config"
@@ -25,7 +26,9 @@ func (w *where) load() (*config.Config, error) {
 	c := config.Embedded()
 	if w.Config != "" {
 		var err error
-		if c, err = config.Load(w.Config); err != nil {
+		if c, err = config.Load(w.Config); errors.Is(err, fs.ErrNotExist) {
+			return nil, withHint(err, "name the configuration by --config or $GROUPGATE_CONFIG; `gateway run` without one is a gateway on loopback")
+		} else if err != nil {
 			return nil, err
 		}
 	}
@@ -123,8 +126,10 @@ func hintFor(err error) string {
 		return "name the database that goes on by `store`"
 	case errors.Is(err, store.ErrNotEmpty):
 		return "name a database, or a schema by ?search_path=, that nothing was ever in"
-	case errors.Is(err, store.ErrFull):
+	case errors.Is(err, store.ErrFull), errors.Is(err, syscall.ENOSPC):
 		return "free space on the disk of the data folder"
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Sprintf("this is user %d: run the command as the user that the file or folder belongs to, or change its owner", os.Geteuid())
 	case errors.Is(err, store.ErrAway):
 		return "see that the PostgreSQL server runs, and that host, role and password of `store` are right"
 	}

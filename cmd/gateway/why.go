@@ -49,10 +49,13 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 	}
 	if m := g.Member; m != nil {
 		state := ""
-		if m.Lapsed {
-			state = ", lapsed"
+		if m.JoinedAt != nil {
+			state = fmt.Sprintf(", joined at version %d", *m.JoinedAt)
 		}
-		line("membership", "%s, Sender ID %s, joined at version %d%s", strings.Join(m.Roles, ","), senderID(m.SenderID, "none"), m.JoinedAt, state)
+		if m.Lapsed {
+			state += ", lapsed"
+		}
+		line("membership", "%s, Sender ID %s%s", strings.Join(m.Roles, ","), senderID(m.SenderID, "none"), state)
 	}
 	if t := g.Token; t != nil {
 		switch {
@@ -71,7 +74,7 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 			}
 		}
 		line("version", "group %d, node %s", g.Version, held)
-		if len(g.Associations) == 0 {
+		if len(g.Associations) == 0 && g.Token != nil { // a legacy node's are with another Group Manager
 			line("association", "none is open")
 		}
 	}

@@ -144,6 +144,7 @@ func (s *Server) assemble(x *exchange, b coap.Block) (*coap.Response, error) {
 		}
 		if s.assemblyBytes+len(payload) > maxAssembly || p.plain && s.plainBytes+len(payload) > maxPlainAssembly {
 			s.forgetAssemblyLocked(p, a)
+			s.refusals.total[overBodies].Inc()
 			return nil, coap.Respond(busy(coap.ServiceUnavailable), errAssembly)
 		}
 		a.body = append(a.body, payload...)

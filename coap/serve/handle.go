@@ -60,9 +60,9 @@ func (s *Server) Handle(ctx context.Context, link coap.Link, m *coap.Message) *c
 	x := &exchange{link: link}
 	x.request.Peer = link.Peer()
 	x.size = uint8(copy(x.room[:], m.Token)) // eight bytes at most (RFC 7252, Section 3)
-	p, refusal := s.admit(x, now)
-	if refusal != nil {
-		return s.reply(m, x, refusal)
+	p, refused := s.admit(x, now)
+	if refused != "" {
+		return s.reply(m, x, s.beyond(ctx, x.request.Peer, refused))
 	}
 	x.peer = p
 	defer s.finish(p)

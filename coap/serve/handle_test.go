@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -130,7 +132,9 @@ func TestBudgets(t *testing.T) {
 			}
 			return &coap.Response{Code: coap.Content}, nil
 		})
-		s := start(t, h, serve.Config{MaxPeerRequests: 2, PerPeerRPS: 1, PerPeerBurst: 5})
+		reg := prometheus.NewRegistry()
+		var told strings.Builder
+		s := start(t, h, serve.Config{MaxPeerRequests: 2, PerPeerRPS: 1, PerPeerBurst: 5, Registerer: reg, Log: slog.New(slog.NewTextHandler(&told, nil))})
 		l := link(t, s, coaptest.Options{})
 		other := namedLink(t, s, "other", coaptest.Options{})
 		code := func(l *coaptest.Link, path string) coap.Code {
@@ -158,6 +162,25 @@ func TestBudgets(t *testing.T) {
 		want(t, "other peer", code(other, "/x"), "2.05")
 		settle(2 * time.Second)
 		want(t, "after the wait", code(l, "/x"), "2.05")
+
+		// Which bound it was is counted; the log tells of one, and not of each.
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if f.GetName() == "groupgate_serve_refused_total" {
+					got := fmt.Sprint(m.GetLabel()[0].GetValue(), " ", m.GetCounter().GetValue())
+					if !slices.Contains([]string{"rate 1", "outstanding 1", "peers 0", "bodies 0"}, got) {
+						t.Errorf("refused: %s", got)
+					}
+				}
+			}
+		}
+		if n := strings.Count(told.String(), "requests are refused"); n != 1 {
+			t.Errorf("told %d times:\n%s", n, told.String())
+		}
 	})
 }
 

@@ -108,16 +108,16 @@ func (p *peer) idle() bool {
 		len(p.assemblies) == 0 && len(p.snapshots) == 0 && len(p.more) == 0
 }
 
-// admit finds the peer and books one request on its budgets. When it refuses,
-// the response says so.
-func (s *Server) admit(x *exchange, now time.Time) (*peer, *coap.Response) {
+// admit finds the peer and books one request on its budgets; refused is the bound
+// that keeps it out, "" for none.
+func (s *Server) admit(x *exchange, now time.Time) (p *peer, refused string) {
 	from, id := &x.request.Peer, x.request.Peer.Link
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.peers.Get(id)
+	p = s.peers.Get(id)
 	if p == nil {
 		if s.peers.Len() >= maxPeers {
-			return nil, busy(coap.ServiceUnavailable)
+			return nil, overPeers
 		}
 		p = s.newPeer(id, now)
 		s.peers.Put(p)
@@ -129,12 +129,15 @@ func (s *Server) admit(x *exchange, now time.Time) (*peer, *coap.Response) {
 		p.budget = float32(min(float64(p.budget)+d.Seconds()*s.cfg.PerPeerRPS, float64(s.cfg.PerPeerBurst)))
 	}
 	p.filled = at
-	if p.budget < 1 || int(p.working) >= s.cfg.MaxPeerRequests {
-		return nil, busy(coap.TooManyRequests)
+	switch {
+	case p.budget < 1:
+		return nil, overRate
+	case int(p.working) >= s.cfg.MaxPeerRequests:
+		return nil, overWorking
 	}
 	p.budget--
 	p.working++
-	return p, nil
+	return p, ""
 }
 
 // lookup finds the peer of a link that has perhaps not been heard yet.

@@ -140,6 +140,8 @@ type Server struct {
 	metrics *metrics
 	pacer   *pacer
 
+	refusals *refusals
+
 	stop    context.CancelFunc // ends further responses
 	stopped context.Context    // its only use: done when Run is over
 	work    sync.WaitGroup     // productions of further responses
@@ -175,6 +177,7 @@ func New(h coap.Handler, cfg Config) *Server {
 		cfg:       cfg,
 		szx:       szxOf(cfg.BlockSize),
 		metrics:   newMetrics(cfg.Registerer),
+		refusals:  newRefusals(cfg.Registerer),
 		pacer:     newPacer(cfg.NotifyRate, cfg.SubnetRate),
 		base:      time.Now(),
 		views:     make(map[view]*sharedView),

@@ -50,6 +50,16 @@ type HelpError struct{ Text string }
 
 func (e *HelpError) Error() string { return e.Text }
 
+// UsageError is a wrong command line. Command is how far it was understood,
+// "gateway group": its help is where to look.
+type UsageError struct {
+	Command string
+	err     error
+}
+
+func (e *UsageError) Error() string { return e.err.Error() }
+func (e *UsageError) Unwrap() error { return e.err }
+
 // node is a command, or the program.
 type node struct {
 	path   string // "group show"
@@ -64,12 +74,23 @@ func (n *node) name() string { return n.path[strings.LastIndexByte(n.path, ' ')+
 
 // Parse reads args into the struct that root points to, and returns a pointer
 // to the struct of the command that was named. When that has a method Validate,
-// it is asked, too. Every error is one of usage, but *HelpError. A wrong tag
-// panics.
+// it is asked, too. Every error is a *UsageError or a *HelpError: asked for by
+// --help, or by the word help before a command or in its place. A wrong tag panics.
 func (p *Parser) Parse(root any, args []string) (any, error) {
 	n := p.tree(root)
+	command, err := p.parse(&n, args)
+	if _, help := errors.AsType[*HelpError](err); err != nil && !help {
+		err = &UsageError{Command: strings.TrimSpace(p.Name + " " + n.path), err: err}
+	}
+	return command, err
+}
+
+// parse leaves in at the command that was understood.
+func (p *Parser) parse(at **node, args []string) (any, error) {
+	n := *at
 	given := map[*value]bool{}
 	var plain []string
+	help := false
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
 		switch {
@@ -85,14 +106,22 @@ func (p *Parser) Parse(root any, args []string) (any, error) {
 			}
 			i = len(args) - len(rest) - 1
 		case len(n.cmds) > 0:
-			at := slices.IndexFunc(n.cmds, func(c *node) bool { return c.name() == arg })
-			if at < 0 {
+			which := slices.IndexFunc(n.cmds, func(c *node) bool { return c.name() == arg })
+			switch {
+			case which >= 0:
+				n = n.cmds[which]
+				*at = n
+			case arg == "help" && !help:
+				help = true
+			default:
 				return nil, fmt.Errorf("unexpected argument %s%s", arg, n.suggestCommand(arg))
 			}
-			n = n.cmds[at]
 		default:
 			plain = append(plain, arg)
 		}
+	}
+	if help {
+		return nil, &HelpError{Text: p.usage(n)}
 	}
 	if len(n.cmds) > 0 {
 		return nil, fmt.Errorf("expected one of %s", quoted(n.names()))

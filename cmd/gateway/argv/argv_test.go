@@ -237,6 +237,41 @@ Flags:
 	}
 }
 
+// The word help is as good as the flag, before commands and in place of one.
+func TestHelpWord(t *testing.T) {
+	ask := func(args string) string {
+		_, err := parser.Parse(&program{}, strings.Fields(args))
+		help, ok := errors.AsType[*HelpError](err)
+		if !ok {
+			t.Fatalf("%s: %v", args, err)
+		}
+		return help.Text
+	}
+	for word, flag := range map[string]string{
+		"help": "--help", "help group": "group --help", "group help": "group --help",
+		"help group evict": "group evict --help", "group help evict": "group evict --help", "help send": "send --help",
+	} {
+		if got, want := ask(word), ask(flag); got != want {
+			t.Errorf("%s:\n%s\nwant that of %s:\n%s", word, got, flag, want)
+		}
+	}
+	if _, err := parser.Parse(&program{}, []string{"help", "grup"}); err == nil || !strings.Contains(err.Error(), `did you mean "group"?`) {
+		t.Errorf("help of what is no command: %v", err)
+	}
+}
+
+// A mistake says whose help to read.
+func TestUsageError(t *testing.T) {
+	for args, want := range map[string]string{
+		"": "prog", "grup": "prog", "group": "prog group", "group shw": "prog group", "group show": "prog group show", "send --to": "prog send",
+	} {
+		_, err := parser.Parse(&program{}, strings.Fields(args))
+		if usage, ok := errors.AsType[*UsageError](err); !ok || usage.Command != want {
+			t.Errorf("%q: %v, want the help of %s", args, err, want)
+		}
+	}
+}
+
 func TestCommands(t *testing.T) {
 	if got := parser.Commands(&program{}); len(got) != 4 {
 		t.Errorf("%d commands, want 4", len(got))
