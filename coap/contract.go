@@ -11,6 +11,8 @@ package coap
 import (
 	"context"
 	"net/netip"
+	"sync/atomic"
+	"time"
 )
 
 // Handler answers one request.
@@ -99,8 +101,9 @@ type Notification struct {
 	// acknowledged (or, without Confirm, when the message was handed to the
 	// network). A peer that slept through it is reported as ErrTimeout, and
 	// again when the notification went out at its next sign of life; one that was
-	// acknowledged on the way to it as ErrRelayed. Versions
-	// that a newer one replaced before they were sent are not reported.
+	// acknowledged on the way to it as ErrRelayed. Versions that a newer one replaced
+	// before they were sent are not reported, and of those that gave way to one where they
+	// would have been sent again (RFC 7641, Section 4.5.2) only what the peer answers late.
 	Done func(link LinkID, version uint64, err error)
 }
 
@@ -160,6 +163,31 @@ type Link interface {
 	// not the peer's own. From then on m is the caller's again. What has the token
 	// of a request that is being answered goes out after that answer.
 	Send(m *Message, done func(error))
+}
+
+// Yielder is a [Link] on which a confirmable notification gives way to a newer one, where
+// it would be sent again (RFC 7641, Section 4.5.2).
+type Yielder interface {
+	// SendYielding is Send of such a notification. When it gives way, what Yield returns is
+	// called once in the place of done: with nil or ErrReset when the peer's answer came
+	// late, and with ErrOvertaken at the latest when it would have been given up.
+	SendYielding(m *Message, y Yielding, done func(error))
+}
+
+// Yielding is how a notification takes the place of an older one, and gives way itself.
+type Yielding struct {
+	After     Attempt      // of the one that gave way to it
+	Overtaken *atomic.Bool // set, for good, when there is a newer one
+	// Yield is called, once at most, in the place of a retransmission, and sends what is
+	// newer. The message is the caller's again.
+	Yield func(Attempt) (late func(error))
+}
+
+// Attempt is how far a transmission came (RFC 7252, Section 4.2). The zero value is its
+// beginning.
+type Attempt struct {
+	Tries int           // retransmissions, with the one that is due
+	Wait  time.Duration // for the acknowledgement of that
 }
 
 // Batcher is a [Link] whose messages can wait for those to others, to be sent

@@ -14,6 +14,10 @@ var (
 	ErrTimeout = errors.New("coap: no acknowledgement")
 	ErrGone    = errors.New("coap: link is gone")
 
+	// ErrOvertaken is what became of a message that gave way to a newer one, and was
+	// neither acknowledged nor rejected late ([Yielder]).
+	ErrOvertaken = errors.New("coap: given up for a newer message")
+
 	// ErrWithheld is an ErrTimeout that the peer has no part in: too little is known
 	// of where it is to send it there.
 	ErrWithheld = fmt.Errorf("%w: the address has not shown yet that it receives", ErrTimeout)

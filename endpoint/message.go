@@ -55,6 +55,7 @@ func (c *handling) Waits() { c.x.s.e.handOver(c.x) }
 // with its token: a notification, or a further response of a group.
 type held struct {
 	m    *coap.Message
+	y    coap.Yielding
 	done func(error)
 }
 
@@ -239,14 +240,14 @@ func (x *exchange) finish(reply *coap.Message) (after []told) {
 	case reply == nil:
 	case x.con:
 		id := s.newID()
-		s.confirmable(id, append(e.spareRoom(), s.encode(coap.Confirmable, id, x.token, reply)...))
+		s.confirmable(id, append(e.spareRoom(), s.encode(coap.Confirmable, id, x.token, reply)...), coap.Attempt{})
 	default:
 		id := s.newID()
 		s.rememberNON(id, x.token)
 		s.emit(s.encode(coap.NonConfirmable, id, x.token, reply))
 	}
 	for _, h := range x.held {
-		if t := s.send(h.m, h.done); t.done != nil {
+		if t := s.send(h.m, h.y, h.done); t.done != nil {
 			after = append(after, t)
 		}
 	}
@@ -286,6 +287,7 @@ func (s *session) acknowledged(m *coap.Message, from netip.AddrPort) {
 	if m.Code.IsResponse() && (w == nil || !bytes.Equal(w.token, m.Token)) {
 		return // RFC 7252, Section 5.3.2: it answers nothing of ours
 	}
+	s.forgetOvertaken(t)
 	s.e.soon(task{t: t.end(nil)})
 	if m.Code.IsResponse() {
 		w.deliver(m.Clone())
@@ -304,6 +306,7 @@ func (s *session) rejected(m *coap.Message, from netip.AddrPort) {
 	e := s.e
 	if t := s.transmission(m.ID); t != nil {
 		s.fresh()
+		s.rejectKin(t)
 		e.soon(task{t: t.end(coap.ErrReset)})
 		return
 	}

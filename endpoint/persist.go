@@ -356,7 +356,7 @@ func (x *exchange) challenge(m *coap.Message) *coap.Message {
 	if s.act == nil || !slices.ContainsFunc(s.act.sent, func(t *transmission) bool { return t.ping }) {
 		id := s.newID()
 		b, _ := (&coap.Message{Type: coap.Confirmable, ID: id}).MarshalBinary() // cannot fail: it is empty
-		s.confirmable(id, b).ping = true
+		s.confirmable(id, b, coap.Attempt{}).ping = true
 	}
 	r := &coap.Message{Code: coap.Unauthorized, Token: bytes.Clone(m.Token)}
 	r.Options.Add(coap.Echo, want)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -18,6 +19,7 @@ var (
 	_ coap.Requester = (*session)(nil)
 	_ coap.Batcher   = (*session)(nil)
 	_ coap.Homed     = (*session)(nil)
+	_ coap.Yielder   = (*session)(nil)
 )
 
 // transmission is a confirmable message of ours that nobody acknowledged yet.
@@ -33,6 +35,15 @@ type transmission struct {
 	ping     bool        // an empty message, to be rejected
 	done     func(error) // nil: nobody asks
 	waiter   *waiter     // of a request; nil for other messages
+
+	// See yield.go.
+	overtaken *atomic.Bool // nil: never
+	yield     func(coap.Attempt) (late func(error))
+	token     [8]byte // of one that is silent
+	size      uint8   // of the token
+	silent    bool    // it gave way: it is not sent again
+	yielding  bool    // who asked is being told so, and of the end not before
+	err       error   // of the end, meanwhile
 
 	tick uint64 // in the wheel; 0: it is not there
 	at   int    // in its bucket
@@ -74,22 +85,27 @@ func (s *session) OwnsBlockwise() bool { return false }
 
 // Send transmits m. It may wait until the socket has taken what was sent before.
 func (s *session) Send(m *coap.Message, done func(error)) {
+	s.SendYielding(m, coap.Yielding{}, done)
+}
+
+// SendYielding is Send of a notification that gives way to a newer one; see yield.go.
+func (s *session) SendYielding(m *coap.Message, y coap.Yielding, done func(error)) {
 	s.e.out.throttle()
 	s.e.mu.Lock()
-	t := s.send(m, done)
+	t := s.send(m, y, done)
 	s.e.mu.Unlock()
 	t.tell()
 }
 
 // send is Send with the lock held; what it returns is to be told without.
-func (s *session) send(m *coap.Message, done func(error)) told {
+func (s *session) send(m *coap.Message, y coap.Yielding, done func(error)) told {
 	if s.gone {
 		return told{done, coap.ErrGone}
 	}
 	if s.act != nil {
 		for _, x := range s.act.work {
 			if bytes.Equal(x.token, m.Token) {
-				x.held = append(x.held, held{m, done})
+				x.held = append(x.held, held{m, y, done})
 				return told{}
 			}
 		}
@@ -101,7 +117,8 @@ func (s *session) send(m *coap.Message, done func(error)) told {
 		if err != nil {
 			return told{done, fmt.Errorf("endpoint: %w", err)}
 		}
-		s.confirmable(c.ID, b).done = done
+		t := s.confirmable(c.ID, b, y.After)
+		t.done, t.overtaken, t.yield = done, y.Overtaken, y.Yield
 		return told{}
 	}
 	b, err := c.AppendBinary(s.e.message[:0])
@@ -142,7 +159,7 @@ func (s *session) Do(ctx context.Context, m *coap.Message) (*coap.Message, error
 	}
 	a := s.activity()
 	a.waiters = append(a.waiters, w)
-	t := s.confirmable(c.ID, b)
+	t := s.confirmable(c.ID, b, coap.Attempt{})
 	t.waiter = w
 	e.mu.Unlock()
 
@@ -169,8 +186,9 @@ func (s *session) Do(ctx context.Context, m *coap.Message) (*coap.Message, error
 	return o.m, nil
 }
 
-// confirmable sends a message until it is acknowledged (RFC 7252, Section 4.2).
-func (s *session) confirmable(id uint16, b []byte) *transmission {
+// confirmable sends a message until it is acknowledged (RFC 7252, Section 4.2); after
+// another that gave way to it, as the retransmission that was due.
+func (s *session) confirmable(id uint16, b []byte, after coap.Attempt) *transmission {
 	e := s.e
 	var t *transmission
 	if n := len(e.spareSent); n > 0 {
@@ -178,8 +196,12 @@ func (s *session) confirmable(id uint16, b []byte) *transmission {
 	} else {
 		t = &transmission{}
 	}
-	*t = transmission{s: s, id: id, b: b}
-	t.wait = time.Duration(float64(ackTimeout) * (1 + mrand.Float64()*(ackRandomFactor-1)))
+	*t = transmission{s: s, id: id, b: b, tries: after.Tries, wait: after.Wait}
+	if t.tries == 0 {
+		t.wait = time.Duration(float64(ackTimeout) * (1 + mrand.Float64()*(ackRandomFactor-1)))
+	} else {
+		e.metrics.retransmissions.Inc()
+	}
 	a := s.activity()
 	a.sent = append(a.sent, t)
 	e.room.sending += transmissionSize + len(b)
@@ -196,8 +218,12 @@ func (t *transmission) due(e *Endpoint) {
 		return
 	}
 	if t.tries == maxRetransmit {
-		e.metrics.timeouts.Inc()
-		if told := t.end(coap.ErrTimeout); told.done != nil {
+		err := coap.ErrOvertaken
+		if !t.silent {
+			err = coap.ErrTimeout
+			e.metrics.timeouts.Inc()
+		}
+		if told := t.end(err); told.done != nil {
 			e.crew.do(told.tell)
 		}
 		return
@@ -205,6 +231,13 @@ func (t *transmission) due(e *Endpoint) {
 	t.tries++
 	t.wait *= 2
 	e.wheel.add(t, t.wait)
+	if t.silent {
+		return
+	}
+	if t.overtaken != nil && t.overtaken.Load() {
+		t.giveWay()
+		return
+	}
 	e.metrics.retransmissions.Inc()
 	if t.withheld = !t.s.emit(t.b); t.withheld {
 		t.probe = nil
@@ -219,13 +252,10 @@ func (t *transmission) end(err error) told {
 	}
 	s := t.s
 	e := s.e
-	e.room.sending -= transmissionSize + len(t.b)
+	e.room.sending -= transmissionSize
 	e.wheel.remove(t)
-	clear(t.b) // it may have held keys
-	if len(e.spareBytes) < maxSpareSent && cap(t.b) <= maxSpareBytes {
-		e.spareBytes = append(e.spareBytes, t.b[:0])
-	}
-	t.over, t.b = true, nil
+	t.forgetMessage()
+	t.over = true
 	if a := s.act; a != nil {
 		if i := slices.Index(a.sent, t); i >= 0 {
 			a.sent = slices.Delete(a.sent, i, i+1)
@@ -235,10 +265,33 @@ func (t *transmission) end(err error) told {
 	if t.waiter != nil && err != nil {
 		t.waiter.fail(err)
 	}
+	if t.yielding {
+		t.err = err // giveWay tells it
+		return told{}
+	}
+	return t.outcome(e, err)
+}
+
+// forgetMessage gives up what would be sent again.
+func (t *transmission) forgetMessage() {
+	if t.b == nil {
+		return
+	}
+	e := t.s.e
+	e.room.sending -= len(t.b)
+	clear(t.b) // it may have held keys
+	if len(e.spareBytes) < maxSpareSent && cap(t.b) <= maxSpareBytes {
+		e.spareBytes = append(e.spareBytes, t.b[:0])
+	}
+	t.b = nil
+}
+
+// outcome is what tells who asked. But for those with a waiter t serves again.
+func (t *transmission) outcome(e *Endpoint, err error) told {
 	done := t.done
 	t.done = nil
 	if t.waiter == nil && len(e.spareSent) < maxSpareSent {
-		t.s = nil
+		t.s, t.overtaken, t.yield = nil, nil, nil
 		e.spareSent = append(e.spareSent, t)
 	}
 	return told{done, err}

@@ -17,6 +17,7 @@ import (
 	"github.com/pion/dtls/v3"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/coap/secure"
 	"github.com/seed4911071e/groupgate/coap/serve"
 	"github.com/seed4911071e/groupgate/dtls12"
 	"github.com/seed4911071e/groupgate/record"
@@ -241,7 +242,9 @@ type world struct {
 	deny     error // of Admit
 	known    [][]byte
 	roots    *x509.CertPool
-	calls    int // of the handler
+	calls    int    // of the handler
+	version  uint64 // of the state
+	layer    *secure.Layer
 	slow     time.Duration
 	wait     chan struct{} // what the handler waits for
 }
@@ -312,8 +315,12 @@ func (f front) Certified(_ context.Context, chain []*x509.Certificate) error {
 func (o *world) serveCoAP(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 	o.mu.Lock()
 	o.calls++
-	n, slow, wait := o.calls, o.slow, o.wait
+	layer := o.layer
+	n, slow, wait, version := o.calls, o.slow, o.wait, max(1, o.version)
 	o.mu.Unlock()
+	if layer != nil && req.Options.Has(coap.OSCOREOption) {
+		return layer.ServeCoAP(ctx, req)
+	}
 	if slow > 0 {
 		time.Sleep(slow) // in a bubble
 	}
@@ -325,7 +332,7 @@ func (o *world) serveCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 	}
 	switch req.Code {
 	case coap.GET:
-		return &coap.Response{Code: coap.Content, Payload: []byte("1"), Observe: &coap.Observation{Topic: topic, Version: 1}}, nil
+		return &coap.Response{Code: coap.Content, Payload: fmt.Append(nil, version), Observe: &coap.Observation{Topic: topic, Version: version}}, nil
 	case coap.POST:
 		return &coap.Response{Code: coap.Changed, Payload: append(fmt.Appendf(nil, "%d:", n), req.Payload...)}, nil
 	case coap.PUT:

@@ -43,6 +43,7 @@ type bound struct {
 var _ interface {
 	coap.Link
 	coap.Requester
+	coap.Yielder
 	oscore.Reserver
 } = (*link)(nil)
 
@@ -157,6 +158,12 @@ var errUnbound = fmt.Errorf("secure: no request that the message answers: %w", c
 // outer link it is [coap.ErrTimeout]: the context is reached again when its peer
 // is heard.
 func (c *link) Send(m *coap.Message, done func(error)) {
+	c.SendYielding(m, coap.Yielding{}, done)
+}
+
+// SendYielding is Send of a notification that gives way to a newer one, where the outer
+// link knows how to: a message of its own outside, with a Partial IV of its own.
+func (c *link) SendYielding(m *coap.Message, y coap.Yielding, done func(error)) {
 	ex, ok := c.exchange(m.Token)
 	if !ok {
 		done(errUnbound)
@@ -177,15 +184,32 @@ func (c *link) Send(m *coap.Message, done func(error)) {
 	if !m.Options.Has(coap.ObserveOption) {
 		c.release(m.Token) // the last
 	}
-	outer.Send(&coap.Message{Type: m.Type, Code: p.Code, Token: slices.Clone(m.Token), Options: p.Options, Payload: p.Payload}, func(err error) {
-		switch {
-		case errors.Is(err, coap.ErrGone):
-			err = coap.ErrTimeout
-		case err == nil && m.Type == coap.Confirmable:
-			err = coap.ErrRelayed
+	out := &coap.Message{Type: m.Type, Code: p.Code, Token: slices.Clone(m.Token), Options: p.Options, Payload: p.Payload}
+	confirmable := m.Type == coap.Confirmable
+	told := func(err error) { done(outcome(err, confirmable)) }
+	o, ok := outer.(coap.Yielder)
+	if !ok {
+		outer.Send(out, told)
+		return
+	}
+	if yield := y.Yield; yield != nil {
+		y.Yield = func(after coap.Attempt) func(error) {
+			late := yield(after)
+			return func(err error) { late(outcome(err, confirmable)) }
 		}
-		done(err)
-	})
+	}
+	o.SendYielding(out, y, told)
+}
+
+// outcome is that of a message whose outer one had err.
+func outcome(err error, confirmable bool) error {
+	switch {
+	case errors.Is(err, coap.ErrGone):
+		return coap.ErrTimeout
+	case err == nil && confirmable:
+		return coap.ErrRelayed
+	}
+	return err
 }
 
 // Do sends a protected request to the peer and waits for its response, which

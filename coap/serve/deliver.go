@@ -36,7 +36,11 @@ func (s *Server) release(p *peer) {
 }
 
 // releaseLocked is release with mu held. It unlocks.
-func (s *Server) releaseLocked(p *peer) {
+func (s *Server) releaseLocked(p *peer) { s.passLocked(p, coap.Attempt{}) }
+
+// passLocked is releaseLocked to who goes on where something that gave way had come: the
+// peer has not answered since. It unlocks.
+func (s *Server) passLocked(p *peer, after coap.Attempt) {
 	if len(p.outbox) == 0 {
 		p.busy = false
 		s.mu.Unlock()
@@ -48,21 +52,31 @@ func (s *Server) releaseLocked(p *peer) {
 		p.outbox = nil
 	}
 	s.mu.Unlock()
-	j.run(s)
+	switch j := j.(type) {
+	case *subscription:
+		j.send(s, after)
+	case *farewell:
+		j.after = after
+		j.run(s)
+	default:
+		j.run(s)
+	}
 }
 
 // abandon: Closed has removed the subscription already.
 func (sub *subscription) abandon() {}
 
 // run sends what the mailbox holds to every token of the link.
-func (sub *subscription) run(s *Server) {
+func (sub *subscription) run(s *Server) { sub.send(s, coap.Attempt{}) }
+
+// send is run, after something that gave way.
+func (sub *subscription) send(s *Server, after coap.Attempt) {
 	p := sub.peer
 	s.mu.Lock()
 	n := sub.pending
 	if n == nil || sub.gone || p.gone {
-		sub.queued = false
-		s.mu.Unlock()
-		s.release(p)
+		sub.sending, sub.queued = nil, false
+		s.passLocked(p, after)
 		return
 	}
 	sub.pending, sub.sending = nil, n
@@ -72,7 +86,7 @@ func (sub *subscription) run(s *Server) {
 		if n.Allow != nil {
 			if last, ok := n.Allow(link.Peer()); !ok {
 				s.metrics.notifications.WithLabelValues("refused").Inc()
-				s.refuse(sub, n, last)
+				s.refuse(sub, n, last, after)
 				return
 			}
 		}
@@ -83,10 +97,11 @@ func (sub *subscription) run(s *Server) {
 		s.mu.Lock()
 	}
 	d := s.deliveryLocked()
-	d.sub, d.note, d.link, d.next = sub, n, link, sub.obs
+	d.sub, d.note, d.link, d.next, d.after = sub, n, link, sub.obs, after
 	now := time.Now()
-	// RFC 7641, Section 4.5: a confirmable one at least every 24 hours.
-	d.confirm = n.Confirm || s.since(sub.heard) >= confirmEvery
+	// RFC 7641, Section 4.5: a confirmable one at least every 24 hours; Section 4.5.2: what
+	// takes the place of one is.
+	d.confirm = n.Confirm || after.Tries > 0 || s.since(sub.heard) >= confirmEvery
 	d.stepLocked(s, now)
 }
 
@@ -126,25 +141,6 @@ func (s *Server) holdBack(sub *subscription, n *note) {
 	}
 }
 
-// refuse ends a subscription that Allow was against.
-func (s *Server) refuse(sub *subscription, n *note, last *coap.Response) {
-	s.mu.Lock()
-	sub.sending, sub.queued = nil, false
-	obs := sub.obs
-	gone := sub.gone
-	if !gone {
-		s.loseLocked(sub.peer, obs.count(), "refused")
-	}
-	s.removeLocked(sub)
-	s.mu.Unlock()
-	if last == nil || gone {
-		s.release(sub.peer)
-		return
-	}
-	f := &farewell{peer: sub.peer, next: obs, last: last, confirm: n.Confirm}
-	f.run(s)
-}
-
 // delivery is one version on its way to the tokens of a link, one after the
 // other. Links are done with the message when they say so, so that it, and the
 // delivery, serve again.
@@ -154,17 +150,19 @@ type delivery struct {
 	link    coap.Link
 	next    *observation
 	confirm bool
-	sent    bool  // to one token at least
-	ok      bool  // one of them got it
-	relayed bool  // or one was taken on the way to it
-	err     error // the last failure
+	sent    bool         // to one token at least
+	ok      bool         // one of them got it
+	relayed bool         // or one was taken on the way to it
+	err     error        // the last failure
+	after   coap.Attempt // of what gave way to it; see yield.go
 
 	to   *observation // of the message under way
 	view *sharedView  // how that observes
 	m    coap.Message
 	opts coap.Options // memory of those of m
 	seq  [3]byte
-	told func(error) // is d.done
+	told func(error)                           // is d.done
+	gave func(coap.Attempt) (late func(error)) // is d.giveWay
 }
 
 // deliveryLocked finds or makes an empty one; freeLocked takes it back.
@@ -176,13 +174,14 @@ func (s *Server) deliveryLocked() *delivery {
 	}
 	d := &delivery{}
 	d.told = func(err error) { d.done(s, err) }
+	d.gave = func(after coap.Attempt) func(error) { return d.giveWay(s, after) }
 	return d
 }
 
 func (s *Server) freeLocked(d *delivery) {
 	if len(s.deliveries) < maxSpareDeliveries {
 		clear(d.opts)
-		*d = delivery{opts: d.opts[:0], told: d.told}
+		*d = delivery{opts: d.opts[:0], told: d.told, gave: d.gave}
 		s.deliveries = append(s.deliveries, d)
 	}
 }
@@ -200,7 +199,7 @@ func (d *delivery) stepLocked(s *Server, now time.Time) {
 		seq := o.nextSeq(now)
 		s.mu.Unlock()
 		d.render(s, seq)
-		d.link.Send(&d.m, d.told)
+		d.transmit()
 		return
 	}
 	d.finishLocked(s)
@@ -223,10 +222,7 @@ func (d *delivery) done(s *Server, err error) {
 	case errors.Is(err, coap.ErrReset):
 		// RFC 7641, Section 3.6: a rejected notification ends the observation.
 		s.mu.Lock()
-		if !o.gone {
-			s.loseLocked(d.sub.peer, 1, "reset")
-			s.deregisterLocked(d.sub.peer, string(o.tokenBytes()))
-		}
+		s.rejectedLocked(o)
 		s.mu.Unlock()
 	case errors.Is(err, coap.ErrGone):
 		s.Closed(d.sub.peer.id)
@@ -255,12 +251,7 @@ func (d *delivery) finishLocked(s *Server) {
 	sub.sending = nil
 	switch {
 	case err == nil:
-		sub.shown, sub.hasShown = max(sub.shown, n.Version), true
-		sub.misses = 0
-		if d.confirm && !d.relayed {
-			sub.heard = s.seconds(time.Now())
-		}
-		s.keepShownLocked(sub)
+		sub.reachedLocked(s, n, d.confirm && !d.relayed)
 		if !n.Body.Code.IsSuccess() {
 			s.removeLocked(sub) // RFC 7641, Section 4.2
 		}
@@ -291,6 +282,25 @@ func (d *delivery) finishLocked(s *Server) {
 	}
 	n.Done(p.id, n.Version, err)
 	s.release(p)
+}
+
+// reachedLocked notes that the peer was shown a version; proven: by an acknowledgement of
+// its own.
+func (sub *subscription) reachedLocked(s *Server, n *note, proven bool) {
+	sub.shown, sub.hasShown = max(sub.shown, n.Version), true
+	sub.misses = 0
+	if proven {
+		sub.heard = s.seconds(time.Now())
+	}
+	s.keepShownLocked(sub)
+}
+
+// rejectedLocked ends an observation of which the peer rejected a notification.
+func (s *Server) rejectedLocked(o *observation) {
+	if p := o.sub.peer; !o.gone {
+		s.loseLocked(p, 1, "reset")
+		s.deregisterLocked(p, string(o.tokenBytes()))
+	}
 }
 
 // render makes the message for one observation. The body is shared by all
@@ -364,45 +374,6 @@ func (s *Server) cut(p *peer, v *sharedView, token []byte, body *coap.Response) 
 		panic("serve: internal error: " + err.Error()) // block 0 of a body that is not empty
 	}
 	return r
-}
-
-// farewell is the last response to the observations of a link.
-type farewell struct {
-	peer    *peer
-	next    *observation
-	last    *coap.Response
-	confirm bool
-}
-
-func (f *farewell) abandon() {}
-
-func (f *farewell) run(s *Server) {
-	for f.next != nil {
-		o := f.next
-		f.next = o.next
-		s.mu.Lock()
-		link, gone, v := f.peer.link, f.peer.gone, o.view
-		s.mu.Unlock()
-		if gone {
-			break
-		}
-		if suppressed(v.noResponse, f.last.Code) {
-			continue
-		}
-		r := s.cut(f.peer, v, o.tokenBytes(), f.last)
-		m := &coap.Message{Type: coap.NonConfirmable, Code: r.Code, Token: o.tokenBytes(), Payload: r.Payload}
-		if f.confirm {
-			m.Type = coap.Confirmable
-		}
-		m.Options = slices.Clone(r.Options)
-		m.Options.Remove(coap.ObserveOption)
-		link.Send(m, func(err error) {
-			s.metrics.notification(f.confirm, err)
-			f.run(s)
-		})
-		return
-	}
-	s.release(f.peer)
 }
 
 // finish is the end of a request. What nobody acknowledged is sent again now that

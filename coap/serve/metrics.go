@@ -43,7 +43,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		})),
 		notifications: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_serve_notifications_total",
-			Help: "Notifications by result: acknowledged, relayed (acknowledged on the way), sent (not confirmable), reset, timeout, gone, refused, held (for the next sign of life).",
+			Help: "Notifications by result: acknowledged, relayed (acknowledged on the way), sent (not confirmable), reset, timeout, overtaken (by a newer one, and not acknowledged), gone, refused, held (for the next sign of life).",
 		}, []string{"result"})),
 		lost: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupgate_serve_observations_lost_total",
@@ -53,7 +53,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		blockOut: bytes.WithLabelValues("out"),
 	}
 	m.notified = make(map[string]prometheus.Counter)
-	for _, result := range []string{"gone", "acknowledged", "sent", "relayed", "reset", "timeout"} {
+	for _, result := range []string{"gone", "acknowledged", "sent", "relayed", "reset", "timeout", "overtaken"} {
 		m.notified[result] = m.notifications.WithLabelValues(result)
 	}
 	return m
@@ -101,6 +101,8 @@ func (m *metrics) notification(confirmable bool, err error) {
 		result = "reset"
 	case errors.Is(err, coap.ErrTimeout):
 		result = "timeout"
+	case errors.Is(err, coap.ErrOvertaken):
+		result = "overtaken"
 	}
 	if c := m.notified[result]; c != nil {
 		c.Inc()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -25,8 +26,12 @@ type drop struct {
 	last *coap.Response
 }
 
-// note is a notification with an identity.
-type note struct{ coap.Notification }
+// note is a notification with an identity. Notes of one version share overtaken, which is
+// set when a newer one is published.
+type note struct {
+	coap.Notification
+	overtaken *atomic.Bool
+}
 
 // subscription is the mailbox of one link for one topic. There are very many.
 type subscription struct {
@@ -434,7 +439,15 @@ func (s *Server) Publish(name string, n coap.Notification) {
 		s.mu.Unlock()
 		return
 	}
-	next := &note{n}
+	next := &note{Notification: n}
+	if old := t.last; old != nil && old.Version == n.Version {
+		next.overtaken = old.overtaken
+	} else {
+		next.overtaken = new(atomic.Bool)
+		if old != nil {
+			old.overtaken.Store(true)
+		}
+	}
 	t.last = next
 	type turn struct {
 		sub  *subscription
@@ -522,6 +535,9 @@ func (s *Server) Drop(name string, link coap.LinkID, last *coap.Response) {
 		}
 	} else {
 		subs = slices.Clone(t.subs)
+		if t.last != nil {
+			t.last.overtaken.Store(true) // by the end of the topic
+		}
 		t.last = nil // versions may begin anew, with a group of the same name
 	}
 	for _, sub := range subs {
