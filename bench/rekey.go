@@ -123,8 +123,8 @@ type rekeyKind struct {
 	asleep                bool // nobody listens
 }
 
-// rekeyBench is a gateway and its nodes: the members first, who leaves among them,
-// then newcomers.
+// rekeyBench is a gateway and its nodes: the members, who leaves among them, and
+// newcomers.
 type rekeyBench struct {
 	kind     rekeyKind
 	progress func(string)
@@ -141,6 +141,7 @@ type rekeyBench struct {
 	empty   peer.Usage         // of the gateway without members
 	http    http.Client
 
+	strangers *swarm.Swarm   // newcomers: what the members are told does not queue at their sockets
 	newcomers []*node.Member // with an association, not joined yet
 	next      int            // the node of the next newcomer
 }
@@ -159,7 +160,7 @@ func (b *rekeyBench) open(ctx context.Context, start Start, dir string, rps floa
 		all += rekeyRounds
 	}
 	b.watch = newWatch(all)
-	nodes := swarm.Config{Gateway: b.g.coaps, Nodes: all + (rekeyRounds+1)*rekeyJoins}
+	nodes := swarm.Config{Gateway: b.g.coaps, Nodes: all}
 	if !b.kind.mqtt { // others observe too, whether they are evicted
 		nodes.Notified = b.watch.took
 	}
@@ -167,9 +168,15 @@ func (b *rekeyBench) open(ctx context.Context, start Start, dir string, rps floa
 	if err != nil {
 		return err
 	}
+	b.strangers, err = swarm.New(swarm.Config{Gateway: b.g.coaps, Nodes: (rekeyRounds + 1) * rekeyJoins, Network: 1})
+	if err != nil {
+		return err
+	}
 	running, stop := context.WithCancel(ctx)
-	b.stop, b.next = stop, all
-	b.running.Go(func() { _ = b.swarm.Run(running) }) // ends with the benchmark
+	b.stop = stop
+	for _, s := range []*swarm.Swarm{b.swarm, b.strangers} {
+		b.running.Go(func() { _ = s.Run(running) }) // ends with the benchmark
+	}
 	b.members, b.names = make([]*node.Member, all), make([]string, all)
 
 	b.progress(fmt.Sprintf("%d nodes join %s", all, b.kind.group))
@@ -208,7 +215,7 @@ func (b *rekeyBench) sleep() {
 
 // join makes node i a member.
 func (b *rekeyBench) join(ctx context.Context, i int) error {
-	m, err := b.node(ctx, b.kind.group, i, b.kind.mqtt)
+	m, err := b.node(ctx, b.swarm, b.kind.group, i, b.kind.mqtt)
 	if err != nil {
 		return err
 	}
@@ -230,8 +237,8 @@ func (b *rekeyBench) join(ctx context.Context, i int) error {
 	return nil
 }
 
-// node makes the i-th node: a token, an association opened with it, a key pair.
-func (b *rekeyBench) node(ctx context.Context, group string, i int, mqtt bool) (*node.Member, error) {
+// node makes the i-th node of a swarm: a token, an association opened with it, a key pair.
+func (b *rekeyBench) node(ctx context.Context, s *swarm.Swarm, group string, i int, mqtt bool) (*node.Member, error) {
 	token, err := b.g.api.IssueToken(ctx, admin.TokenAsk{
 		Audience: b.g.hello.Audience, Lifetime: "24h", Scope: []admin.ScopeEntry{{Group: group, Roles: []string{"requester", "responder"}}},
 	})
@@ -247,10 +254,10 @@ func (b *rekeyBench) node(ctx context.Context, group string, i int, mqtt bool) (
 		return nil, err
 	}
 	// The token goes in psk_identity: no post, and N_S is an exporter value.
-	if err := b.swarm.Open(ctx, i, swarm.Credential{Identity: conveyed, Key: psk, Keep: true}); err != nil {
+	if err := s.Open(ctx, i, swarm.Credential{Identity: conveyed, Key: psk, Keep: true}); err != nil {
 		return nil, err
 	}
-	return newJoiner(b.swarm.Node(i), group, groupcomm.Requester|groupcomm.Responder, i, mqtt)
+	return newJoiner(s.Node(i), group, groupcomm.Requester|groupcomm.Responder, i, mqtt)
 }
 
 func (b *rekeyBench) close() error {

@@ -136,14 +136,14 @@ func (b *rekeyBench) prepare(ctx context.Context) error {
 	b.next += need
 	var mu sync.Mutex
 	failed, err := swarm.Each(ctx, first, first+need, openAtOnce, nil, func(ctx context.Context, i int) error {
-		m, err := b.node(ctx, newcomerGroup, i, false)
+		m, err := b.node(ctx, b.strangers, newcomerGroup, i, false)
 		if err != nil {
 			return err
 		}
 		// The gateway keeps a handshake at hand until the first request.
 		first := &coap.Message{Code: coap.GET}
 		first.Options.SetPath("ace-group", newcomerGroup, "num")
-		if resp, err := b.swarm.Do(ctx, i, first); err != nil || resp.Code != coap.Forbidden {
+		if resp, err := b.strangers.Do(ctx, i, first); err != nil || resp.Code != coap.Forbidden {
 			return fmt.Errorf("bench: a stranger's first request: %v, %w", resp, err)
 		}
 		mu.Lock()

@@ -36,13 +36,20 @@ const (
 	// ackBatch is how many are looked up in one read of the store.
 	ackBatch = 64
 
-	// confirmDelay and confirmBatch say when gathered confirmations are
-	// written: a rekey of a large group must not cost one commit per member, and
-	// rows lie in the order of joining, so that a batch touches most of the table's
-	// pages. confirmRows are written by one statement.
+	// confirmDelay and confirmBatch say when gathered confirmations are written: a
+	// rekey of a large group must not cost one commit per member. While confirmSpate
+	// and more come in a confirmDelay they are gathered for confirmMost.
 	confirmDelay = 50 * time.Millisecond
 	confirmBatch = 16384
-	confirmRows  = 64
+	confirmSpate = 512
+	confirmMost  = 4 * confirmDelay
+	// confirmRows are written by one statement, confirmFew and more by a transaction
+	// that keeps other writers waiting for confirmHold; for longer, up to
+	// confirmHoldMost, where a commit takes so long anyway.
+	confirmRows     = 64
+	confirmFew      = 4 * confirmRows
+	confirmHold     = 4 * time.Millisecond
+	confirmHoldMost = 20 * time.Millisecond
 
 	// page is how many messages are read from the store at a time.
 	page = 256

@@ -42,8 +42,10 @@ var pgTypes = map[string]string{
 var pgWords = regexp.MustCompile(`'[^']*'|"[^"]*"|--[^\n]*|[A-Za-z_][A-Za-z0-9_]*`)
 
 // ddl puts PostgreSQL's names for the column types into a migration step:
-// INTEGER has 64 bits in SQLite, BLOB is BYTEA, TEXT is ordered by its bytes.
+// INTEGER has 64 bits in SQLite, BLOB is BYTEA, TEXT is ordered by its bytes. It has
+// no tables that lie in the order of their key.
 func (d *postgresDB) ddl(script string) string {
+	script = strings.ReplaceAll(script, ") WITHOUT ROWID", ")")
 	return pgWords.ReplaceAllStringFunc(script, func(word string) string {
 		if t, ok := pgTypes[word]; ok {
 			return t

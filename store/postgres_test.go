@@ -24,6 +24,7 @@ func TestPostgresSQL(t *testing.T) {
 	}
 	for script, want := range map[string]string{
 		"CREATE TABLE a (b INTEGER PRIMARY KEY, c BLOB NOT NULL)": "CREATE TABLE a (b BIGINT PRIMARY KEY, c BYTEA NOT NULL)",
+		"CREATE TABLE a (b TEXT PRIMARY KEY) WITHOUT ROWID;":      "CREATE TABLE a (b TEXT COLLATE \"C\" PRIMARY KEY);",
 		"c TEXT NOT NULL, -- a TEXT\n d BLOB":                     "c TEXT COLLATE \"C\" NOT NULL, -- a TEXT\n d BYTEA",
 		"INSERT INTO t VALUES ('BLOB', \"TEXT\", TEXTS, BLOB_1)":  "INSERT INTO t VALUES ('BLOB', \"TEXT\", TEXTS, BLOB_1)",
 	} {

@@ -13,7 +13,7 @@
 //     the others wait for it.
 //   - SQL is the portable subset that SQLite and PostgreSQL share: ? as the
 //     placeholder, INTEGER, TEXT and BLOB columns, INSERT … ON CONFLICT, single
-//     quotes for strings. Times are unix seconds or milliseconds in INTEGER. A
+//     quotes for strings; WITHOUT ROWID, which PostgreSQL is not told. Times are unix seconds or milliseconds in INTEGER. A
 //     room's tables carry the room's name as prefix (gm_…, ace_…).
 //   - A statement that failed fails its transaction: later statements return
 //     the same error, and so does Update. Expected conflicts are for ON CONFLICT
