@@ -9,7 +9,9 @@ import (
 
 // Explainer tells why a node can or cannot read its groups now.
 type Explainer interface {
-	// Why explains one group, or all of the node's for "".
+	// Why explains one group, or all of the node's for "". The node has the name that
+	// it has in its groups, that of an entry of delegates, or its identity at the
+	// embedded Authorization Server.
 	Why(ctx context.Context, node, group string) (*WhyInfo, error)
 }
 
@@ -18,24 +20,55 @@ type WhyInfo struct {
 	Node        string     `json:"node"`
 	GatewayTime time.Time  `json:"gateway_time"`
 	ClockHint   string     `json:"clock_hint,omitempty"` // what looks like a wrong clock
+	Client      *WhyClient `json:"client,omitempty"`     // what the node is at the embedded Authorization Server; left out: it was not asked for by that identity
+	More        int        `json:"more,omitempty"`       // memberships of the client that are not listed
 	Groups      []WhyGroup `json:"groups"`
 }
 
 // WhyGroup is the answer about a node in one group.
 type WhyGroup struct {
 	Group   string   `json:"group"`
-	Reads   string   `json:"reads"` // yes, no, unknown
+	Node    string   `json:"node"`             // its name in the group; "": it never was a member, as far as is known
+	Client  string   `json:"client,omitempty"` // identity at the embedded Authorization Server that its key was given to
+	Reads   string   `json:"reads"`            // yes, no, unknown
 	Because string   `json:"because"`
 	Next    []string `json:"next"` // what to do; empty: nothing
 
 	Member       *WhyMember      `json:"member"` // null: it is none
-	Token        *WhyToken       `json:"token"`  // null: it is no member, so that nothing is known
+	Token        *WhyToken       `json:"token"`  // null: it is no member
 	Version      uint64          `json:"version"`
 	Held         *uint64         `json:"held"` // last confirmed; null: it showed none
 	Associations []Association   `json:"associations"`
 	Delivery     *DeliveryMember `json:"delivery"`
 	Tree         *WhyTree        `json:"tree,omitempty"` // left out: it does not follow a key tree
 	Refused      *WhyRefusal     `json:"last_refused"`   // since the gateway started
+	Departed     *WhyDeparture   `json:"departed,omitempty"`
+	Handshake    *WhyHandshake   `json:"handshake,omitempty"` // the newest with a key of a token, since the gateway started
+}
+
+// WhyClient is a client of the embedded Authorization Server.
+type WhyClient struct {
+	Identity  string        `json:"identity"`
+	State     string        `json:"state"` // configured, enabled, disabled
+	Scope     []ScopeEntry  `json:"scope"` // the most that its tokens may allow
+	Token     *time.Time    `json:"token"` // end of the one that lasts longest; null: none was issued
+	Posted    bool          `json:"posted"`
+	Handshake *WhyHandshake `json:"handshake,omitempty"`    // the newest with its identity, since the gateway started
+	Refused   *WhyRefusal   `json:"last_refused,omitempty"` // likewise
+}
+
+// WhyHandshake is the newest DTLS handshake with a pre-shared key.
+type WhyHandshake struct {
+	At     time.Time `json:"at"`
+	Result string    `json:"result"` // done, under-way, unfinished, refused
+	Error  string    `json:"error,omitempty"`
+}
+
+// WhyDeparture is how its membership ended, as far as the audit log knows.
+type WhyDeparture struct {
+	At      time.Time `json:"at"`
+	Evicted bool      `json:"evicted"` // false: it left
+	Reason  string    `json:"reason,omitempty"`
 }
 
 // WhyTree is the way of a member in the key tree of its group.

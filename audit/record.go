@@ -68,9 +68,7 @@ func fromEvent(kind string, e groupcomm.Event) Record {
 }
 
 func subjectText(s coap.Subject) string {
-	name, ok := map[coap.SubjectKind]string{
-		coap.SubjectPoP: "pop", coap.SubjectPSK: "psk", coap.SubjectKeyHash: "key", coap.SubjectOSCORE: "oscore",
-	}[s.Kind]
+	name, ok := subjectNames[s.Kind]
 	if !ok || s.ID == "" {
 		return ""
 	}

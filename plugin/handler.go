@@ -212,6 +212,7 @@ func (g *Gateway) subject(ctx context.Context, identity []byte, exporter func(st
 	if r == nil {
 		return coap.Subject{}, errStarting
 	}
+	g.tries.finished(identity)
 	subject, conveyed := r.access.Subject(identity)
 	if !conveyed {
 		return subject, nil

@@ -30,6 +30,7 @@ type operator struct {
 	log       *slog.Logger
 	ready     <-chan struct{}
 	trouble   *trouble
+	tries     *tries
 
 	certificate *x509.Certificate // of listen.coaps; nil: none
 

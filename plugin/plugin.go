@@ -58,6 +58,7 @@ type Gateway struct {
 
 	refusals refusals
 	trouble  trouble
+	tries    tries
 	receives receives
 	awaited  awaited
 	gate     gate
@@ -156,7 +157,9 @@ func (g *Gateway) psk(identity []byte) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(g.stopped, goodbye)
 	defer cancel()
-	return r.access.PSK(ctx, identity)
+	key, err := r.access.PSK(ctx, identity)
+	g.tries.asked(identity, err)
+	return key, err
 }
 
 // requestContext ends with the connection and with Run.

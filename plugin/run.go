@@ -187,7 +187,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 	if b.proxy, err = g.newProxy(as); err != nil {
 		return nil, err
 	}
-	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, delegates: b.delegate, links: g.associations, refused: g.refusals.newest, trouble: &g.trouble}
+	b.op = &operator{gm: late.Manager, bridge: br, ace: as, rd: b.rd, audit: log, log: g.log.With("part", "audit"), ready: g.ready, delegates: b.delegate, links: g.associations, refused: g.refusals.newest, trouble: &g.trouble, tries: &g.tries}
 	if c := g.cfg.Listen.CoAPSCert; c != nil {
 		b.op.certificate = c.Leaf
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
+	"github.com/seed4911071e/groupgate/ace"
 	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/bridge"
 	"github.com/seed4911071e/groupgate/coap"
@@ -15,7 +17,8 @@ import (
 
 var _ admin.Explainer = (*operator)(nil)
 
-// Why gathers from the rooms what decides whether a node can read a group now.
+// Why gathers from the rooms what decides whether a node can read a group now. It
+// goes by any name that an operator has for it.
 func (o *operator) Why(ctx context.Context, node, group string) (*admin.WhyInfo, error) {
 	if w, err := o.whyDelegate(ctx, node, group); w != nil || err != nil {
 		return w, err
@@ -24,51 +27,76 @@ func (o *operator) Why(ctx context.Context, node, group string) (*admin.WhyInfo,
 	if err != nil {
 		return nil, err
 	}
-	out := &admin.WhyInfo{Node: node, GatewayTime: time.Now().UTC().Truncate(time.Second), Groups: []admin.WhyGroup{}}
-	known := false
-	for _, g := range groups {
-		if group != "" && g.Name != group {
-			continue
-		}
-		known = true
-		w, err := o.whyGroup(ctx, node, g)
-		if err != nil {
-			return nil, err
-		}
-		if w.Member != nil || group != "" {
-			out.Groups = append(out.Groups, *w)
-		}
-		if w.Token != nil {
-			out.ClockHint = clockHint(time.Now(), w.Token)
+	if group != "" {
+		groups = slices.DeleteFunc(groups, func(g groupcomm.GroupStatus) bool { return g.Name != group })
+		if len(groups) == 0 {
+			return nil, &admin.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no group %q", group), Hint: "`gateway group list` shows the groups"}
 		}
 	}
-	switch {
-	case group != "" && !known:
-		return nil, &admin.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no group %q", group), Hint: "`gateway group list` shows the groups"}
-	case len(out.Groups) == 0:
-		return nil, &admin.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no node %q is a member of any group", node),
-			Hint: "`gateway group show NAME` has the names of members; `gateway audit` tells who left, was evicted or was refused"}
+	out := &admin.WhyInfo{Node: node, GatewayTime: time.Now().UTC().Truncate(time.Second), Groups: []admin.WhyGroup{}}
+	err = o.whyMembers(ctx, out, groups, func(m *groupcomm.Member) bool { return m.Node == node })
+	if err != nil {
+		return nil, err
+	}
+	if len(out.Groups) == 0 {
+		if err := o.whyClient(ctx, out, groups, group != ""); err != nil {
+			return nil, err
+		}
+	}
+	if len(out.Groups) == 0 && out.Client == nil {
+		p := &admin.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no node %q is a member of any group, was one, or may become one", node),
+			Hint: "`gateway group show NAME` has the names of members, `gateway node list` the identities of enrolled nodes"}
+		if h := o.tries.newest([]byte(node)); h != nil {
+			p.Detail += fmt.Sprintf("; a DTLS handshake with this identity was refused at %s", h.At.Format(time.RFC3339))
+			p.Hint = "is the identity misspelled in the node? `gateway node list` has those that are enrolled, the section psk of the configuration the others"
+		}
+		return nil, p
 	}
 	return out, nil
 }
 
-func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupStatus) (*admin.WhyGroup, error) {
-	w := &admin.WhyGroup{Group: g.Name, Version: g.Version, Next: []string{}, Associations: []admin.Association{}}
-	members, err := o.gm.Members(ctx, g.Name)
-	if err != nil {
-		return nil, err
-	}
-	var m *groupcomm.Member
-	for i := range members {
-		if members[i].Node == node {
-			m = &members[i]
+// maxWhy bounds the memberships that one answer explains: many nodes may share a
+// client.
+const maxWhy = 50
+
+// whyMembers explains the memberships of whom is says so.
+func (o *operator) whyMembers(ctx context.Context, out *admin.WhyInfo, groups []groupcomm.GroupStatus, is func(*groupcomm.Member) bool) error {
+	for _, g := range groups {
+		members, err := o.gm.Members(ctx, g.Name)
+		if err != nil {
+			return err
+		}
+		var ledger []bridge.LedgerEntry // read where somebody was found
+		for i := range members {
+			m := &members[i]
+			if !is(m) {
+				continue
+			}
+			if len(out.Groups) == maxWhy {
+				out.More++
+				continue
+			}
+			if ledger == nil {
+				if _, ledger, err = o.bridge.Progress(ctx, g.Name); err != nil {
+					return err
+				}
+			}
+			w, err := o.whyMember(ctx, m, g, ledger)
+			if err != nil {
+				return err
+			}
+			if out.Groups = append(out.Groups, *w); out.ClockHint == "" {
+				out.ClockHint = clockHint(time.Now(), w.Token)
+			}
 		}
 	}
-	if m == nil {
-		w.Reads, w.Because = "no", "it is not a member"
-		w.Next = append(w.Next, "it joins with a token whose scope has the group; `gateway audit` tells whether it left, was evicted or was refused")
-		return w, nil
-	}
+	return nil
+}
+
+// whyMember explains one membership.
+func (o *operator) whyMember(ctx context.Context, m *groupcomm.Member, g groupcomm.GroupStatus, ledger []bridge.LedgerEntry) (*admin.WhyGroup, error) {
+	w := newWhyGroup(g)
+	w.Node = m.Node
 	w.Member = &admin.WhyMember{Roles: admin.RoleNames(m.Roles), JoinedAt: &m.JoinedAt, Lapsed: m.Lapsed}
 	if m.SenderID != nil {
 		id := m.SenderID.String()
@@ -77,15 +105,14 @@ func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupS
 	w.Token = o.whyToken(ctx, m)
 	w.Associations, _ = o.links(m.Subject)
 	w.Associations = append(w.Associations, o.contexts(m.Subject)...)
-	if r, ok := o.refused(m.Subject); ok {
-		w.Refused = &admin.WhyRefusal{At: r.at.UTC(), Method: r.method, Path: r.path, Code: r.code, Error: r.reason}
-	}
-	_, ledger, err := o.bridge.Progress(ctx, g.Name)
-	if err != nil {
+	w.Refused = o.whyRefused(m.Subject)
+	w.Handshake = o.tries.newest(ace.HandshakeIdentity(m.Subject))
+	var err error
+	if w.Client, err = o.ace.ClientOf(ctx, m.Subject); err != nil {
 		return nil, err
 	}
 	for _, e := range ledger {
-		if e.Node == node {
+		if e.Node == m.Node {
 			d := deliveryMember(e)
 			w.Delivery, w.Held = &d, d.Version
 			if w.Tree, err = o.whyTree(ctx, g.Name, &e); err != nil {
@@ -95,6 +122,20 @@ func (o *operator) whyGroup(ctx context.Context, node string, g groupcomm.GroupS
 	}
 	verdict(w, m, g, time.Now())
 	return w, nil
+}
+
+func newWhyGroup(g groupcomm.GroupStatus) *admin.WhyGroup {
+	return &admin.WhyGroup{Group: g.Name, Version: g.Version, Next: []string{}, Associations: []admin.Association{}}
+}
+
+// whyRefused is the newest refused request of any of them.
+func (o *operator) whyRefused(subjects ...coap.Subject) (w *admin.WhyRefusal) {
+	for _, s := range subjects {
+		if r, ok := o.refused(s); ok && (w == nil || r.at.After(w.At)) {
+			w = &admin.WhyRefusal{At: r.at.UTC(), Method: r.method, Path: r.path, Code: r.code, Error: r.reason}
+		}
+	}
+	return w
 }
 
 // whyToken tells what a member's token is worth in its group.
@@ -172,7 +213,9 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 	case bridge.StateUnreachable:
 		next("see that the node has power and network; if it is gone for good, `gateway group evict %s %s`", w.Group, w.Delivery.Node)
 	}
-	if len(w.Associations) == 0 && d.Channel != "mqtt" {
+	if h := w.Handshake; h != nil && h.Error != "" && len(w.Associations) == 0 {
+		next("its newest handshake, at %s, was %s: %s", h.At.Format(time.RFC3339), h.Result, h.Error)
+	} else if len(w.Associations) == 0 && d.Channel != "mqtt" {
 		next("it has no association: nothing can be sent until it connects; is port and address of this gateway what it has configured?")
 	}
 	if poll {

@@ -3,10 +3,12 @@ package plugin
 import (
 	"context"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/delegate"
+	"github.com/seed4911071e/groupgate/groupcomm"
 )
 
 // whyDelegate explains a legacy node, by the name that the configuration has for it;
@@ -23,10 +25,11 @@ func (o *operator) whyDelegate(ctx context.Context, name, group string) (*admin.
 		if group != "" && s.Group != group {
 			continue
 		}
-		w := &admin.WhyGroup{Group: s.Group, Version: uint64(s.Version), Next: []string{}, Associations: []admin.Association{}}
+		w := newWhyGroup(groupcomm.GroupStatus{Name: s.Group, Version: s.Version})
+		w.Node = s.Node
 		if s.GM == "" && s.Node != "" {
 			var err error
-			if w, err = o.whyMember(ctx, s.Node, s.Group); err != nil {
+			if w, err = o.whyLocal(ctx, s.Node, s.Group); err != nil {
 				return nil, err
 			}
 		}
@@ -42,18 +45,22 @@ func (o *operator) whyDelegate(ctx context.Context, name, group string) (*admin.
 	return out, nil
 }
 
-// whyMember is whyGroup by the name of the group.
-func (o *operator) whyMember(ctx context.Context, node, group string) (*admin.WhyGroup, error) {
+// whyLocal is what the Group Manager here knows of it.
+func (o *operator) whyLocal(ctx context.Context, node, group string) (*admin.WhyGroup, error) {
 	groups, err := o.gm.Groups(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, g := range groups {
-		if g.Name == group {
-			return o.whyGroup(ctx, node, g)
-		}
+	groups = slices.DeleteFunc(groups, func(g groupcomm.GroupStatus) bool { return g.Name != group })
+	var out admin.WhyInfo
+	err = o.whyMembers(ctx, &out, groups, func(m *groupcomm.Member) bool { return m.Node == node })
+	switch {
+	case err != nil:
+		return nil, err
+	case len(out.Groups) > 0:
+		return &out.Groups[0], nil
 	}
-	return &admin.WhyGroup{Group: group, Next: []string{}, Associations: []admin.Association{}}, nil
+	return newWhyGroup(groupcomm.GroupStatus{Name: group}), nil
 }
 
 // judgeDelegate says whether the node takes part in the group now.

@@ -11,7 +11,7 @@ import (
 // whyCmd explains one node.
 type whyCmd struct {
 	where
-	Node  string `arg:"" help:"Node name, as group show prints it."`
+	Node  string `arg:"" help:"The node: its name as group show prints it, its identity as node list does, or its name in delegates."`
 	Group string `arg:"" optional:"" help:"Name of the group. Default: all groups of the node."`
 	JSON  bool   `help:"Print JSON."`
 }
@@ -30,11 +30,17 @@ func (c *whyCmd) Run(e *env) error {
 		return printJSON(e.stdout, w)
 	}
 	var b strings.Builder
+	if w.Client != nil {
+		explainClient(&b, w)
+	}
 	for i := range w.Groups {
-		if i > 0 {
+		if b.Len() > 0 {
 			b.WriteByte('\n')
 		}
 		explain(&b, w, &w.Groups[i])
+	}
+	if w.More > 0 {
+		fmt.Fprintf(&b, "\nand %s more of this client: name one as `gateway group show` prints it\n", count(w.More, "membership"))
 	}
 	_, err = io.WriteString(e.stdout, b.String())
 	return err
@@ -46,6 +52,12 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 	fmt.Fprintf(b, "%s %s %s: %s\n", w.Node, answer, g.Group, g.Because)
 	line := func(label, format string, args ...any) {
 		fmt.Fprintf(b, "  %-12s %s\n", label, fmt.Sprintf(format, args...))
+	}
+	if g.Node != "" && g.Node != w.Node {
+		line("node", "%s", g.Node)
+	}
+	if g.Client != "" && g.Client != w.Node {
+		line("client", "%s", g.Client)
 	}
 	if m := g.Member; m != nil {
 		state := ""
@@ -100,12 +112,11 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 	if t := g.Tree; t != nil {
 		explainTree(line, g.Delivery, t)
 	}
-	if r := g.Refused; r != nil {
-		text := fmt.Sprintf("%s %s: %s, %s", r.Method, r.Path, r.Code, ago(&r.At))
-		if r.Error != "" {
-			text += ": " + r.Error
-		}
-		line("refused", "%s", text)
+	if h := g.Handshake; h != nil && h.Result != "done" {
+		line("handshake", "%s", handshake(h))
+	}
+	if g.Refused != nil {
+		line("refused", "%s", refused(g.Refused))
 	}
 	if w.ClockHint != "" {
 		line("clock", "%s", w.ClockHint)
@@ -113,4 +124,51 @@ func explain(b *strings.Builder, w *admin.WhyInfo, g *admin.WhyGroup) {
 	for _, n := range g.Next {
 		line("next", "%s", n)
 	}
+}
+
+// explainClient writes what the node is at the embedded Authorization Server.
+func explainClient(b *strings.Builder, w *admin.WhyInfo) {
+	c := w.Client
+	fmt.Fprintf(b, "%s is a client of the Authorization Server, %s\n", c.Identity, c.State)
+	line := func(label, format string, args ...any) {
+		fmt.Fprintf(b, "  %-12s %s\n", label, fmt.Sprintf(format, args...))
+	}
+	scope := make([]string, len(c.Scope))
+	for i, e := range c.Scope {
+		scope[i] = e.Group + "=" + strings.Join(e.Roles, ",")
+	}
+	if len(scope) == 0 {
+		scope = []string{"nothing"}
+	}
+	line("may have", "%s", strings.Join(scope, " "))
+	switch {
+	case c.Token == nil:
+		line("token", "none was issued")
+	case c.Posted:
+		line("token", "ends %s", ahead(c.Token))
+	default:
+		line("token", "ends %s, not seen here", ahead(c.Token))
+	}
+	if c.Handshake != nil {
+		line("handshake", "%s", handshake(c.Handshake))
+	}
+	if c.Refused != nil {
+		line("refused", "%s", refused(c.Refused))
+	}
+}
+
+func refused(r *admin.WhyRefusal) string {
+	text := fmt.Sprintf("%s %s: %s, %s", r.Method, r.Path, r.Code, ago(&r.At))
+	if r.Error != "" {
+		text += ": " + r.Error
+	}
+	return text
+}
+
+func handshake(h *admin.WhyHandshake) string {
+	text := fmt.Sprintf("%s, %s", h.Result, ago(&h.At))
+	if h.Error != "" {
+		text += ": " + h.Error
+	}
+	return text
 }

@@ -51,13 +51,29 @@ func TestWhy(t *testing.T) {
 			t.Errorf("why lacks %q:\n%s", want, text)
 		}
 	}
-	run(t, 0, "group", "evict", "sensors", name, "--config", s.config)
-	gone := run(t, 1, "why", name, "--config", s.config)
-	if !strings.Contains(gone.err.String(), "no node") {
-		t.Errorf("after the eviction: %s", &gone.err)
+	// By the identity that an operator gave it, and the other way round.
+	if g.Client != d.client.Identity {
+		t.Errorf("client %q, want %q", g.Client, d.client.Identity)
 	}
-	if g := why("sensors"); g.Reads != "no" || g.Member != nil {
+	byIdentity := func() *admin.WhyInfo {
+		t.Helper()
+		return decode[admin.WhyInfo](t, run(t, 0, "why", d.client.Identity, "--json", "--config", s.config).out.String())
+	}
+	if w := byIdentity(); w.Client == nil || !w.Client.Posted || w.Client.Handshake == nil || w.Client.Handshake.Result != "done" ||
+		len(w.Groups) != 1 || w.Groups[0].Node != name || w.Groups[0].Reads != "yes" {
+		t.Errorf("by identity: %+v", w)
+	}
+	run(t, 0, "group", "evict", "sensors", name, "--config", s.config)
+	eventually(t, "the audit log tells of the eviction", func() bool { return why("sensors").Departed != nil })
+	if g := why(); g.Reads != "no" || g.Member != nil || !g.Departed.Evicted || len(g.Next) == 0 {
 		t.Errorf("after the eviction: %+v", g)
+	}
+	if w := byIdentity(); len(w.Groups) != 1 || w.Groups[0].Departed == nil || w.Groups[0].Node != name {
+		t.Errorf("after the eviction, by identity: %+v", w)
+	}
+	nobody := run(t, 1, "why", "nobody", "--config", s.config)
+	if !strings.Contains(nobody.err.String(), "no node") || !strings.Contains(nobody.err.String(), "hint:") {
+		t.Errorf("of nobody: %s", &nobody.err)
 	}
 }
 
