@@ -18,6 +18,8 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/seed4911071e/groupgate/bridge/packetid"
 )
 
 const (
@@ -153,8 +155,10 @@ func (b *broker) uri() string {
 func (b *broker) run(ctx context.Context) error {
 	defer b.unlisten() // again after the server did: harmless
 	b.hook.start(ctx)
-	if err := b.server.AddHook(b.hook, nil); err != nil {
-		return fmt.Errorf("bridge: embedded broker: %w", err)
+	for _, h := range []mqtt.Hook{b.hook, new(packetid.Hook)} {
+		if err := b.server.AddHook(h, nil); err != nil {
+			return fmt.Errorf("bridge: embedded broker: %w", err)
+		}
 	}
 	b.mu.Lock()
 	for i, l := range b.listeners {

@@ -94,7 +94,7 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 	if b.broker != nil {
 		return c, nil
 	}
-	if err := c.subscribe(ctx, ackTopic(b.cfg.Prefix, "+")); err != nil {
+	if err := c.insist(ctx, ackTopic(b.cfg.Prefix, "+")); err != nil {
 		c.close()
 		return nil, fmt.Errorf("bridge: subscribe to acknowledgements: %w", err)
 	}
@@ -115,6 +115,21 @@ func (p *publisher) dial(ctx context.Context) (*client, error) {
 }
 
 var errSubscription = errors.New("bridge: subscription refused")
+
+// insist subscribes, and again where that is refused: a broker that confuses packet
+// identifiers (see package packetid) does so until the acknowledgements that it
+// kept for us are settled, and they are settled in a session only.
+func (c *client) insist(ctx context.Context, filter string) error {
+	delay := backoffMin
+	for {
+		err := c.subscribe(ctx, filter)
+		if !errors.Is(err, errSubscription) || delay > insistence {
+			return err
+		}
+		pause(ctx, delay)
+		delay *= 2
+	}
+}
 
 func (c *client) subscribe(ctx context.Context, filter string) error {
 	t := c.paho.Subscribe(filter, qos, nil)

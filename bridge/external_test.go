@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +48,43 @@ func external(c *Config, uri string) {
 	c.Broker = uri
 	c.User, c.Password = "gateway", "gateway secret"
 	c.MemberUser, c.MemberPassword = "members", "members secret"
+}
+
+// reluctant refuses the first subscriptions to acknowledgements.
+type reluctant struct {
+	mqttd.Open
+	refusals, connects atomic.Int32
+}
+
+func (r *reluctant) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool {
+	if string(pk.Connect.Username) == "gateway" {
+		r.connects.Add(1)
+	}
+	return true
+}
+
+func (r *reluctant) OnACLCheck(_ *mqtt.Client, topic string, write bool) bool {
+	return write || !strings.HasSuffix(topic, "/+/ack") || r.refusals.Add(-1) < 0
+}
+
+// TestRefusedAtFirst: a broker whose library takes the identifiers of its own
+// messages for the gateway's refuses to subscribe it until those are acknowledged,
+// for which the session has to live.
+func TestRefusedAtFirst(t *testing.T) {
+	m, l, broker := newManager(t), loopbackListener(t, "127.0.0.1:0"), new(reluctant)
+	broker.refusals.Store(2)
+	mqttd.Start(t, l, broker)
+	b, _ := running(t, open(t), m, nil, func(c *Config) { external(c, "mqtt://"+l.Addr().String()) })
+	d := connect(t, m.join(t, b, "n1", wantMQTT))
+	num := m.rekey(t, b)
+	d.next()
+	if err := d.ack(num); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "confirmed", func() bool { return entry(t, b, "n1").Confirmed == num })
+	if n := broker.connects.Load(); n != 1 {
+		t.Errorf("the gateway connected %d times, want once", n)
+	}
 }
 
 // TestBrokerAway: rekeys, evictions and acknowledgements of the time without a

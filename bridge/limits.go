@@ -65,7 +65,8 @@ const (
 	writeTimeout = 5 * time.Second
 	keepAlive    = 30 * time.Second
 	pingTimeout  = 10 * time.Second
-	quiesce      = 250 // milliseconds for the DISCONNECT packet
+	insistence   = 800 * time.Millisecond // 1.5 s in all
+	quiesce      = 250                    // milliseconds for the DISCONNECT packet
 	backoffMin   = 100 * time.Millisecond
 	backoffMax   = 30 * time.Second
 

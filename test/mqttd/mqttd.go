@@ -14,6 +14,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
+	"github.com/seed4911071e/groupgate/bridge/packetid"
 )
 
 // Start serves on l until stop is called or the test ends. Who may connect, and
@@ -22,7 +23,7 @@ import (
 func Start(t testing.TB, l net.Listener, hooks ...mqtt.Hook) (s *mqtt.Server, stop func()) {
 	t.Helper()
 	s = mqtt.New(&mqtt.Options{InlineClient: true, Logger: slog.New(slog.DiscardHandler)})
-	for _, h := range append(hooks, &wildcards{kept: map[string]packets.Packet{}}) {
+	for _, h := range append(hooks, &wildcards{kept: map[string]packets.Packet{}}, new(packetid.Hook)) {
 		if err := s.AddHook(h, nil); err != nil {
 			t.Fatal(err)
 		}
