@@ -99,15 +99,17 @@ func (c *controls) of(group string) map[string]control {
 func (b *Bridge) Reached(group, node string, p coap.Peer, controlURI string, observing bool) {
 	m := member{group, node}
 	b.activity.belongs(p.Subject, m)
-	if controlURI != "" {
-		b.controls.note(m, p, controlURI)
+	if controlURI == "" && !observing {
+		return
 	}
-	if observing {
-		b.observers.register(p.Link, m, p.Subject)
-	}
-	if controlURI != "" || observing {
-		b.lease(m, observing)
-	}
+	b.lease(m, observing, func() {
+		if controlURI != "" {
+			b.controls.note(m, p, controlURI)
+		}
+		if observing {
+			b.observers.register(p.Link, m, p.Subject)
+		}
+	})
 }
 
 // defaultControl is the last segment of the path that stands for none

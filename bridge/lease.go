@@ -93,6 +93,16 @@ func (l *leases) lost(m member, n uint64) bool {
 	return true
 }
 
+// unlessOurs runs fn if m is not ours, nor about to be. A registration that begins
+// meanwhile waits for it, so fn takes nothing away of what comes after.
+func (l *leases) unlessOurs(m member, fn func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.own[m]; !ok {
+		fn()
+	}
+}
+
 func (l *leases) has(m member) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -111,19 +121,24 @@ func (l *leases) forget(m member) {
 // another and back. What this process knows of its own lease is as old as the last
 // event, so each registration of an observer looks; a request of a member with a
 // control_uri, of which there are more, believes it.
-func (b *Bridge) lease(m member, observing bool) {
+//
+// note takes down how the member is reached. Where a lease is taken it has begun by
+// then: else an older one of another gateway could have that let go.
+func (b *Bridge) lease(m member, observing bool, note func()) {
 	if !b.store.Shared() || !observing && b.leases.has(m) {
+		note()
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
 	defer cancel()
-	b.takeLease(ctx, m, true)
+	b.takeLease(ctx, m, true, note)
 }
 
 // takeLease writes the lease; one of another gateway is taken only if anyway is
 // set. Numbers only grow while a member is one.
-func (b *Bridge) takeLease(ctx context.Context, m member, anyway bool) {
+func (b *Bridge) takeLease(ctx context.Context, m member, anyway bool, note func()) {
 	b.leases.begin(m)
+	note()
 	n, holder, err := b.writeLease(ctx, m, anyway)
 	if err != nil && !errors.Is(err, context.Canceled) { // its next registration tries again
 		b.log.WarnContext(ctx, "deliveries to a member may come from two gateways", "group", m.group, "node", m.node, "err", err)
@@ -181,11 +196,15 @@ func (b *Bridge) leased(ctx context.Context, e *groupcomm.Event) {
 	b.letGo(ctx, m)
 }
 
+// letGo ends what is here of a member that is with another gateway, unless it
+// comes back at this moment.
 func (b *Bridge) letGo(ctx context.Context, m member) {
-	b.log.DebugContext(ctx, "a member is with another gateway now", "group", m.group, "node", m.node)
-	b.controls.take(m)
-	b.ended(m.group, m.node, nil)
-	b.activity.unobserved(m)
+	b.leases.unlessOurs(m, func() {
+		b.log.DebugContext(ctx, "a member is with another gateway now", "group", m.group, "node", m.node)
+		b.controls.take(m)
+		b.ended(m.group, m.node, nil)
+		b.activity.unobserved(m)
+	})
 }
 
 // revoked ends the session of a registration that ended at any gateway, and has

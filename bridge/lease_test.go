@@ -58,3 +58,27 @@ func TestLeases(t *testing.T) {
 		}
 	}
 }
+
+// What lets a member go takes nothing away from a registration that has begun.
+func TestUnlessOurs(t *testing.T) {
+	m := member{testGroup, "n"}
+	runs := func(l *leases) (ran bool) {
+		l.unlessOurs(m, func() { ran = true })
+		return ran
+	}
+	l := &leases{}
+	if !runs(l) {
+		t.Error("not let go, and nobody wants it")
+	}
+	l.begin(m)
+	if runs(l) {
+		t.Error("let go while its registration is under way")
+	}
+	l.end(m, 2)
+	if l.lost(m, 1); runs(l) {
+		t.Error("let go for a lease that is older than ours")
+	}
+	if l.lost(m, 3); !runs(l) {
+		t.Error("not let go, and another gateway has it")
+	}
+}

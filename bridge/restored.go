@@ -115,7 +115,7 @@ func (b *Bridge) recall(ctx context.Context) error {
 				}
 			})
 			if b.store.Shared() {
-				b.calls.add(func(ctx context.Context) { b.takeLease(ctx, m, false) })
+				b.calls.add(func(ctx context.Context) { b.takeLease(ctx, m, false, func() {}) })
 			}
 			b.observers.register(o.Peer.Link, m, o.Peer.Subject)
 			if c, ok := confirmed[node]; ok && c.version >= version {
