@@ -190,6 +190,14 @@ type Attempt struct {
 	Wait  time.Duration // for the acknowledgement of that
 }
 
+// Answerer is a [Link] that needs more than a token to send responses after the first
+// to a request: what protects it.
+type Answerer interface {
+	// Answers gives the link for those to the request with the context ctx, which is
+	// being answered. It is good until end is called.
+	Answers(ctx context.Context) (link Link, end func())
+}
+
 // Batcher is a [Link] whose messages can wait for those to others, to be sent
 // together; nil: they cannot now.
 type Batcher interface {

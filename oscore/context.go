@@ -47,6 +47,11 @@ type Params struct {
 	// MAX_UNFRAGMENTED_SIZE of RFC 8613, Section 4.1.3.4.2: larger messages go in
 	// inner blocks. 0: 65535, which is the most.
 	MaxUnfragmented int
+
+	// Hop says that one of the two ends is a proxy for requests of the other: what is
+	// for it, where to send them among that, is protected, and what it forwards may be
+	// protected itself (draft-ietf-core-oscore-capable-proxies, Section 3).
+	Hop bool
 }
 
 // Context is a Security Context: Common, Sender and Recipient Context (RFC 8613,
@@ -66,6 +71,7 @@ type Context struct {
 	settled       *settled
 	aadHead       []byte // of the aad_array, up to the algorithms
 	max           int
+	span          span
 
 	seq    Sequence
 	window Window
@@ -99,7 +105,7 @@ func New(p Params) (*Context, error) {
 		return nil, fmt.Errorf("oscore: unfragmented messages of %d bytes: at most %d", p.MaxUnfragmented, defaultMaxUnfragmented)
 	}
 	c := &Context{
-		alg: p.AEAD, max: p.MaxUnfragmented,
+		alg: p.AEAD, max: p.MaxUnfragmented, span: span(p.Hop),
 		senderID:    append([]byte{}, p.SenderID...),
 		recipientID: append([]byte{}, p.RecipientID...),
 		idContext:   bytes.Clone(p.IDContext),

@@ -23,6 +23,28 @@ type Exchange struct {
 	piv        uint64
 	kidContext string
 	next       uint64 // client: one more than the Notification Number
+	several    bool   // client: responses of a group are accepted
+	seen       uint64 // of those: which of the numbers before next; bit 0 is next-1
+}
+
+// fresh says whether a response with number n may be accepted: with notifications one
+// that is newer than all before it, of a group one that was not accepted before.
+func (e *Exchange) fresh(n uint64) bool {
+	if n >= e.next {
+		return true
+	}
+	age := e.next - 1 - n
+	return e.several && age < 64 && e.seen>>age&1 == 0
+}
+
+func (e *Exchange) accept(n uint64) {
+	if n >= e.next {
+		e.seen <<= n + 1 - e.next
+		e.next = n + 1
+	}
+	if e.several {
+		e.seen |= 1 << (e.next - 1 - n)
+	}
 }
 
 func newExchange(kid []byte, piv uint64, kidContext string) Exchange {
@@ -52,23 +74,33 @@ const (
 	exchangeObserve
 	exchangePlain
 	exchangeDone
+	exchangeSeveral
 	exchangeFlags // one more than all of them
 )
 
 // MarshalBinary writes the exchange for a store: a CBOR array of kid, Partial IV,
-// kid context, flags and Notification Number.
+// kid context, flags and Notification Number; where several responses are accepted,
+// which of the last 64 numbers were, too.
 func (e Exchange) MarshalBinary() ([]byte, error) {
 	flags := int64(0)
-	for i, set := range []bool{e.client, e.observe, e.plain, e.done} {
+	for i, set := range []bool{e.client, e.observe, e.plain, e.done, e.several} {
 		if set {
 			flags |= 1 << i
 		}
 	}
-	b := appendCBORBytes([]byte{0x85}, e.kid[:e.kidLen])
+	head := byte(0x85)
+	if e.several {
+		head++
+	}
+	b := appendCBORBytes([]byte{head}, e.kid[:e.kidLen])
 	b = appendCBORInt(b, int64(e.piv))
 	b = appendCBORBytes(b, []byte(e.kidContext))
 	b = appendCBORInt(b, flags)
-	return appendCBORInt(b, int64(e.next)), nil
+	b = appendCBORInt(b, int64(e.next))
+	if e.several {
+		b = appendCBORHead(b, cborUint, e.seen)
+	}
+	return b, nil
 }
 
 var errExchangeForm = errors.New("oscore: not a stored exchange")
@@ -76,7 +108,7 @@ var errExchangeForm = errors.New("oscore: not a stored exchange")
 // UnmarshalBinary reads what [Exchange.MarshalBinary] wrote.
 func (e *Exchange) UnmarshalBinary(b []byte) error {
 	items, err := cose.DecodeArray(b)
-	if err != nil || len(items) != 5 {
+	if err != nil || len(items) != 5 && len(items) != 6 {
 		return errExchangeForm
 	}
 	kid, err1 := cose.AsBytes(items[0])
@@ -94,6 +126,14 @@ func (e *Exchange) UnmarshalBinary(b []byte) error {
 	x.plain = flags&exchangePlain != 0
 	x.done = flags&exchangeDone != 0
 	x.next = next
+	if x.several = flags&exchangeSeveral != 0; x.several != (len(items) == 6) {
+		return errExchangeForm
+	}
+	if x.several {
+		if x.seen, err = cose.AsUint(items[5]); err != nil {
+			return errExchangeForm
+		}
+	}
 	*e = x
 	return nil
 }

@@ -110,19 +110,22 @@ func FuzzIdentity(f *testing.F) {
 func FuzzInner(f *testing.F) {
 	f.Add([]byte("\x01\xb3tv1"), true)
 	f.Add([]byte("\x45\xffhello"), false)
+	f.Add([]byte("\x02\x92\x09\x00\x21\x05\xd7\x0d\x0bcoap://\xffx"), true)
 	f.Fuzz(func(t *testing.T, plain []byte, request bool) {
 		outer := &coap.Message{Code: coap.POST, Options: coap.Options{{ID: coap.UriHost, Value: []byte("h")}, {ID: coap.OSCOREOption}}}
-		var b Buffer
-		m, err := b.unprotected(outer, plain, request)
-		if err != nil {
-			return
-		}
-		if m.Code.IsRequest() != request || m.Options.Has(coap.OSCOREOption) {
-			t.Errorf("%+v", m)
-		}
-		for i := range m.Options {
-			if i > 0 && m.Options[i].ID < m.Options[i-1].ID {
-				t.Errorf("not sorted: %v", m.Options)
+		for _, s := range []span{toEnd, toHop} {
+			var b Buffer
+			m, err := b.unprotected(s, outer, plain, request)
+			if err != nil {
+				continue
+			}
+			if m.Code.IsRequest() != request || s == toEnd && m.Options.Has(coap.OSCOREOption) {
+				t.Errorf("%+v", m)
+			}
+			for i := range m.Options {
+				if i > 0 && m.Options[i].ID < m.Options[i-1].ID {
+					t.Errorf("not sorted: %v", m.Options)
+				}
 			}
 		}
 	})

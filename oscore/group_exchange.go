@@ -156,7 +156,7 @@ func (x *GroupExchange) unprotect(in *Buffer, resp *coap.Message, c *groupContex
 	if x.target != nil && !bytes.Equal(r.cred, x.targetCred) {
 		return nil, nil, ErrWrongServer
 	}
-	inner, err := in.unprotected(resp, plain, false)
+	inner, err := in.unprotected(toEnd, resp, plain, false)
 	if err != nil {
 		return nil, nil, err
 	}

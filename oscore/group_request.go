@@ -86,7 +86,7 @@ func (g *Group) protectRequest(ctx context.Context, buf *Buffer, req *coap.Messa
 	if !req.Code.IsRequest() {
 		return nil, nil, errNoRequest
 	}
-	req, err := outgoing(req)
+	req, err := toEnd.outgoing(req)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -100,7 +100,7 @@ func (g *Group) protectRequest(ctx context.Context, buf *Buffer, req *coap.Messa
 	}
 	w := groupScratches.Get().(*groupScratch)
 	defer w.release()
-	if w.plain, err = appendPlaintext(w.plain[:0], req); err != nil {
+	if w.plain, err = toEnd.appendPlaintext(w.plain[:0], req); err != nil {
 		return nil, nil, err
 	}
 	piv, err := s.nextPIV(ctx, w.piv[:0])
@@ -134,7 +134,7 @@ func (g *Group) protectRequest(ctx context.Context, buf *Buffer, req *coap.Messa
 	if v, ok := req.Options.Uint(coap.ObserveOption); ok && v == 0 {
 		x.observe, x.long = true, true
 	}
-	return out.protected(req, value[:len(value):len(value)], sealed[len(value):]), x, nil
+	return out.protected(toEnd, req, value[:len(value):len(value)], sealed[len(value):]), x, nil
 }
 
 // GroupRequest is a request that was read, and protects the responses to it. Its
@@ -241,7 +241,7 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 	if err != nil {
 		return nil, nil, err
 	}
-	inner, err := in.unprotected(req, plain, true)
+	inner, err := in.unprotected(toEnd, req, plain, true)
 	if err != nil {
 		return nil, nil, err
 	}

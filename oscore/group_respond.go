@@ -71,7 +71,7 @@ func (x *GroupRequest) protect(ctx context.Context, buf *Buffer, mode Mode, resp
 	if !resp.Code.IsResponse() {
 		return nil, errNoResponse
 	}
-	resp, err := outgoing(resp)
+	resp, err := toEnd.outgoing(resp)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (x *GroupRequest) protect(ctx context.Context, buf *Buffer, mode Mode, resp
 	}
 	w := groupScratches.Get().(*groupScratch)
 	defer w.release()
-	if w.plain, err = appendPlaintext(w.plain[:0], resp); err != nil {
+	if w.plain, err = toEnd.appendPlaintext(w.plain[:0], resp); err != nil {
 		return nil, err
 	}
 
@@ -131,7 +131,7 @@ func (x *GroupRequest) protect(ctx context.Context, buf *Buffer, mode Mode, resp
 	if err != nil {
 		return nil, err
 	}
-	return out.protected(resp, value[:len(value):len(value)], sealed[len(value):]), nil
+	return out.protected(toEnd, resp, value[:len(value):len(value)], sealed[len(value):]), nil
 }
 
 // tell says whether the client has to be told the own Sender ID, because it

@@ -13,6 +13,15 @@ import (
 // edhocOption is the EDHOC option, of class U (RFC 9668, Section 3.1).
 const edhocOption coap.OptionID = 21
 
+// Options between a client and the proxy that asks a group for it, with the numbers
+// that draft-ietf-core-groupcomm-proxy-07 asks for; all are of class U (Sections 2, 3
+// and 7.3).
+const (
+	MulticastTimeout coap.OptionID = 2
+	groupETag        coap.OptionID = 24
+	replyFrom        coap.OptionID = 248
+)
+
 // outerOnly says whether an option is of class U alone: it travels outside of the
 // ciphertext. All others are of class E, also those that nothing is known about
 // (RFC 8613, Section 4.1); there are no options of class I. Options that may be
@@ -24,10 +33,47 @@ const edhocOption coap.OptionID = 21
 // RFC 9175, Section 4.
 func outerOnly(id coap.OptionID) bool {
 	switch id {
-	case coap.UriHost, coap.UriPort, coap.OSCOREOption, coap.HopLimit, edhocOption, coap.ProxyUri, coap.ProxyScheme:
+	case coap.UriHost, coap.UriPort, coap.OSCOREOption, coap.HopLimit, edhocOption, coap.ProxyUri, coap.ProxyScheme,
+		MulticastTimeout, groupETag, replyFrom:
 		return true
 	}
 	return false
+}
+
+// span says how far the protection of a message reaches.
+type span bool
+
+const (
+	toEnd span = false // to who answers the request, past proxies
+	toHop span = true  // to who forwards it (draft-ietf-core-oscore-capable-proxies)
+)
+
+// outside says whether an option of m travels outside of the ciphertext. What is for
+// the other end of a hop goes inside, an OSCORE option for somebody beyond it among
+// that.
+//
+// draft-ietf-core-oscore-capable-proxies, Section 3.1 (its algorithm, for who shares a
+// context with the next hop).
+func (s span) outside(m *coap.Message, id coap.OptionID) bool {
+	if s == toEnd || !outerOnly(id) {
+		return outerOnly(id)
+	}
+	return (id == coap.UriHost || id == coap.UriPort) && !m.Options.Has(coap.ProxyScheme)
+}
+
+// adopts says whether an outer option counts for a message with these inner ones.
+// What may be altered on the way does not lead a request elsewhere whose way is
+// inside.
+func (s span) adopts(inner coap.Options, id coap.OptionID) bool {
+	switch {
+	case !outerOnly(id) || id == coap.OSCOREOption:
+		return false
+	case s == toEnd:
+		return true
+	case id == MulticastTimeout || id == groupETag || id == replyFrom || inner.Has(id):
+		return false
+	}
+	return !inner.Has(coap.ProxyScheme) && !inner.Has(coap.ProxyUri)
 }
 
 // outerCode is the code of a protected message (RFC 8613, Section 4.2): POST and
@@ -61,10 +107,11 @@ type Buffer struct {
 
 // outgoing is a message on its way to the peer, as its caller made it: checked,
 // sorted and free of a Proxy-Uri with a path.
-func outgoing(m *coap.Message) (*coap.Message, error) {
+func (s span) outgoing(m *coap.Message) (*coap.Message, error) {
 	sorted, proxy := true, false
 	for i := range m.Options {
 		switch id := m.Options[i].ID; {
+		case s == toHop:
 		case id == coap.OSCOREOption:
 			return nil, errors.New("oscore: the message has an OSCORE option")
 		case id == coap.ProxyUri:
@@ -139,13 +186,13 @@ func plaintextBound(m *coap.Message) int {
 
 // appendPlaintext writes code, inner options and payload of an outgoing message
 // (RFC 8613, Section 5.3).
-func appendPlaintext(b []byte, m *coap.Message) ([]byte, error) {
+func (s span) appendPlaintext(b []byte, m *coap.Message) ([]byte, error) {
 	b = append(b, byte(m.Code))
 	last := coap.OptionID(0)
 	var err error
 	for i := range m.Options {
 		o := &m.Options[i]
-		if outerOnly(o.ID) {
+		if s.outside(m, o.ID) {
 			continue
 		}
 		if o.ID == coap.ObserveOption && !m.Code.IsRequest() {
@@ -166,12 +213,12 @@ func appendPlaintext(b []byte, m *coap.Message) ([]byte, error) {
 
 // appendOuter writes the options that stay outside, and the OSCORE option with
 // the given value among them.
-func appendOuter(dst coap.Options, m *coap.Message, value []byte) coap.Options {
+func (s span) appendOuter(dst coap.Options, m *coap.Message, value []byte) coap.Options {
 	done := false
 	for i := range m.Options {
 		id := m.Options[i].ID
 		// Section 4.1.3.5: Observe is outside as well, for proxies.
-		if !outerOnly(id) && id != coap.ObserveOption {
+		if !s.outside(m, id) && id != coap.ObserveOption {
 			continue
 		}
 		if id > coap.OSCOREOption && !done {
@@ -186,8 +233,8 @@ func appendOuter(dst coap.Options, m *coap.Message, value []byte) coap.Options {
 }
 
 // protected fills the buffer's message with the protected form of m.
-func (b *Buffer) protected(m *coap.Message, option, payload []byte) *coap.Message {
-	b.opts = appendOuter(b.opts[:0], m, option)
+func (b *Buffer) protected(s span, m *coap.Message, option, payload []byte) *coap.Message {
+	b.opts = s.appendOuter(b.opts[:0], m, option)
 	b.msg = coap.Message{
 		Type: m.Type, Code: outerCode(m), ID: m.ID, Token: m.Token, Options: b.opts, Payload: payload,
 	}
@@ -199,7 +246,7 @@ func (b *Buffer) protected(m *coap.Message, option, payload []byte) *coap.Messag
 // a request or of a response, as asked for.
 //
 // RFC 8613, Section 8.2, steps 1 and 7; Section 8.4, steps 1 and 6.
-func (b *Buffer) unprotected(m *coap.Message, plaintext []byte, request bool) (*coap.Message, error) {
+func (b *Buffer) unprotected(s span, m *coap.Message, plaintext []byte, request bool) (*coap.Message, error) {
 	if len(plaintext) == 0 {
 		return nil, ErrInner
 	}
@@ -212,12 +259,13 @@ func (b *Buffer) unprotected(m *coap.Message, plaintext []byte, request bool) (*
 	if err != nil {
 		return nil, ErrInner
 	}
-	if opts.Has(coap.OSCOREOption) {
+	if s == toEnd && opts.Has(coap.OSCOREOption) {
 		return nil, ErrInner
 	}
+	inner := opts
 	for i := range m.Options {
 		o := m.Options[i]
-		if !outerOnly(o.ID) || o.ID == coap.OSCOREOption {
+		if !s.adopts(inner, o.ID) {
 			continue
 		}
 		opts = append(opts, o)

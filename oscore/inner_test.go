@@ -13,11 +13,11 @@ import (
 // split takes m apart and puts it together again, as if the two ends were one.
 func split(t *testing.T, m *coap.Message) (protected, back *coap.Message, plaintext []byte) {
 	t.Helper()
-	out, err := outgoing(m)
+	out, err := toEnd.outgoing(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	plaintext, err = appendPlaintext(nil, out)
+	plaintext, err = toEnd.appendPlaintext(nil, out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,8 +25,8 @@ func split(t *testing.T, m *coap.Message) (protected, back *coap.Message, plaint
 		t.Fatalf("plaintext of %d bytes is longer than its bound %d", len(plaintext), plaintextBound(out))
 	}
 	var sender, recipient Buffer
-	protected = sender.protected(out, []byte{9, 0}, []byte{1}).Clone()
-	back, err = recipient.unprotected(protected, plaintext, m.Code.IsRequest())
+	protected = sender.protected(toEnd, out, []byte{9, 0}, []byte{1}).Clone()
+	back, err = recipient.unprotected(toEnd, protected, plaintext, m.Code.IsRequest())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +54,9 @@ func TestOptionClasses(t *testing.T) {
 		{coap.Accept, true, false},
 		{coap.LocationQuery, true, false},
 		{edhocOption, false, true},
+		{MulticastTimeout, false, true},
+		{groupETag, false, true},
+		{replyFrom, false, true},
 		{coap.Block2, true, false},
 		{coap.Block1, true, false},
 		{coap.Size2, true, false},
@@ -115,7 +118,7 @@ func TestOuterDiscarded(t *testing.T) {
 		{ID: coap.RequestTag, Value: []byte{1}}, {ID: 2049, Value: []byte{1}},
 	}, Payload: []byte("ciphertext")}
 	var b Buffer
-	got, err := b.unprotected(in, unhex(t, "01b16151ffff70"), true)
+	got, err := b.unprotected(toEnd, in, unhex(t, "01b16151ffff70"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +163,7 @@ func TestProxyURI(t *testing.T) {
 	}
 	for _, uri := range []string{"", "/relative", "coap://u:p@h/", "coap://h/#f", "coap://h/%zz", "coap:opaque", "coap://h?%z"} {
 		m := &coap.Message{Code: coap.GET, Options: coap.Options{{ID: coap.ProxyUri, Value: []byte(uri)}}}
-		if _, err := outgoing(m); err == nil {
+		if _, err := toEnd.outgoing(m); err == nil {
 			t.Errorf("%q is taken", uri)
 		}
 	}
@@ -198,11 +201,11 @@ func TestPlaintextRefused(t *testing.T) {
 	} {
 		plain, _ := hex.DecodeString(c.hex)
 		var b Buffer
-		if got, err := b.unprotected(in, plain, c.request); !errors.Is(err, ErrInner) {
+		if got, err := b.unprotected(toEnd, in, plain, c.request); !errors.Is(err, ErrInner) {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
-	if _, err := outgoing(in); err == nil {
+	if _, err := toEnd.outgoing(in); err == nil {
 		t.Error("a protected message is protected again")
 	}
 }

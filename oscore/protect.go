@@ -21,7 +21,7 @@ func (c *Context) ProtectRequest(ctx context.Context, buf *Buffer, m *coap.Messa
 	if !m.Code.IsRequest() {
 		return nil, Exchange{}, errNoRequest
 	}
-	out, err := outgoing(m)
+	out, err := c.span.outgoing(m)
 	if err != nil {
 		return nil, Exchange{}, err
 	}
@@ -41,6 +41,9 @@ func (c *Context) ProtectRequest(ctx context.Context, buf *Buffer, m *coap.Messa
 	if v, ok := out.Options.Uint(coap.ObserveOption); ok && v == 0 {
 		ex.observe = true
 	}
+	if v, ok := out.Options.Get(MulticastTimeout); ok && len(v) > 0 && c.span == toHop {
+		ex.several = true
+	}
 	var room [maxPIV]byte
 	option := Option{PIV: appendPIV(room[:0], n), KIDContext: hint, KID: c.senderID}
 	p, err := c.seal(buf, out, &option, c.setNonce(buf, c.senderID, n), c.setAAD(buf, c.senderID, n))
@@ -53,6 +56,14 @@ func (c *Context) ProtectRequest(ctx context.Context, buf *Buffer, m *coap.Messa
 // used twice, whatever copies of ex there are.
 func (c *Context) ProtectResponse(ctx context.Context, buf *Buffer, ex Exchange, m *coap.Message) (*coap.Message, error) {
 	return c.protectResponse(ctx, buf, ex, m, responseFirst)
+}
+
+// ProtectFurther is ProtectResponse for a response that is not the first, whether that
+// was made yet or not: it has a Partial IV of its own, as notifications and the
+// responses of a group need it that a proxy relays (RFC 8613, Section 8.3.1;
+// draft-ietf-core-oscore-capable-proxies, Section 3.4.1).
+func (c *Context) ProtectFurther(ctx context.Context, buf *Buffer, ex Exchange, m *coap.Message) (*coap.Message, error) {
+	return c.protectResponse(ctx, buf, ex, m, responseOwnPIV)
 }
 
 // How a response comes by its nonce, and what its option carries beside.
@@ -94,7 +105,7 @@ func (c *Context) protectResponse(ctx context.Context, buf *Buffer, ex Exchange,
 	if ex.client || !bytes.Equal(ex.kid[:ex.kidLen], c.recipientID) {
 		return nil, errExchange
 	}
-	out, err := outgoing(m)
+	out, err := c.span.outgoing(m)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +143,7 @@ func (c *Context) plaintext(buf *Buffer, m *coap.Message) error {
 		buf.data = make([]byte, 0, n)
 	}
 	var err error
-	if buf.data, err = appendPlaintext(buf.data[:0], m); err != nil {
+	if buf.data, err = c.span.appendPlaintext(buf.data[:0], m); err != nil {
 		return err
 	}
 	if len(buf.data)+c.sender.Overhead() > c.max {
@@ -150,7 +161,7 @@ func (c *Context) seal(buf *Buffer, m *coap.Message, option *Option, nonce, aad 
 		return nil, err
 	}
 	buf.data = data[:end]
-	return buf.protected(m, data[end:len(data):len(data)], data[:end:end]), nil
+	return buf.protected(c.span, m, data[end:len(data):len(data)], data[:end:end]), nil
 }
 
 // UnprotectRequest verifies and decrypts a request (RFC 8613, Section 8.2). The
@@ -237,6 +248,10 @@ func (c *Context) kidContextOf(b []byte) string {
 // value, which orders them but for the first, which may be without (Section
 // 4.1.3.5.2). A response without Observe is the last.
 //
+// To a request to a group, which a proxy relays ([Params.Hop]), each response is
+// accepted once, in any order and for as long as the caller keeps ex; one of them may
+// be without Partial IV (draft-ietf-core-oscore-capable-proxies, Section 3.5.1).
+//
 // An error leaves the context and ex as they were; the client drops the response.
 // [ErrUnprotected] is no attack: a proxy, or a server that lost the context,
 // cannot protect its errors.
@@ -267,13 +282,13 @@ func (c *Context) unprotectResponse(buf *Buffer, ex *Exchange, m *coap.Message, 
 	if option.PIV == nil {
 		// Section 8.4.2: the nonce of the request is good for one response, which
 		// is the oldest.
-		if ex.next > 0 || ex.plain {
+		if ex.plain || ex.next > 0 && !ex.several {
 			return nil, ErrReplay
 		}
 		nonce = c.setRequestNonce(buf, c.senderID, ex.piv)
 	} else {
 		n = pivNumber(option.PIV)
-		if n < ex.next {
+		if !ex.fresh(n) {
 			return nil, ErrReplay
 		}
 		nonce = c.setNonce(buf, c.recipientID, n)
@@ -283,24 +298,26 @@ func (c *Context) unprotectResponse(buf *Buffer, ex *Exchange, m *coap.Message, 
 		return nil, err
 	}
 	at := slices.IndexFunc(p.Options, func(o coap.Option) bool { return o.ID == coap.ObserveOption })
-	if at < 0 {
+	if at < 0 && !ex.several {
 		ex.done = true
 		return p, nil
 	}
-	if !ex.observe {
+	if at >= 0 && !ex.observe {
 		return nil, fmt.Errorf("%w: notification of what is not observed", ErrInner)
 	}
 	value := buf.observe[:0]
 	if option.PIV == nil {
 		ex.plain = true
 	} else {
-		ex.next = n + 1
+		ex.accept(n)
 		value = append(value, byte(n>>16), byte(n>>8), byte(n))
 		for len(value) > 0 && value[0] == 0 {
 			value = value[1:]
 		}
 	}
-	p.Options[at].Value = value
+	if at >= 0 {
+		p.Options[at].Value = value
+	}
 	return p, nil
 }
 
@@ -314,5 +331,5 @@ func (c *Context) open(buf *Buffer, m *coap.Message, nonce, aad []byte, request 
 		return nil, ErrDecrypt
 	}
 	buf.data = plaintext[:0]
-	return buf.unprotected(m, plaintext, request)
+	return buf.unprotected(c.span, m, plaintext, request)
 }

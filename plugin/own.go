@@ -75,8 +75,14 @@ func (f front) Handle(ctx context.Context, link coap.Link, m *coap.Message) *coa
 	return f.g.server.Handle(ctx, link, m) // ctx ends with Run: see Context
 }
 
-// Cancel ends the observation of a peer that rejected a notification.
-func (f front) Cancel(id coap.LinkID, token []byte) { f.g.server.Cancel(id, token) }
+// Cancel ends the observation of a peer that rejected a notification, or the further
+// responses to a request.
+func (f front) Cancel(id coap.LinkID, token []byte) {
+	f.g.server.Cancel(id, token)
+	if r := f.g.rooms.Load(); r != nil {
+		r.secure.Cancel(id, token)
+	}
+}
 
 // Closed forgets a link.
 func (f front) Closed(id coap.LinkID) {

@@ -102,7 +102,8 @@ func (p *Proxy) forwardGroup(ctx context.Context, f *forwarded, group netip.Addr
 // (draft-ietf-core-groupcomm-proxy, Section 5.1.3).
 func earlyStop(o coap.Options) bool {
 	v, ok := o.Get(MulticastTimeout)
-	return ok && len(v) == 0 && !Proxied(o) && !slices.ContainsFunc(o, func(x coap.Option) bool {
+	// Beside an OSCORE option anybody may have added it: what counts is inside.
+	return ok && len(v) == 0 && !Proxied(o) && !o.Has(coap.OSCOREOption) && !slices.ContainsFunc(o, func(x coap.Option) bool {
 		return x.ID == coap.UriHost || x.ID == coap.UriPort || x.ID == coap.UriPath || x.ID == coap.UriQuery
 	})
 }

@@ -110,6 +110,9 @@ func TestGroupEarlyEnd(t *testing.T) {
 	if !s.p.Takes(stop.Options) {
 		t.Error("an Early Stop Request is the proxy's")
 	}
+	if added := append(stop.Options.Clone(), coap.Option{ID: coap.OSCOREOption, Value: []byte{9, 1, 1}}); s.p.Takes(added) {
+		t.Error("what anybody may have added to a protected request ends one to a group")
+	}
 	for _, c := range []struct {
 		name string
 		end  func(l *coaptest.Link, tok []byte)

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/coaptest"
 	"github.com/seed4911071e/groupgate/coap/secure"
@@ -102,20 +104,37 @@ type gateway struct {
 	t     testing.TB
 	srv   *serve.Server
 	layer *secure.Layer
+	seen  *prometheus.Registry
 	stop  func()
+}
+
+// answering is the gauge of requests with responses to come.
+func (g *gateway) answering() int {
+	g.t.Helper()
+	families, err := g.seen.Gather()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "groupgate_oscore_answering" {
+			return int(f.GetMetric()[0].GetGauge().GetValue())
+		}
+	}
+	g.t.Fatal("no gauge")
+	return 0
 }
 
 // start runs a gateway; inner serves what comes out of the layer.
 func start(t testing.TB, s *shelf, inner coap.HandlerFunc) *gateway {
 	t.Helper()
-	g := &gateway{t: t}
+	g := &gateway{t: t, seen: prometheus.NewRegistry()}
 	g.srv = serve.New(coap.HandlerFunc(func(ctx context.Context, req *coap.Request) (*coap.Response, error) {
 		if req.Options.Has(coap.OSCOREOption) {
 			return g.layer.ServeCoAP(ctx, req)
 		}
 		return inner(ctx, req)
 	}), serve.Config{PerPeerRPS: 1e6})
-	g.layer = secure.New(secure.Config{Server: g.srv, Contexts: s, MaxContexts: 4})
+	g.layer = secure.New(secure.Config{Server: g.srv, Contexts: s, MaxContexts: 4, Registerer: g.seen})
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	work.Go(func() { _ = g.srv.Run(ctx) })
@@ -134,6 +153,18 @@ type client struct {
 func newClient(t testing.TB, s *shelf, id byte) *client {
 	t.Helper()
 	c, err := oscore.New(s.rows[string([]byte{id})].ClientParams())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &client{t, c}
+}
+
+// newHopClient is newClient for one that uses the gateway as a proxy.
+func newHopClient(t testing.TB, s *shelf, id byte) *client {
+	t.Helper()
+	p := s.rows[string([]byte{id})].ClientParams()
+	p.Hop = true
+	c, err := oscore.New(p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,8 @@ type Server interface {
 	Handle(ctx context.Context, link coap.Link, m *coap.Message) *coap.Message
 	// Closed tells that a link is gone.
 	Closed(id coap.LinkID)
+	// Cancel ends what goes on with the token of a link.
+	Cancel(id coap.LinkID, token []byte)
 }
 
 // Config is what a [Layer] works with.
@@ -49,6 +51,8 @@ type Layer struct {
 	byLink map[coap.LinkID]*link  // the same; guarded by mu
 	ended  map[coap.LinkID]ending // to be closed; guarded by mu
 	using  map[coap.LinkID]int    // outer links that a context was last heard on; guarded by mu
+
+	answering map[*answers]struct{} // guarded by mu
 }
 
 // ending is a context that was dropped, and when.
@@ -68,8 +72,14 @@ func New(cfg Config) *Layer {
 	return &Layer{
 		cfg: cfg, metrics: newMetrics(cfg.Registerer),
 		live: map[string]*link{}, byLink: map[coap.LinkID]*link{}, ended: map[coap.LinkID]ending{}, using: map[coap.LinkID]int{},
+		answering: map[*answers]struct{}{},
 	}
 }
+
+// errLayers is the answer to a request that is protected for us twice
+// (draft-ietf-core-oscore-capable-proxies, Section 2.1): what is inside of one
+// protection is for us, or for somebody whom it is forwarded to.
+var errLayers = coap.Errorf(coap.Unauthorized, "one layer of OSCORE for this server, and no more")
 
 var errNoExchange = errors.New("secure: internal error: the request came over no link")
 
@@ -81,6 +91,9 @@ func (l *Layer) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 	x, ok := coap.ExchangeOf(ctx)
 	if !ok {
 		return nil, errNoExchange
+	}
+	if _, nested := x.Link.(*link); nested {
+		return nil, errLayers
 	}
 	outer := &coap.Message{Type: x.Type, Code: req.Code, Token: x.Token, Options: req.Options, Payload: req.Payload}
 	c, inner, ex, err := l.open(ctx, x.Link, outer)
@@ -94,6 +107,7 @@ func (l *Layer) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 		return nil, err
 	}
 	l.metrics.count("served")
+	is := &served{Context: ctx, link: c, token: x.Token, ex: ex}
 	registers := observes(inner)
 	switch {
 	case registers:
@@ -101,11 +115,14 @@ func (l *Layer) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 	case inner.Options.Has(coap.ObserveOption):
 		c.release(x.Token)
 	}
-	reply := l.cfg.Server.Handle(ctx, c, inner)
+	reply := l.cfg.Server.Handle(is, c, inner)
 	if reply == nil {
+		if registers {
+			c.hush(x.Token)
+		}
 		return nil, coap.ErrSilent
 	}
-	if registers && !reply.Options.Has(coap.ObserveOption) {
+	if registers && (is.further || !reply.Options.Has(coap.ObserveOption)) {
 		c.release(x.Token)
 	}
 	m, err := c.ctx.ProtectResponse(ctx, nil, ex, reply)
@@ -208,6 +225,7 @@ func (l *Layer) find(ctx context.Context, kid []byte) (c *link, held bool, err e
 func (l *Layer) newLink(stored *Stored) (*link, error) {
 	c := &link{layer: l, stored: stored}
 	p := stored.ServerParams()
+	p.Hop = true // the proxy is behind this
 	p.Sequence = oscore.SequenceConfig{Start: stored.Reserved, Store: c}
 	if !stored.New() {
 		// Which requests it has accepted was in the memory of who had it.

@@ -38,10 +38,12 @@ type link struct {
 type bound struct {
 	token string
 	ex    oscore.Exchange
+	quiet bool // the registration itself was not answered: the nonce of the request is left
 }
 
 var _ interface {
 	coap.Link
+	coap.Answerer
 	coap.Requester
 	coap.Yielder
 	oscore.Reserver
@@ -88,7 +90,7 @@ func (c *link) bind(token []byte, ex oscore.Exchange) {
 	if len(c.bound) >= maxExchanges {
 		c.bound = slices.Delete(c.bound, 0, 1)
 	}
-	c.bound = append(c.bound, bound{string(token), ex})
+	c.bound = append(c.bound, bound{token: string(token), ex: ex})
 	if m := c.imageLocked(&c.bound[len(c.bound)-1]); m != nil {
 		c.layer.write(m)
 	}
@@ -122,15 +124,26 @@ func (c *link) ended() {
 	}
 }
 
-func (c *link) exchange(token []byte) (oscore.Exchange, bool) {
+// hush notes that a registration has no response, as it asked for.
+func (c *link) hush(token []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.bound {
+		if b := &c.bound[i]; b.token == string(token) {
+			b.quiet = true
+		}
+	}
+}
+
+func (c *link) registration(token []byte) (bound, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, b := range c.bound {
 		if b.token == string(token) {
-			return b.ex, true
+			return b, true
 		}
 	}
-	return oscore.Exchange{}, false
+	return bound{}, false
 }
 
 // Peer is who has the other half of the context, at the address of the outer link.
@@ -164,11 +177,16 @@ func (c *link) Send(m *coap.Message, done func(error)) {
 // SendYielding is Send of a notification that gives way to a newer one, where the outer
 // link knows how to: a message of its own outside, with a Partial IV of its own.
 func (c *link) SendYielding(m *coap.Message, y coap.Yielding, done func(error)) {
-	ex, ok := c.exchange(m.Token)
+	b, ok := c.registration(m.Token)
 	if !ok {
 		done(errUnbound)
 		return
 	}
+	c.send(b, m, y, !m.Options.Has(coap.ObserveOption), done)
+}
+
+// send is SendYielding for what answers b; last: nothing more does.
+func (c *link) send(b bound, m *coap.Message, y coap.Yielding, last bool, done func(error)) {
 	outer := c.carrier()
 	if outer == nil {
 		done(coap.ErrTimeout)
@@ -176,13 +194,17 @@ func (c *link) SendYielding(m *coap.Message, y coap.Yielding, done func(error)) 
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), sendTimeout)
 	defer cancel()
-	p, err := c.ctx.ProtectResponse(ctx, nil, ex, m)
+	protect := c.ctx.ProtectFurther
+	if b.quiet {
+		protect = c.ctx.ProtectResponse // it may be the first
+	}
+	p, err := protect(ctx, nil, b.ex, m)
 	if err != nil {
 		done(fmt.Errorf("%w: %w", coap.ErrTimeout, c.layer.sealed(c, err)))
 		return
 	}
-	if !m.Options.Has(coap.ObserveOption) {
-		c.release(m.Token) // the last
+	if last {
+		c.release(m.Token)
 	}
 	out := &coap.Message{Type: m.Type, Code: p.Code, Token: slices.Clone(m.Token), Options: p.Options, Payload: p.Payload}
 	confirmable := m.Type == coap.Confirmable

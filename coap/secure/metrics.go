@@ -9,8 +9,9 @@ import (
 )
 
 type metrics struct {
-	requests *prometheus.CounterVec
-	contexts prometheus.Gauge
+	requests  *prometheus.CounterVec
+	contexts  prometheus.Gauge
+	answering prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -26,8 +27,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "groupgate_oscore_contexts",
 			Help: "Security Contexts of OSCORE in memory.",
 		}),
+		answering: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "groupgate_oscore_answering",
+			Help: "Requests protected with OSCORE that responses after the first may follow: those to groups, through the proxy.",
+		}),
 	}
-	r.MustRegister(m.requests, m.contexts)
+	r.MustRegister(m.requests, m.contexts, m.answering)
 	return m
 }
 

@@ -250,7 +250,7 @@ func (l *Layer) Restore(ctx context.Context, r *Recovery, carrier func(Carrier) 
 			if err := ex.UnmarshalBinary(b.exchange); err != nil {
 				return links, err
 			}
-			c.bound = append(c.bound, bound{b.token, ex})
+			c.bound = append(c.bound, bound{token: b.token, ex: ex})
 		}
 		l.admit(c)
 		if outer := carrier(k.over); outer != nil {

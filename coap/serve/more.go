@@ -40,7 +40,11 @@ func (s *Server) further(ctx context.Context, x *exchange, produce func(context.
 	s.mu.Unlock()
 	unhook := context.AfterFunc(s.stopped, cancel)
 
-	out := &exchange{peer: p, link: x.link, room: x.room, size: x.size, whole: x.whole, key: x.cacheKey(), keyed: true, req: &coap.Request{}}
+	link, done := x.link, func() {}
+	if a, ok := link.(coap.Answerer); ok {
+		link, done = a.Answers(ctx)
+	}
+	out := &exchange{peer: p, link: link, room: x.room, size: x.size, whole: x.whole, key: x.cacheKey(), keyed: true, req: &coap.Request{}}
 	proven := time.Now()
 	mask := noResponse(x.req.Options)
 	if x.block2 != nil {
@@ -51,6 +55,7 @@ func (s *Server) further(ctx context.Context, x *exchange, produce func(context.
 		defer func() {
 			unhook()
 			cancel()
+			done()
 			s.mu.Lock()
 			delete(p.more, id)
 			s.mu.Unlock()

@@ -28,8 +28,9 @@ type grouped struct {
 	client  *peers.Peer
 
 	mu    sync.Mutex
-	asked []*coap.Message // by multicast, as the first server got it
-	mute  bool            // the servers do not answer
+	asked []*coap.Message                            // by multicast, as the first server got it
+	mute  bool                                       // the servers do not answer
+	reply func(i int, m *coap.Message) *coap.Message // nil: state
 }
 
 func newGrouped(t *testing.T) *grouped {
@@ -43,6 +44,9 @@ func newGrouped(t *testing.T) *grouped {
 		}
 		if g.mute {
 			return nil
+		}
+		if g.reply != nil {
+			return []*coap.Message{g.reply(i, m)}
 		}
 		return []*coap.Message{g.state(m, i, 1, "on")}
 	})

@@ -125,6 +125,22 @@ func Dial(t testing.TB, addr, identity string, key []byte) *Peer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return read(t, c, raw.Close)
+}
+
+// DialUDP is Dial over plain UDP.
+func DialUDP(t testing.TB, addr string) *Peer {
+	t.Helper()
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return read(t, c, func() error { return nil })
+}
+
+// read has what comes over c received until the test is over; after closes what is
+// below.
+func read(t testing.TB, c net.Conn, after func() error) *Peer {
 	p := &Peer{t: t, conn: c, came: make(chan *coap.Message, 256)}
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -139,7 +155,7 @@ func Dial(t testing.TB, addr, identity string, key []byte) *Peer {
 			}
 		}
 	})
-	t.Cleanup(func() { _ = c.Close(); _ = raw.Close(); wg.Wait() })
+	t.Cleanup(func() { _ = c.Close(); _ = after(); wg.Wait() })
 	return p
 }
 
