@@ -57,6 +57,15 @@ func newWiretap(t *testing.T) *wiretap {
 
 func (w *wiretap) addr() string { return w.conn.LocalAddr().String() }
 
+// hold has what comes for the server wait, and says where that was.
+func (w *wiretap) hold() (server string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	server = w.server.String()
+	w.server = netip.AddrPort{}
+	return server
+}
+
 // to says where the server is now.
 func (w *wiretap) to(addr string) {
 	w.mu.Lock()
@@ -297,7 +306,10 @@ func TestTalkKilled(t *testing.T) {
 		t.Errorf("exit status %d", code)
 	}
 	sender.id = ""
-	sender.start()
+	at := tap.hold()
+	newest := *sender.start().Version
+	server.now.event(func(e step) bool { return e.Event == "rekeyed" && *e.Version >= newest }) // after the leave
+	tap.to(at)
 	answered("")
 	tap.mu.Lock()
 	defer tap.mu.Unlock()
