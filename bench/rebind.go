@@ -109,6 +109,11 @@ func (r *rig) rebound(ctx context.Context, b *rebound) error {
 		return err
 	}
 	b.reached = part(got)
+	// Answered after their acknowledgements, which prove where they are: else what is
+	// sent on would overtake those, and their last proven address be one that they left.
+	if _, err := r.each(ctx); err != nil {
+		return err
+	}
 	m := echoRequest()
 	var sent uint64
 	answers := 0
