@@ -83,19 +83,34 @@ func (s *Sequence) init(c SequenceConfig) error {
 func (s *Sequence) Next(ctx context.Context) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.next >= s.limit {
-		return 0, ErrExhausted
-	}
-	if s.next >= s.reserved {
-		upTo := min(s.next+s.step, s.limit)
-		if err := s.store.Reserve(ctx, upTo); err != nil {
-			return 0, fmt.Errorf("oscore: reserve sequence numbers: %w", err)
-		}
-		s.reserved = upTo
+	if err := s.prepareLocked(ctx); err != nil {
+		return 0, err
 	}
 	n := s.next
 	s.next++
 	return n, nil
+}
+
+// Prepare has a number ready, so that Next does without the store once: for what may
+// have to be said when the store has forgotten the context.
+func (s *Sequence) Prepare(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.prepareLocked(ctx)
+}
+
+func (s *Sequence) prepareLocked(ctx context.Context) error {
+	if s.next >= s.limit {
+		return ErrExhausted
+	}
+	if s.next >= s.reserved {
+		upTo := min(s.next+s.step, s.limit)
+		if err := s.store.Reserve(ctx, upTo); err != nil {
+			return fmt.Errorf("oscore: reserve sequence numbers: %w", err)
+		}
+		s.reserved = upTo
+	}
+	return nil
 }
 
 // Used is the number that comes next, if it is not exhausted: for status pages,

@@ -217,36 +217,51 @@ func TestFurtherEnds(t *testing.T) {
 	})
 }
 
-// TestQuietRegistration: what answers a registration that wanted no response may come
-// when the context is at its end and has no numbers of its own any more: the nonce of the
-// request is left for one.
-func TestQuietRegistration(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newShelf(1)
-		version := uint64(1)
-		g := start(t, s, topic(&version))
-		var h heard
-		l := g.over("plain", coaptest.Options{Trace: h.trace})
-		c := newClient(t, s, 1)
-		m := get("t")
-		m.Options.SetUint(coap.ObserveOption, 0)
-		m.Options.SetUint(coap.NoResponse, 2)
-		p, ex := c.protect(m)
-		p.Type, p.Token = coap.NonConfirmable, []byte{7}
-		l.Inject(true, encode(t, p))
-		settle(time.Second)
-		s.end(1)
-		s.fails = secure.ErrTaken // the context is gone, and with it what counts its numbers
-		g.layer.Drop([]coap.LinkID{"oscore-1"})
-		g.srv.Drop("t", "oscore-1", &coap.Response{Code: coap.Unauthorized})
-		settle(time.Second)
-		if len(h.got) != 1 {
-			t.Fatalf("%d messages", len(h.got))
-		}
-		if r := c.open(ex, h.got[0]); r.Code != coap.Unauthorized {
-			t.Errorf("the last word: %v", r.Code)
-		}
-	})
+// TestLastWord: the end of a context is told to what it observes with the context itself,
+// although the store has forgotten it and makes no number durable any more. Where the
+// registration wanted no response, the nonce of the request is left for that.
+func TestLastWord(t *testing.T) {
+	for _, quiet := range []bool{false, true} {
+		t.Run(fmt.Sprint("quiet ", quiet), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newShelf(1)
+				version := uint64(1)
+				g := start(t, s, topic(&version))
+				var h heard
+				l := g.over("plain", coaptest.Options{Trace: h.trace})
+				c := newClient(t, s, 1)
+				m := get("t")
+				m.Options.SetUint(coap.ObserveOption, 0)
+				if quiet {
+					m.Options.SetUint(coap.NoResponse, 2)
+				}
+				p, ex := c.protect(m)
+				p.Type, p.Token = coap.NonConfirmable, []byte{7}
+				l.Inject(true, encode(t, p))
+				settle(time.Second)
+				s.end(1)
+				s.mu.Lock()
+				s.fails = secure.ErrTaken
+				s.mu.Unlock()
+				g.layer.Drop([]coap.LinkID{"oscore-1"})
+				g.srv.Drop("t", "oscore-1", &coap.Response{Code: coap.Unauthorized})
+				settle(time.Second)
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				var got []coap.Code
+				for _, m := range h.got {
+					got = append(got, c.open(ex, m).Code)
+				}
+				want := []coap.Code{coap.Content, coap.Unauthorized}
+				if quiet {
+					want = want[1:]
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("%v", got)
+				}
+			})
+		})
+	}
 }
 
 func encode(t *testing.T, m *coap.Message) []byte {

@@ -125,6 +125,13 @@ func (l *Layer) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 	if registers && (is.further || !reply.Options.Has(coap.ObserveOption)) {
 		c.release(x.Token)
 	}
+	if registers && !is.further && reply.Options.Has(coap.ObserveOption) {
+		// A last word is owed from now on, also when the end of the context is why. Who
+		// cannot have that gets the observation all the same.
+		if err := c.ctx.Sequence().Prepare(ctx); err != nil {
+			l.cfg.Log.DebugContext(ctx, "no sequence numbers for what is observed", "link", c.stored.Link, "err", err)
+		}
+	}
 	m, err := c.ctx.ProtectResponse(ctx, nil, ex, reply)
 	return response(m, l.sealed(c, err))
 }
