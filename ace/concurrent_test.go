@@ -154,4 +154,14 @@ func TestWarm(t *testing.T) {
 	if g := again.grants.get(stranger, now); g != nil {
 		t.Errorf("a stranger has %+v", g)
 	}
+	good, err := again.InForce(t.Context(), append(subjects, stranger))
+	if err != nil || len(good) != n-1 {
+		t.Errorf("%d in force of %d, %v", len(good), n, err)
+	}
+	for i, s := range subjects {
+		until, ok := good[s]
+		if alone := again.grants.m[s]; ok != (i != 1) || ok && !until.Equal(alone.until) {
+			t.Errorf("%d is in force: %t, until %v; alone until %v", i, ok, until, alone.until)
+		}
+	}
 }

@@ -114,7 +114,26 @@ func (s *Server) Warm(ctx context.Context, subjects []coap.Subject) error {
 			missing = append(missing, subject)
 		}
 	}
-	for part := range slices.Chunk(missing, warmAtOnce) {
+	return s.readGrants(ctx, missing, now, func(subject coap.Subject, g cachedGrant, generation uint64) {
+		s.grants.put(subject, g, generation)
+	})
+}
+
+// InForce reads which of some subjects have a token in force now, and until when at
+// least; zero: for ever. It is for who asks about very many where grants are read each
+// time, because other gateways write too: some are read with a statement.
+func (s *Server) InForce(ctx context.Context, subjects []coap.Subject) (map[coap.Subject]time.Time, error) {
+	until := make(map[coap.Subject]time.Time, len(subjects))
+	err := s.readGrants(ctx, subjects, time.Now(), func(subject coap.Subject, g cachedGrant, _ uint64) {
+		until[subject] = g.until
+	})
+	return until, err
+}
+
+// readGrants calls found for the grants of those subjects that have one. What cannot be
+// read is an error for who asks for it by itself.
+func (s *Server) readGrants(ctx context.Context, subjects []coap.Subject, now time.Time, found func(subject coap.Subject, g cachedGrant, generation uint64)) error {
+	for part := range slices.Chunk(subjects, warmAtOnce) {
 		generation := s.grants.generation()
 		var keys []*keyRow
 		err := s.store.View(ctx, func(tx *store.Tx) (err error) {
@@ -125,9 +144,8 @@ func (s *Server) Warm(ctx context.Context, subjects []coap.Subject) error {
 			return fmt.Errorf("ace: read grants: %w", err)
 		}
 		for _, k := range keys {
-			// What cannot be read is an error for who asks for it.
 			if g, until, err := s.grantFrom(k, now); err == nil {
-				s.grants.put(k.subject, cachedGrant{grant: g, until: until}, generation)
+				found(k.subject, cachedGrant{grant: g, until: until}, generation)
 			}
 		}
 	}

@@ -48,6 +48,10 @@ type Deps struct {
 	// Access says whether a peer's access token is still good; its error is
 	// what ends an observation, 4.01. nil: always.
 	Access func(context.Context, coap.Peer) error
+	// Tokens reads the tokens of some who are told at once, where Access would read
+	// each by itself: those in the result have one in force, until then, zero: for
+	// ever. nil: Access knows without.
+	Tokens func(context.Context, []coap.Subject) (map[coap.Subject]time.Time, error)
 	// Warm announces that Access will be asked about very many; nil: that is of no use.
 	Warm func(context.Context, []coap.Subject) error
 	// Evict removes members from a group, where a policy asks for that; nil:
@@ -67,6 +71,7 @@ type Bridge struct {
 	source Source
 	hub    coap.Hub
 	access func(context.Context, coap.Peer) error
+	tokens func(context.Context, []coap.Subject) (map[coap.Subject]time.Time, error)
 	warm   func(context.Context, []coap.Subject) error
 	log    *slog.Logger
 	met    *metrics
@@ -116,6 +121,7 @@ func New(cfg Config, d Deps) *Bridge {
 		source:   d.Source,
 		hub:      d.Hub,
 		access:   d.Access,
+		tokens:   d.Tokens,
 		warm:     d.Warm,
 		log:      d.Log,
 		activity: newActivity(),

@@ -249,7 +249,7 @@ func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
 		b.tryLater(m)
 		return
 	}
-	if _, node, err := b.allow(ctx, nil, m.group, c.peer); err != nil || node != m.node {
+	if _, node, err := b.allow(ctx, nil, nil, m.group, c.peer); err != nil || node != m.node {
 		return // no member any more, or without a token: it gets no newer key
 	}
 	version, body, err := b.source.RekeyMessage(ctx, m.group)

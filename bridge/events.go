@@ -189,7 +189,7 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 func (b *Bridge) tell(ctx context.Context, group string, version uint64, body []byte, formats []coap.Format, legacyVersion uint64, legacyBody []byte) {
 	topic := groupTopic(group)
 	observing := b.observers.observing(group)
-	l := b.rolls.begin(group, len(observing))
+	l := b.rolls.begin(group, b.rollWorth(ctx, group, len(observing)))
 	n := b.notification(ctx, l, topic, group, version, coap.ACEGroupcomm, body)
 	b.hub.Publish(topic, n)
 	if err := b.tellPhased(ctx, l, group, version, body); err != nil {

@@ -79,11 +79,13 @@ func (b *Bridge) notification(ctx context.Context, l *roll, topic, group string,
 	resp.Options.SetUint(coap.MaxAge, 0)
 
 	b.observers.begin(topic)
+	k := b.newKnown(ctx)
 	return coap.Notification{
 		Version: version,
 		Body:    resp,
 		Confirm: true,
-		Allow:   b.allowed(ctx, l, group, topic),
+		Ready:   k.readier(),
+		Allow:   b.allowed(ctx, l, k, group, topic),
 		Wait:    b.waits(topic, version),
 		Done: func(link coap.LinkID, _ uint64, err error) {
 			b.met.sent(channelObserve, len(body))
@@ -133,16 +135,17 @@ func (b *Bridge) small(ctx context.Context, l *roll, group, topic string, versio
 	if topic == numTopic(group) {
 		held = b.heldBack(topic) // who sees the number asks for the keys
 	}
+	k := b.newKnown(ctx)
 	return coap.Notification{
-		Version: version, Body: resp, Confirm: true, Allow: b.allowed(ctx, l, group, topic),
+		Version: version, Body: resp, Confirm: true, Ready: k.readier(), Allow: b.allowed(ctx, l, k, group, topic),
 		Wait: func(p coap.Peer) bool { return b.doubted(topic, p) || held(p) },
 	}
 }
 
 // allowed is [coap.Notification.Allow] for observers of a resource of a group.
-func (b *Bridge) allowed(ctx context.Context, l *roll, group, topic string) func(coap.Peer) (*coap.Response, bool) {
+func (b *Bridge) allowed(ctx context.Context, l *roll, k *known, group, topic string) func(coap.Peer) (*coap.Response, bool) {
 	return func(p coap.Peer) (*coap.Response, bool) {
-		last, node, err := b.allow(ctx, l, group, p)
+		last, node, err := b.allow(ctx, l, k, group, p)
 		doubted := err != nil && !errors.Is(err, errNotTold)
 		b.doubts.set(observation{topic, p.Link}, doubted)
 		if doubted {
@@ -215,15 +218,17 @@ var errNotTold = errors.New("bridge: the peer is no member, or its token is not 
 // (RFC 9594, Section 4.3.2: a current member, with a valid token). Where it returns
 // errNotTold, last is what the peer is told at the end; another error says that the
 // answer is not known.
-func (b *Bridge) allow(ctx context.Context, l *roll, group string, p coap.Peer) (last *coap.Response, node string, err error) {
+func (b *Bridge) allow(ctx context.Context, l *roll, k *known, group string, p coap.Peer) (last *coap.Response, node string, err error) {
 	node, listed := b.on(ctx, l, group, p.Subject) // as long as that takes
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	if err := b.access(ctx, p); err != nil {
-		if !coap.Deliberate(err) {
-			return nil, "", err
+	if !k.has(p.Subject) {
+		if err := b.access(ctx, p); err != nil {
+			if !coap.Deliberate(err) {
+				return nil, "", err
+			}
+			return coap.ErrorResponse(err), "", errNotTold
 		}
-		return coap.ErrorResponse(err), "", errNotTold
 	}
 	if listed {
 		return nil, node, nil

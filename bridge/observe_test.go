@@ -32,7 +32,7 @@ type house struct {
 	links   []*coaptest.Link
 }
 
-func newHouse(t *testing.T) *house {
+func newHouse(t *testing.T, change ...func(*Deps)) *house {
 	h := &house{t: t, m: newManager(t), s: open(t), expired: map[string]bool{}, uris: map[string]string{}}
 	h.srv = serve.New(coap.HandlerFunc(func(_ context.Context, req *coap.Request) (*coap.Response, error) {
 		topic := groupTopic(testGroup)
@@ -66,7 +66,7 @@ func newHouse(t *testing.T) *house {
 		return &coap.Response{Code: coap.Content, Payload: []byte("full map"),
 			Observe: &coap.Observation{Topic: topic, Version: version}}, nil
 	}), serve.Config{})
-	h.b = New(Config{}, Deps{Store: h.s, Source: legacyManager{h.m}, Hub: h.srv, Access: func(_ context.Context, p coap.Peer) error {
+	d := Deps{Store: h.s, Source: legacyManager{h.m}, Hub: h.srv, Access: func(_ context.Context, p coap.Peer) error {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if h.trouble {
@@ -76,7 +76,11 @@ func newHouse(t *testing.T) *house {
 			return coap.Errorf(coap.Unauthorized, "")
 		}
 		return nil
-	}})
+	}}
+	for _, f := range change {
+		f(&d)
+	}
+	h.b = New(Config{}, d)
 	if err := h.b.Setup(t.Context()); err != nil {
 		t.Fatal(err)
 	}

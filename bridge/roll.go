@@ -24,8 +24,12 @@ type roll struct {
 
 // Shape of rolls.
 const (
-	// rollFrom is how many must observe a group for a roll to be worth reading.
-	rollFrom = 512
+	// rollFrom is how many must observe a group for a roll to be worth reading; where
+	// each look-up is a way to a database server rollFromShared, if they are not less
+	// than one of rollShare members.
+	rollFrom       = 512
+	rollFromShared = 16
+	rollShare      = 64
 	// rollFor is how long one is good for.
 	rollFor = time.Minute
 )
@@ -36,12 +40,22 @@ type rolls struct {
 	groups map[string]*roll
 }
 
+// rollWorth says whether a roll is quicker to read than to look up so many who observe.
+func (b *Bridge) rollWorth(ctx context.Context, group string, observing int) bool {
+	c, ok := b.source.(counter)
+	if observing >= rollFrom || observing < rollFromShared || b.tokens == nil || !ok {
+		return observing >= rollFrom
+	}
+	members, _, err := c.Count(ctx, group)
+	return err == nil && members <= rollShare*observing
+}
+
 // begin is a new roll of a group, unread; nil is one on which nobody is.
-func (r *rolls) begin(group string, observing int) *roll {
+func (r *rolls) begin(group string, worth bool) *roll {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.groups, group)
-	if observing < rollFrom {
+	if !worth {
 		return nil
 	}
 	if r.groups == nil {

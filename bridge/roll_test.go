@@ -37,10 +37,10 @@ func TestRoll(t *testing.T) {
 			}
 			return ok
 		}
-		if l := h.b.rolls.begin(testGroup, rollFrom-1); on(l, "here") {
-			t.Error("a roll for few observers")
+		if l := h.b.rolls.begin(testGroup, false); on(l, "here") {
+			t.Error("a roll that is not worth it")
 		}
-		l := h.b.rolls.begin(testGroup, rollFrom)
+		l := h.b.rolls.begin(testGroup, true)
 		if !on(l, "here") || !on(l, "leaver") || on(l, "lapsed") {
 			t.Errorf("on the roll: %v", l.nodes)
 		}
@@ -53,6 +53,34 @@ func TestRoll(t *testing.T) {
 			t.Error("an old roll is believed")
 		}
 	})
+}
+
+// TestRollWorth: a roll is for very many observers, at a database server also for some of
+// a group that is not much larger.
+func TestRollWorth(t *testing.T) {
+	tokens := func(context.Context, []coap.Subject) (map[coap.Subject]time.Time, error) { return nil, nil }
+	m := newManager(t)
+	for _, x := range []struct {
+		what string
+		Deps
+		from int
+	}{
+		{"here", Deps{Source: m}, rollFrom},
+		{"at a server", Deps{Source: m, Tokens: tokens}, rollFromShared},
+		{"at a server, in a large group", Deps{Source: crowded{m}, Tokens: tokens}, rollFromShared + 1},
+	} {
+		b := New(Config{}, x.Deps)
+		if b.rollWorth(t.Context(), testGroup, x.from-1) || !b.rollWorth(t.Context(), testGroup, x.from) {
+			t.Errorf("%s a roll is not read from %d observers on", x.what, x.from)
+		}
+	}
+}
+
+// crowded is a manager of very many.
+type crowded struct{ *manager }
+
+func (crowded) Count(context.Context, string) (members, lapsed int, err error) {
+	return rollShare*rollFromShared + 1, 0, nil
 }
 
 // TestDeliveredWithoutTheLast: that the one member that is missing lapses ends a

@@ -92,6 +92,10 @@ type Notification struct {
 	// Allow is asked before each send. false ends that observation with the
 	// response returned, or silently when that is nil. nil allows all.
 	Allow func(Peer) (*Response, bool)
+	// Ready is told of peers that Allow is about to be asked about, some at a time, so
+	// that what it takes to know is read for all of them at once. Notifications with
+	// an equal one, under several topics, are told of together. nil: that is of no use.
+	Ready Readier
 	// Wait is asked before each send, after Allow: true keeps the notification
 	// back until the peer's next sign of life. nil waits for nobody.
 	Wait func(Peer) bool
@@ -106,6 +110,9 @@ type Notification struct {
 	// would have been sent again (RFC 7641, Section 4.5.2) only what the peer answers late.
 	Done func(link LinkID, version uint64, err error)
 }
+
+// Readier is for [Notification.Ready]. It is comparable.
+type Readier interface{ Ready(peers []Peer) }
 
 // LinkID names an association. It survives rebinding, and with links of the
 // gateway's own endpoint hibernation and restart. The zero value names none.

@@ -805,3 +805,77 @@ func TestPairAfterMove(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", after, last)
 	}
 }
+
+// TestPairReadsTogether: on a database that several gateways share, a rekey asks for the
+// tokens of those who observe together, and for who is a member: neither is a way to the
+// database for each.
+func TestPairReadsTogether(t *testing.T) {
+	p := newPair(t, shared(t, &rdtest.Directory{}))
+	one, _ := p.start(0, nil)
+	ctx := t.Context()
+	door, _ := serveGateway(t, "127.0.0.1:0", one)
+	const n = 80
+	enrolled := make([]*player, n)
+	for i := range n {
+		enrolled[i] = enroll(t, one, fmt.Sprint("meter", i), "g1")
+	}
+	var got []func() []*coap.Response
+	for _, meter := range enrolled {
+		a, err := node.RequestToken(ctx, meter.dial(t, door), ask("g1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := node.DialDTLS(ctx, door, a.Token, a.Key.Bytes()) // posts would be too many
+		if err != nil {
+			t.Fatal(err)
+		}
+		ns, err := node.Challenge(tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := node.New(node.Config{Group: "g1", Roles: groupcomm.Requester, Transfer: &groupcomm.TokenTransferResponse{
+			KDCChallenge: ns, SignInfo: []groupcomm.SignInfoEntry{{Groups: []string{"g1"}, Alg: cose.AlgEdDSA,
+				AlgParams: []int64{cose.KtyOKP}, KeyParams: []int64{cose.KtyOKP, cose.CrvEd25519}, CredFmt: 14}},
+		}}, tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = m.Close() })
+		if err := m.Join(ctx); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, observe(t, tr, "ace-group", "g1"))
+	}
+	all := func(n int) func() bool {
+		return func() bool {
+			return !slices.ContainsFunc(got, func(all func() []*coap.Response) bool { return len(all()) < n })
+		}
+	}
+	eventually(t, "first state", all(1))
+	before := valueOf(t, one, "groupgate_store_reads_total")
+	if _, err := managerOf(one).Rekey(ctx, "g1", "test"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "rekey", all(2))
+	if reads := valueOf(t, one, "groupgate_store_reads_total") - before; reads >= n {
+		t.Errorf("a rekey of %d observers read the database %v times", n, reads) // some 40, for whatever number
+	} else {
+		t.Logf("%v reads for %d observers", reads, n)
+	}
+}
+
+// valueOf is a metric without labels.
+func valueOf(t *testing.T, g *Gateway, name string) float64 {
+	t.Helper()
+	families, err := g.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}

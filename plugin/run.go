@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -137,6 +138,10 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		Server: g.server, Contexts: as, MaxContexts: g.cfg.Limits.Sessions, Log: g.log.With("part", "oscore"), Registerer: g.registry,
 	})
 	var delegates *delegate.Room // made below, before anything runs
+	var tokens func(context.Context, []coap.Subject) (map[coap.Subject]time.Time, error)
+	if st.Shared() {
+		tokens = as.InForce
+	}
 	br := bridge.New(g.bridgeConfig(), bridge.Deps{
 		Reading: func(topic string, payload []byte) { delegates.Reading(topic, payload) },
 		Store:   st, Source: late, Hub: g.server,
@@ -144,7 +149,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 			_, err := as.Grant(ctx, p)
 			return err
 		},
-		Warm: as.Warm,
+		Tokens: tokens, Warm: as.Warm,
 		Evict: func(ctx context.Context, group string, nodes []string) error {
 			_, err := late.Evict(ctx, group, nodes, nil)
 			return err

@@ -9,6 +9,7 @@ import (
 type metrics struct {
 	reg prometheus.Registerer
 
+	reads    prometheus.Counter
 	commits  prometheus.Counter
 	failures prometheus.Counter
 	updates  *prometheus.CounterVec
@@ -24,6 +25,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	m := &metrics{
 		reg: reg,
+		reads: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "groupgate_store_reads_total", Help: "Transactions that only read."}),
 		commits: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "groupgate_store_commits_total", Help: "Transactions committed to disk; each may hold many updates."}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
@@ -48,7 +51,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.commits, m.failures, m.updates, m.batch, m.seconds}
+	return []prometheus.Collector{m.reads, m.commits, m.failures, m.updates, m.batch, m.seconds}
 }
 
 func (m *metrics) unregister() {

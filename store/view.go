@@ -25,6 +25,7 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 	case <-s.closed:
 		return ErrClosed
 	}
+	s.metrics.reads.Inc()
 	// Also when fn panics: the connection goes back clean or not at all.
 	defer func() { s.readers <- c }()
 	drop := func() {

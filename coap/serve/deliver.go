@@ -427,7 +427,7 @@ func (s *Server) Resume(topic string, id coap.LinkID) {
 	if !slices.ContainsFunc(held, func(n *note) bool { return n.Wait == nil || !n.Wait(peer) }) {
 		return
 	}
-	s.pacer.add(paceKey(topic), peer.Addr.Addr(), link, func() { s.Resend(id) })
+	s.pacer.add(paceKey(topic), peer.Addr.Addr(), pacedJob{link, held[0], func() { s.Resend(id) }})
 }
 
 func (s *Server) resend(p *peer) {

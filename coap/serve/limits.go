@@ -100,6 +100,10 @@ const (
 	// enough that nobody notices, long enough that others get the processor.
 	paceEvery = 10 * time.Millisecond
 
+	// paceTogether is of how many peers at most a notification is told before it is
+	// sent to them, see coap.Notification.Ready.
+	paceTogether = 256
+
 	// sweepEvery is how often Run looks for what has expired.
 	sweepEvery = 10 * time.Second
 

@@ -473,9 +473,18 @@ func (s *Server) Publish(name string, n coap.Notification) {
 	if s.pacer.free() {
 		var out outlets
 		defer out.release()
-		for _, t := range start {
-			out.hold(t.link)
-			t.sub.run(s)
+		for some := range slices.Chunk(start, paceTogether) {
+			if next.Ready != nil {
+				peers := make([]coap.Peer, len(some))
+				for i, t := range some {
+					peers[i] = t.link.Peer()
+				}
+				next.Ready.Ready(peers)
+			}
+			for _, t := range some {
+				out.hold(t.link)
+				t.sub.run(s)
+			}
 		}
 		return
 	}
@@ -490,7 +499,7 @@ func (s *Server) Publish(name string, n coap.Notification) {
 		if s.cfg.SubnetRate != 0 {
 			at = t.link.Peer().Addr.Addr()
 		}
-		s.pacer.add(key, at, t.link, func() { t.sub.run(s) })
+		s.pacer.add(key, at, pacedJob{t.link, next, func() { t.sub.run(s) }})
 	}
 }
 

@@ -3,6 +3,8 @@ package serve_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -404,4 +406,73 @@ func TestMaxObservations(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// gate is a [coap.Readier] that wants to know of all before it is asked about one.
+type gate struct {
+	mu    sync.Mutex
+	told  map[coap.LinkID]int
+	calls int
+	early int // asked about, and not told of
+}
+
+func (g *gate) Ready(peers []coap.Peer) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.calls++
+	for _, p := range peers {
+		g.told[p.Link]++
+	}
+}
+
+func (g *gate) allow(p coap.Peer) (*coap.Response, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.told[p.Link] == 0 {
+		g.early++
+	}
+	return nil, true
+}
+
+// TestReady: who is asked about was told of before, together with others, also those
+// of another topic, whether a budget spreads them or not.
+func TestReady(t *testing.T) {
+	for name, x := range map[string]struct {
+		rate  float64
+		calls int
+	}{
+		"free":         {0, 4},         // two portions of each topic
+		"a large one":  {1_000_000, 3}, // of the 600 of both
+		"a narrow one": {1000, 60},     // ten at a time
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &room{version: 1}
+				s := start(t, coap.HandlerFunc(func(ctx context.Context, req *coap.Request) (*coap.Response, error) {
+					resp, err := r.ServeCoAP(ctx, req)
+					resp.Observe.Topic = req.Path()[0]
+					return resp, err
+				}), serve.Config{NotifyRate: x.rate})
+				const peers = 300
+				for i := range peers {
+					for _, topic := range []string{"a", "b"} {
+						observe(t, namedLink(t, s, coap.LinkID(fmt.Sprint(topic, i)), coaptest.Options{}), get("/"+topic))
+					}
+				}
+				g := &gate{told: map[coap.LinkID]int{}}
+				var out outcomes
+				n := r.set(2)
+				n.Ready, n.Allow, n.Done = g, g.allow, out.done
+				s.Publish("a", n)
+				s.Publish("b", n)
+				settle(10 * time.Second)
+				if len(g.told) != 2*peers || g.early != 0 || len(out.got) != 2*peers {
+					t.Errorf("told of %d peers, %d not before, %d notified", len(g.told), g.early, len(out.got))
+				}
+				if g.calls < x.calls/2 || g.calls > 2*x.calls {
+					t.Errorf("told %d times, want some %d", g.calls, x.calls)
+				}
+			})
+		})
+	}
 }

@@ -44,6 +44,7 @@ type pacedQueue struct {
 
 type pacedJob struct {
 	link coap.Link // over which it sends; nil: it tells none
+	note *note     // which; nil likewise
 	run  func()
 }
 
@@ -87,10 +88,10 @@ func subnetOf(a netip.Addr) netip.Prefix {
 func (p *pacer) free() bool { return p.rate == 0 && p.subnet == 0 }
 
 // add runs job in its turn: at once, in this goroutine, where nothing is limited. What
-// it sends over link goes together with what the others of a portion send; nil: at once.
-func (p *pacer) add(topic string, a netip.Addr, link coap.Link, job func()) {
+// it sends over its link goes together with what the others of a portion send.
+func (p *pacer) add(topic string, a netip.Addr, job pacedJob) {
 	if p.free() {
-		job()
+		job.run()
 		return
 	}
 	var net netip.Prefix
@@ -114,7 +115,7 @@ func (p *pacer) add(topic string, a netip.Addr, link coap.Link, job func()) {
 		t.byNet[net] = q
 		t.queues = append(t.queues, q)
 	}
-	q.jobs = append(q.jobs, pacedJob{link, job})
+	q.jobs = append(q.jobs, job)
 	p.waiting++
 	if !p.armed {
 		p.armed = true
@@ -138,15 +139,24 @@ func (p *pacer) close() {
 // pump runs what the budget allows, and comes again while something waits.
 func (p *pacer) pump() {
 	var out outlets
-	for {
-		job := p.take()
-		if job.run == nil {
-			break
+	var some []pacedJob
+	for more := true; more; {
+		some = some[:0]
+		for len(some) < paceTogether {
+			job := p.take()
+			if more = job.run != nil; !more {
+				break
+			}
+			some = append(some, job)
 		}
-		if job.link != nil {
-			out.hold(job.link)
+		announce(some)
+		for i, job := range some {
+			if job.link != nil {
+				out.hold(job.link)
+			}
+			job.run()
+			some[i] = pacedJob{}
 		}
-		job.run()
 	}
 	out.release()
 	p.mu.Lock()
@@ -159,6 +169,23 @@ func (p *pacer) pump() {
 	}
 	// Jitter keeps gateways that were started together from sending together.
 	time.AfterFunc(time.Duration(float64(paceEvery)*(0.75+rand.Float64()/2)), p.pump)
+}
+
+// announce tells notifications to whom they are about to go.
+func announce(some []pacedJob) {
+	var of map[coap.Readier][]coap.Peer
+	for _, job := range some {
+		if job.note == nil || job.note.Ready == nil {
+			continue
+		}
+		if of == nil {
+			of = map[coap.Readier][]coap.Peer{}
+		}
+		of[job.note.Ready] = append(of[job.note.Ready], job.link.Peer())
+	}
+	for r, peers := range of {
+		r.Ready(peers)
+	}
 }
 
 // take removes the next job that the budget allows; one without run when none does.
@@ -235,7 +262,7 @@ func paceKey(topic string) string {
 // shares the budget with the notifications.
 func (s *Server) Pace(ctx context.Context, topic string, peer coap.Peer) error {
 	turn := make(chan struct{})
-	s.pacer.add(paceKey(topic), peer.Addr.Addr(), nil, func() { close(turn) })
+	s.pacer.add(paceKey(topic), peer.Addr.Addr(), pacedJob{run: func() { close(turn) }})
 	select {
 	case <-turn:
 		return nil

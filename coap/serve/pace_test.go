@@ -20,7 +20,7 @@ func TestPacerSharesTheBudget(t *testing.T) {
 		sent := map[string]int{}
 		for topic, n := range map[string]int{"large": 5000, "small": 500, "middle": 1000} {
 			for range n {
-				p.add(topic, netip.Addr{}, nil, func() { mu.Lock(); sent[topic]++; mu.Unlock() })
+				p.add(topic, netip.Addr{}, pacedJob{run: func() { mu.Lock(); sent[topic]++; mu.Unlock() }})
 			}
 		}
 		at := func(d time.Duration) map[string]int {
@@ -58,10 +58,10 @@ func TestPacerSubnets(t *testing.T) {
 		sent := map[string]int{}
 		for i := range 300 {
 			for _, net := range []string{"192.0.2", "198.51.100"} {
-				p.add(fmt.Sprint("topic", i%2), netip.MustParseAddr(fmt.Sprintf("%s.%d", net, i%250)), nil, func() { mu.Lock(); sent[net]++; mu.Unlock() })
+				p.add(fmt.Sprint("topic", i%2), netip.MustParseAddr(fmt.Sprintf("%s.%d", net, i%250)), pacedJob{run: func() { mu.Lock(); sent[net]++; mu.Unlock() }})
 			}
 		}
-		p.add("topic0", netip.MustParseAddr("2001:db8::1"), nil, func() { mu.Lock(); sent["alone"]++; mu.Unlock() })
+		p.add("topic0", netip.MustParseAddr("2001:db8::1"), pacedJob{run: func() { mu.Lock(); sent["alone"]++; mu.Unlock() }})
 		time.Sleep(time.Second)
 		synctest.Wait()
 		mu.Lock()
@@ -85,7 +85,7 @@ func TestPacerSubnets(t *testing.T) {
 // Without limits nothing waits.
 func TestPacerWithoutLimits(t *testing.T) {
 	ran := false
-	newPacer(0, 0).add("topic", netip.Addr{}, nil, func() { ran = true })
+	newPacer(0, 0).add("topic", netip.Addr{}, pacedJob{run: func() { ran = true }})
 	if !ran {
 		t.Error("waits")
 	}
@@ -112,12 +112,12 @@ func TestPacerSendsPortions(t *testing.T) {
 		p := newPacer(1000, 0) // 10 in a pause
 		b := &batcher{}
 		for range 100 {
-			p.add("topic", netip.Addr{}, b, func() {
+			p.add("topic", netip.Addr{}, pacedJob{link: b, run: func() {
 				if b.held != 1 {
 					t.Errorf("held %d times", b.held)
 				}
 				b.together++
-			})
+			}})
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
