@@ -409,6 +409,17 @@ func (d *device) next() []byte {
 	}
 }
 
+// after is the next message that is another one: QoS 1 delivers at least once, and who
+// subscribes while what is retained is published again gets both.
+func (d *device) after(msg []byte) []byte {
+	d.t.Helper()
+	next := d.next()
+	for bytes.Equal(next, msg) {
+		next = d.next()
+	}
+	return next
+}
+
 // open reads a rekey message as the member does.
 func (d *device) open(pub *cose.Key, msg []byte) (*groupcomm.RekeyMessage, uint64) {
 	d.t.Helper()
