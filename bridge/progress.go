@@ -71,11 +71,16 @@ func (b *Bridge) Tally(ctx context.Context, group string) (Progress, error) {
 	if all {
 		return p, nil
 	}
+	return b.list(ctx, group)
+}
+
+// list is a Tally from the list of members.
+func (b *Bridge) list(ctx context.Context, group string) (Progress, error) {
 	st, err := b.standing(ctx, group, true)
 	if err != nil {
 		return Progress{}, fmt.Errorf("bridge: delivery of %q: %w", group, err)
 	}
-	p = Progress{Group: group, Version: st.version}
+	p := Progress{Group: group, Version: st.version}
 	for _, m := range st.members {
 		c, shown := st.confirmed[m.Node]
 		var t trace
@@ -103,68 +108,51 @@ func (b *Bridge) confirmations(ctx context.Context, group string, version uint64
 	return n, err
 }
 
+// counts are what can be counted of a delivery without the list of members.
+type counts struct {
+	version   uint64
+	confirmed int // that version
+	members   int // with those that lapsed
+	lapsed    int
+}
+
+// counts counts; ok is false where the source does not know how.
+func (b *Bridge) counts(ctx context.Context, group string) (n counts, ok bool, err error) {
+	c, ok := b.source.(counter)
+	if !ok {
+		return n, false, nil
+	}
+	if n.version, _, err = b.source.RekeyMessage(ctx, group); err != nil {
+		return n, false, err
+	}
+	// In this order: who joins and confirms in between takes nobody's place.
+	if n.confirmed, err = b.confirmations(ctx, group, n.version); err != nil {
+		return n, false, err
+	}
+	n.members, n.lapsed, err = c.Count(ctx, group)
+	return n, err == nil, err
+}
+
 // allHave finds out by counting whether all have confirmed the newest version. Only
 // members are in the ledger; where one lapsed counting is not enough, and it is not
 // certain.
 func (b *Bridge) allHave(ctx context.Context, group string) (p Progress, all, certain bool, err error) {
-	c, ok := b.source.(counter)
-	if !ok {
-		return p, false, false, nil
-	}
-	p.Group = group
-	if p.Version, _, err = b.source.RekeyMessage(ctx, group); err != nil {
+	n, ok, err := b.counts(ctx, group)
+	if !ok || err != nil {
 		return p, false, false, err
 	}
-	// In this order: who joins and confirms in between takes nobody's place.
-	if p.Delivered, err = b.confirmations(ctx, group, p.Version); err != nil {
-		return p, false, false, err
+	p, all, certain = b.allOf(group, n)
+	return p, all, certain, nil
+}
+
+// allOf is allHave of what was counted.
+func (b *Bridge) allOf(group string, n counts) (p Progress, all, certain bool) {
+	if n.lapsed > 0 {
+		return p, false, false
 	}
-	lapsed := 0
-	if p.Members, lapsed, err = c.Count(ctx, group); err != nil || lapsed > 0 {
-		return p, false, false, err
-	}
+	p = Progress{Group: group, Version: n.version, Delivered: n.confirmed, Members: n.members}
 	b.date(&p)
-	return p, p.Delivered == p.Members, true, nil
-}
-
-// tally is one of before.
-type tally struct {
-	Progress
-	at   time.Time
-	took time.Duration
-}
-
-// Metrics of a very large group are not computed at every scrape: some old ones are
-// told where that takes long.
-const (
-	tallySlow  = 50 * time.Millisecond
-	tallyShare = 20 // of the time that passes, one part at most is spent on it
-)
-
-// tallied is a Tally for the metrics.
-func (b *Bridge) tallied(ctx context.Context, group string) (Progress, error) {
-	b.tallies.mu.Lock()
-	defer b.tallies.mu.Unlock()
-	now := time.Now()
-	if t, ok := b.tallies.groups[group]; ok && t.took >= tallySlow && now.Sub(t.at) < tallyShare*t.took {
-		return t.Progress, nil
-	}
-	p, err := b.Tally(ctx, group)
-	if err != nil {
-		delete(b.tallies.groups, group)
-		return p, err
-	}
-	if b.tallies.groups == nil {
-		b.tallies.groups = map[string]tally{}
-	}
-	b.tallies.groups[group] = tally{p, now, time.Since(now)}
-	return p, nil
-}
-
-// tallies are the newest of each group; the zero value is ready.
-type tallies struct {
-	mu     sync.Mutex // held while one is made: two scrapes do not do the same work
-	groups map[string]tally
+	return p, p.Delivered == p.Members, true
 }
 
 func (p *Progress) count(state string) {
