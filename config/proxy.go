@@ -211,6 +211,9 @@ func (c *Config) validateVia(f *faults, key string, v *ProxyVia, scheme string) 
 			f.add(fmt.Sprintf("%s.addresses[%d]", key, i), "must be an address or a network such as 10.1.0.0/16, not %q", a)
 		}
 	}
+	if len(v.Peers) == 0 && !v.OpenToUDP && len(c.Tokens) == 0 && !slices.ContainsFunc(c.PSK, func(p PSK) bool { return slices.Contains(p.May, "proxy") }) {
+		c.warn("%s: nobody can use it: no psk entry has `may: [proxy]`, no `tokens` are accepted, and it names no peers", key)
+	}
 	c.validateCredential(f, key, v, scheme)
 }
 

@@ -53,3 +53,28 @@ func TestProxyRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestProxyUnused: a rule that nobody can use is pointed out.
+func TestProxyUnused(t *testing.T) {
+	const rule = "{target: 'coap://192.0.2.1'"
+	for _, c := range []struct {
+		name, text string
+		warned     bool
+	}{
+		{"no peer at all", "proxy: {allow: [" + rule + "}]}", true},
+		{"a key for something else", "psk: [{identity: a, key: 000102030405060708090a0b0c0d0e0f, may: [token]}]\nproxy: {allow: [" + rule + "}]}", true},
+		{"a key", "psk: [{identity: a, key: 000102030405060708090a0b0c0d0e0f, may: [proxy]}]\nproxy: {allow: [" + rule + "}]}", false},
+		{"tokens", "tokens: [{audience: rs, symmetric_key: 000102030405060708090a0b0c0d0e0f}]\nproxy: {allow: [" + rule + "}]}", false},
+		{"plain UDP", "proxy: {allow: [" + rule + ", open_to_udp: true}]}", false},
+		{"named peers", "proxy: {allow: [" + rule + ", peers: ['psk:enrolled']}]}", false},
+	} {
+		got, err := Parse("f.yaml", []byte(c.text))
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if warned := strings.Contains(strings.Join(got.Warnings(), "\n"), "proxy.allow[0]: nobody can use it"); warned != c.warned {
+			t.Errorf("%s: %q", c.name, got.Warnings())
+		}
+	}
+}

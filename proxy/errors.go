@@ -44,10 +44,13 @@ func badGateway(err error) error { return fresh(coap.BadGateway, err) }
 
 // fresh is an error with a diagnostic text and Max-Age 0: what a proxy met a
 // moment ago says nothing about the resource.
-func fresh(code coap.Code, err error) error {
+func fresh(code coap.Code, err error) error { return freshBut(code, err, err) }
+
+// freshBut is fresh with a cause that is for the log alone.
+func freshBut(code coap.Code, err, cause error) error {
 	r := &coap.Response{Code: code, Payload: []byte(err.Error())}
 	setMaxAge(r, 0)
-	return coap.Respond(r, fmt.Errorf("proxy: %w", err))
+	return coap.Respond(r, fmt.Errorf("proxy: %w", cause))
 }
 
 // failure makes the response of what went wrong on the way to a target.
@@ -68,7 +71,9 @@ func failure(t Target, err error) error {
 		return fresh(coap.BadGateway, fmt.Errorf("%s: blockwise transfer failed", t))
 	case errors.Is(err, errShake):
 		return fresh(coap.BadGateway, fmt.Errorf("%s: %w", t, errShake))
-	case errors.Is(err, errName), errors.Is(err, errRefused), errors.Is(err, errReset), errors.Is(err, errEnded), errors.Is(err, errGarbage):
+	case errors.Is(err, errName): // where names are looked up is nobody's business
+		return freshBut(coap.BadGateway, fmt.Errorf("%s: %w", t, errName), fmt.Errorf("%s: %w", t, err))
+	case errors.Is(err, errRefused), errors.Is(err, errReset), errors.Is(err, errEnded), errors.Is(err, errGarbage):
 		return named(coap.BadGateway)
 	}
 	return fresh(coap.BadGateway, fmt.Errorf("%s: not reached", t))

@@ -28,7 +28,7 @@ type forwarded struct {
 
 // Diagnostics that say what to do.
 const (
-	textClosed = "no rule lets you reach this target: see proxy.allow of the gateway"
+	textClosed = "no rule lets you reach this target: see proxy.allow of the gateway, and whether your psk entry there has may: [proxy]"
 	textPlain  = "the proxy needs CoAP over DTLS, or OSCORE"
 )
 

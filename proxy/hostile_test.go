@@ -423,12 +423,16 @@ func TestLyingUpstream(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	dead := Target{Scheme: CoAP, Host: "127.0.0.1", Port: uint16(ports.Free(t))}
 	s := house(t, Config{Rules: []Rule{forwardTo(dead), {Host: "none.example.com", Scheme: CoAP, Port: 5683}, {Host: "127.0.0.1/32", Scheme: CoAPTCP, Port: dead.Port}}}, func(d *Deps) {
-		d.Resolve = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }
+		d.Resolve = func(context.Context, string) ([]netip.Addr, error) {
+			return nil, errors.New("lookup on 10.9.8.7:53: no such host")
+		}
 	})
 	l := s.client("a", coaptest.Options{})
 	for _, uri := range []string{dead.String(), "coap://none.example.com/", "coap+tcp" + strings.TrimPrefix(dead.String(), "coap")} {
 		if r := do(t, l, proxied(coap.GET, uri, nil)); r.Code != coap.BadGateway || len(r.Payload) == 0 {
 			t.Errorf("%s: %v %q", uri, r.Code, r.Payload)
+		} else if strings.Contains(string(r.Payload), "10.9.8.7") {
+			t.Errorf("a client is told where names are looked up: %q", r.Payload)
 		}
 	}
 }
