@@ -38,9 +38,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, unlock()) }()
 	st, err := store.Open(ctx, store.Options{
 		Dir: g.cfg.DataDir, DSN: string(g.cfg.StoreDSN().Bytes()), SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
-		AcceptRollback: g.acceptRollback,
-		Migrations:     migrations(),
-		Log:            g.log.With("part", "store"), Registerer: g.registry,
+		AcceptRollback: g.acceptRollback, NeedMark: true,
+		Migrations: migrations(),
+		Log:        g.log.With("part", "store"), Registerer: g.registry,
 	})
 	if err != nil {
 		return err

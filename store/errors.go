@@ -17,6 +17,9 @@ var (
 	ErrNewerSchema = errors.New("store: database is newer than this program")
 	// ErrRolledBack: the database is older than its high-water mark.
 	ErrRolledBack = errors.New("store: the database is older than it was")
+	// ErrNoMark: the database was in use and has no high-water mark beside it, so that
+	// nobody can tell whether it is the newest copy.
+	ErrNoMark = errors.New("store: the database has no high-water mark")
 	// ErrMoved: another database goes on in place of this one.
 	ErrMoved = errors.New("store: the database was moved")
 	// ErrNotEmpty: a database that something was to be moved to is in use.

@@ -137,8 +137,12 @@ func (s *Store) checkMark(ctx context.Context, o Options) error {
 	}
 	have, err := readMark(k.path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		// A new directory, or one from before there were marks.
+	case errors.Is(err, fs.ErrNotExist) && (k.seq == 0 || s.Shared() && !o.AcceptRollback):
+		// A new database, one from before there were marks, or a gateway that joins others.
+	case errors.Is(err, fs.ErrNotExist) && !o.NeedMark && !o.AcceptRollback:
+		// Nobody asks.
+	case errors.Is(err, fs.ErrNotExist) && !o.AcceptRollback:
+		return fmt.Errorf("%w: it was in use, and without %s nobody can tell whether it is the newest copy", ErrNoMark, k.path)
 	case err == nil && have.id == k.id && have.seq <= k.seq:
 		k.written = have.seq
 	case !o.AcceptRollback && errors.Is(err, errMark):
@@ -163,6 +167,9 @@ func (s *Store) checkMark(ctx context.Context, o Options) error {
 		return nil
 	}
 	k.keep()
+	if err != nil && o.NeedMark { // the first: without it the next start would be refused
+		return k.write()
+	}
 	k.tryWrite()
 	return nil
 }

@@ -129,6 +129,41 @@ func TestRollbackToNothing(t *testing.T) {
 	closed(t, openTest(t, dir, onSQLite))
 }
 
+// A backup that is put into a new directory has no mark beside it. It may be older
+// than what was in use, so it is refused like one that is.
+func TestRestoredElsewhere(t *testing.T) {
+	need := func(o *Options) { o.NeedMark = true }
+	dir, other := newDir(t), newDir(t)
+	s := openTest(t, dir, onSQLite, need)
+	closed(t, s)
+	closed(t, openTest(t, dir, onSQLite, need)) // nothing happened yet, and the mark is there
+	s = openTest(t, dir, onSQLite, need)
+	change(t, s)
+	closed(t, s)
+	if err := os.MkdirAll(other, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	copyFile(t, filepath.Join(dir, "groupgate.db"), filepath.Join(other, "groupgate.db"))
+	if _, err := open(t, other, onSQLite, need); !errors.Is(err, ErrNoMark) || !strings.Contains(err.Error(), markName) {
+		t.Fatalf("got %v", err)
+	}
+	s = openTest(t, other, onSQLite, need, func(o *Options) { o.AcceptRollback = true })
+	if lost, yes := s.RolledBack(); lost != unknownLoss || !yes {
+		t.Errorf("lost %d, %v", lost, yes)
+	}
+	if err := s.Recovered(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	closed(t, s)
+	closed(t, openTest(t, other, onSQLite, need))
+	// To accept what is no rollback does nothing.
+	s = openTest(t, newDir(t), onSQLite, need, func(o *Options) { o.AcceptRollback = true })
+	if _, yes := s.RolledBack(); yes {
+		t.Error("a new database was rolled back")
+	}
+	closed(t, s)
+}
+
 // The mark follows the commits within a second; a transaction without a change
 // counts for nothing, and one that failed neither.
 func TestMarkFollows(t *testing.T) {

@@ -50,7 +50,10 @@ type Options struct {
 	// AcceptRollback opens a database that is older than its high-water mark:
 	// see [Store.RolledBack].
 	AcceptRollback bool
-	moving         bool // open it although it was moved
+	// NeedMark refuses a database of its own, not a shared one, that was in use and
+	// has no high-water mark beside it: it was put back into another directory.
+	NeedMark bool
+	moving   bool // open it although it was moved
 	// Migrations bring the rooms' schemas up to date.
 	Migrations []Migrations
 	// Program names the program and its version; it is recorded with every
@@ -98,7 +101,7 @@ type Store struct {
 // Errors: [ErrAway] when the server does not answer, [ErrLocked] when another
 // process keeps us from the database, [ErrWrongKey] when the database was
 // sealed under another key, [ErrNewerSchema] when a newer program wrote it,
-// [ErrRolledBack] when it is older than its high-water mark, [ErrFull] when the
+// [ErrRolledBack] when it is older than its high-water mark, [ErrNoMark] when that is missing (Options.NeedMark), [ErrFull] when the
 // disk takes no more.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if len(o.SealKey) != KeySize {

@@ -122,6 +122,9 @@ func hintFor(err error) string {
 	case errors.Is(err, store.ErrRolledBack):
 		return "put the newest copy back; or start with --accept-rollback, which rekeys every group; " +
 			"to begin anew on purpose, remove groupgate.mark too"
+	case errors.Is(err, store.ErrNoMark):
+		return "if the database was put back from a backup, start once with --accept-rollback, which rekeys every group; " +
+			"if it is the newest copy and was moved here, move groupgate.mark along"
 	case errors.Is(err, store.ErrMoved):
 		return "name the database that goes on by `store`"
 	case errors.Is(err, store.ErrNotEmpty):
