@@ -155,7 +155,8 @@ func (s *Server) group(r *http.Request, name string) (any, error) {
 		}
 		return info, nil
 	}
-	return nil, &Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no group %q", name), Hint: "`gateway group list` shows the groups"}
+	return nil, &Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("this gateway manages no group %q", name),
+		Hint: "`gateway group list` shows the groups; of one with another Group Manager (gm) `gateway delegate list` tells"}
 }
 
 func groupInfo(g groupcomm.GroupStatus) GroupInfo {

@@ -177,7 +177,7 @@ func (p *nodeParser) key(n *NodeSpec, text string) {
 		rand.Read(key)
 		n.Key, n.Generated = cose.NewSecret(key), true
 	case text == "":
-		p.fault(n.Line, "no key")
+		p.fault(n.Line, "no key: those that `gateway node enroll` made are in the file that it named")
 	case len(text) > 2*maxNodeKey:
 		p.fault(n.Line, "a key has at most %d bytes", maxNodeKey)
 	default:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
 )
 
 // token is the library's promise of an answer.
@@ -172,4 +173,10 @@ func (c *client) wait(ctx context.Context, t token) error {
 func (c *client) close() {
 	c.end() // first, so that no handler holds up the goodbye
 	c.paho.Disconnect(quiesce)
+}
+
+// refusedByBroker says whether the broker was there and turned the gateway's account
+// away (MQTT 3.1.1, Section 3.2.2.3).
+func refusedByBroker(err error) bool {
+	return errors.Is(err, packets.ErrorRefusedBadUsernameOrPassword) || errors.Is(err, packets.ErrorRefusedNotAuthorised)
 }

@@ -87,6 +87,24 @@ func TestRefusedAtFirst(t *testing.T) {
 	}
 }
 
+// TestBrokerRefuses: a wrong password is told from a broker that is not there.
+func TestBrokerRefuses(t *testing.T) {
+	l := loopbackListener(t, "127.0.0.1:0")
+	addr := l.Addr().String()
+	stop := operatorBroker(t, l)
+	b := New(func() (c Config) { external(&c, "mqtt://"+addr); c.Password = "another"; return c }(), Deps{Store: open(t), Source: newManager(t), Hub: nobody{}})
+	if err := b.Setup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.publisher.dial(t.Context()); !refusedByBroker(err) {
+		t.Errorf("a wrong password: %v", err)
+	}
+	stop()
+	if _, err := b.publisher.dial(t.Context()); err == nil || refusedByBroker(err) {
+		t.Errorf("no broker: %v", err)
+	}
+}
+
 // TestBrokerAway: rekeys, evictions and acknowledgements of the time without a
 // broker are all there when it is back, empty and on the same address.
 func TestBrokerAway(t *testing.T) {

@@ -115,7 +115,12 @@ func (p *publisher) run(ctx context.Context) error {
 		if time.Since(began) > backoffMax {
 			delay = backoffMin
 		}
-		p.b.log.WarnContext(ctx, "mqtt broker is away", "err", err, "retry_in", delay)
+		if refusedByBroker(err) {
+			p.b.log.WarnContext(ctx, "mqtt broker refuses the gateway", "err", err, "retry_in", delay,
+				"hint", "compare mqtt.user and password_file, or cert_file, with the accounts of the broker")
+		} else {
+			p.b.log.WarnContext(ctx, "mqtt broker is away", "err", err, "retry_in", delay)
+		}
 		pause(ctx, delay/2+rand.N(delay/2))
 		delay = min(2*delay, backoffMax)
 	}

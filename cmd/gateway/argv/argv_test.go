@@ -83,6 +83,8 @@ func TestParse(t *testing.T) {
 			s := &p.Send
 			s.To, s.Method, s.Wait, s.Count, s.Delta, s.Peer = "a=b", "POST", time.Minute, -5, 7, &hex
 		})},
+		{"send --wait 1d12h", send(func(p *program) { p.Send.Wait = 36 * time.Hour })},
+		{"send --wait=30d", send(func(p *program) { p.Send.Wait = 720 * time.Hour })},
 		{"send --kind a,b --kind c --scope a,b --scope=c", send(func(p *program) {
 			p.Send.Kind, p.Send.Scope = []string{"a", "b", "c"}, []string{"a,b", "c"}
 		})},
@@ -151,7 +153,11 @@ func TestRefused(t *testing.T) {
 		"send --to":                       "--to: a value is missing",
 		"send --to --count":               "--to: a value is missing; one that begins with - is written --to=--count",
 		"send --method PUT":               `--method: must be one of "GET", "POST", not "PUT"`,
-		"send --wait 5":                   `--wait: must be a duration such as 90s or 24h, not "5"`,
+		"send --wait 5":                   `--wait: must be a duration such as 90s, 24h or 30d, not "5"`,
+		"send --wait d":                   `--wait: must be a duration`,
+		"send --wait -1d":                 `--wait: must be a duration`,
+		"send --wait 99999d":              `--wait: must be a duration`,
+		"send --wait 1d-2h":               `--wait: must be a duration`,
 		"send --count x":                  `--count: must be a whole number, not "x"`,
 		"send --delta -1":                 `--delta: must be a whole number from 0 on, not "-1"`,
 		"send --creds=perhaps":            `--creds: must be true or false, not "perhaps"`,

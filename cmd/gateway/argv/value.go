@@ -102,9 +102,9 @@ func (v *value) setOne(text string) error {
 // scan reads text as what target is.
 func scan(target reflect.Value, text string) error {
 	if target.Type() == reflect.TypeFor[time.Duration]() {
-		d, err := time.ParseDuration(text)
+		d, err := duration(text)
 		if err != nil {
-			return fmt.Errorf("must be a duration such as 90s or 24h, not %q", text)
+			return fmt.Errorf("must be a duration such as 90s, 24h or 30d, not %q", text)
 		}
 		target.SetInt(int64(d))
 		return nil
@@ -157,4 +157,26 @@ func isFile(path string) error {
 		return fmt.Errorf("%s is a folder, not a file", path)
 	}
 	return err
+}
+
+// duration reads what configuration files have, too: days before the rest, as in
+// 30d and 1d12h.
+func duration(text string) (time.Duration, error) {
+	days, rest, ok := strings.Cut(text, "d")
+	if !ok {
+		return time.ParseDuration(text)
+	}
+	n, err := strconv.ParseUint(days, 10, 16)
+	if err != nil {
+		return 0, err
+	}
+	d := time.Duration(n) * 24 * time.Hour
+	if rest == "" {
+		return d, nil
+	}
+	more, err := time.ParseDuration(rest)
+	if err == nil && more < 0 {
+		err = strconv.ErrSyntax
+	}
+	return d + more, err
 }
