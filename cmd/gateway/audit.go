@@ -60,6 +60,9 @@ func (c *auditCmd) Run(e *env) error {
 		}
 		switch {
 		case !c.Follow && (len(list) == 0 || list[len(list)-1].At.After(until)):
+			if q.After == 0 {
+				c.nothing(e.stderr)
+			}
 			return nil
 		case len(list) > 0:
 			continue
@@ -70,6 +73,18 @@ func (c *auditCmd) Run(e *env) error {
 			return nil
 		}
 	}
+}
+
+// nothing says that no record fits: silence may mean a word that is misspelled.
+func (c *auditCmd) nothing(w io.Writer) {
+	asked := ""
+	if c.Group != "" {
+		asked += " of group " + c.Group
+	}
+	if len(c.Kind) > 0 {
+		asked += " of kind " + strings.Join(c.Kind, ",") + ", if there is such a kind: docs/audit.md lists them"
+	}
+	_, _ = fmt.Fprintf(w, "no record of the last %s%s\n", rough(c.Since), asked)
 }
 
 func (c *auditCmd) print(w io.Writer, r admin.AuditRecord) error {
