@@ -119,10 +119,11 @@ func (s *Store) checkMark(ctx context.Context, o Options) error {
 		k.path = filepath.Join(o.Dir, markName)
 	}
 	err := s.Update(ctx, func(tx *Tx) error {
-		id := make([]byte, markIDBytes)
-		rand.Read(id)
-		if _, err := tx.Exec(`INSERT INTO store_mark (one, id, seq) VALUES (1, ?, 0) ON CONFLICT (one) DO NOTHING`,
-			hex.EncodeToString(id)); err != nil {
+		err := tx.QueryRow(`SELECT id FROM store_mark`).Scan(&k.id)
+		if errors.Is(err, ErrNotFound) {
+			err = s.firstMark(tx, o)
+		}
+		if err != nil {
 			return err
 		}
 		var seq int64
@@ -172,6 +173,30 @@ func (s *Store) checkMark(ctx context.Context, o Options) error {
 	}
 	k.tryWrite()
 	return nil
+}
+
+// firstMark gives a new database its name. One that needs a mark has it in the file
+// before: a start that ends in between goes on with that name.
+func (s *Store) firstMark(tx *Tx, o Options) error {
+	b := make([]byte, markIDBytes)
+	rand.Read(b)
+	id := hex.EncodeToString(b)
+	if path := s.mark.path; path != "" && o.NeedMark && !s.Shared() {
+		switch have, err := readMark(path); {
+		case err == nil && have.seq == 0:
+			id = have.id
+		case errors.Is(err, fs.ErrNotExist):
+			err := durable.Replace(path, mark{id: id}.encode())
+			if isDiskError(err) {
+				return fmt.Errorf("%w: high-water mark: %w", ErrFull, err)
+			}
+			if err != nil {
+				return fmt.Errorf("store: high-water mark: %w", err)
+			}
+		}
+	}
+	_, err := tx.Exec(`INSERT INTO store_mark (one, id, seq) VALUES (1, ?, 0) ON CONFLICT (one) DO NOTHING`, id)
+	return err
 }
 
 // keep makes the file ours: what the database holds is not older.

@@ -164,6 +164,31 @@ func TestRestoredElsewhere(t *testing.T) {
 	closed(t, s)
 }
 
+// A first start that ends between the mark and the commit is no rollback, nor is the
+// next one.
+func TestFirstStartEnded(t *testing.T) {
+	need := func(o *Options) { o.NeedMark = true }
+	dir := newDir(t)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	left := mark{id: strings.Repeat("5a", markIDBytes)}
+	if err := os.WriteFile(filepath.Join(dir, markName), left.encode(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s := openTest(t, dir, onSQLite, need)
+		if s.mark.id != left.id {
+			t.Errorf("the database is %s, want %s", s.mark.id, left.id)
+		}
+		if _, yes := s.RolledBack(); yes {
+			t.Error("rolled back")
+		}
+		change(t, s)
+		closed(t, s)
+	}
+}
+
 // The mark follows the commits within a second; a transaction without a change
 // counts for nothing, and one that failed neither.
 func TestMarkFollows(t *testing.T) {
