@@ -38,6 +38,9 @@ type gatewayHello struct {
 // returns what writes it; only in a program built with the tag profile.
 var profiled func(dir string) (stop func(), err error)
 
+// lastWord has a gateway write its profile: it is about to be killed.
+const lastWord = "profiled"
+
 // ServeGateway runs a whole gateway, with its data below dir, for a benchmark in
 // another process: it reads a line that says what to serve, answers where, and then
 // tells what it has used for each line that asks, until its input ends.
@@ -65,17 +68,26 @@ func ServeGateway(ctx context.Context, dir string, in io.Reader, out io.Writer) 
 		if err := enc.Encode(gatewayHello{at, string(cfg.AdminToken.Bytes()), cfg.Tokens[0].Audience}); err != nil {
 			return nil, err
 		}
-		profiling := false
+		var profile func() // ends it; nil: none was begun
+		end := func() {
+			if profile != nil {
+				profile()
+			}
+		}
+		defer func() { end() }()
 		for lines.Scan() {
-			if lines.Text() == "usage" && profiled != nil && !profiling {
-				stop, err := profiled(os.TempDir())
-				if err != nil {
+			what := lines.Text()
+			switch {
+			case what == lastWord:
+				end()
+				end, what = func() {}, "usage"
+			case what == "usage" && profiled != nil && profile == nil:
+				var err error
+				if profile, err = profiled(os.TempDir()); err != nil {
 					return nil, err
 				}
-				defer stop()
-				profiling = true
 			}
-			u, err := peer.Tell(lines.Text())
+			u, err := peer.Tell(what)
 			if err != nil {
 				return nil, err
 			}
@@ -128,6 +140,11 @@ func (g *gateway) run() (err error) {
 
 // restart kills the gateway and starts another on its data, at the same addresses.
 func (g *gateway) restart() error {
+	if profiled != nil { // it would not be written
+		if _, err := g.ask(lastWord); err != nil {
+			return err
+		}
+	}
 	if err := g.kill(); err != nil {
 		return err
 	}
