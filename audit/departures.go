@@ -15,11 +15,10 @@ import (
 
 // Departure is the end of a membership.
 type Departure struct {
-	Group, Node string
-	Subject     coap.Subject
-	At          time.Time
-	Evicted     bool   // it did not leave by itself
-	Reason      string // of an eviction
+	Node    string
+	At      time.Time
+	Evicted bool   // it did not leave by itself
+	Reason  string // of an eviction
 }
 
 // maxDepartures bounds the records that one question looks through, from the newest
@@ -52,8 +51,8 @@ func (l *Log) Departures(ctx context.Context, is func(node string, s coap.Subjec
 			if err := json.Unmarshal([]byte(data), &r); err != nil {
 				return err
 			}
-			if who := subjectOf(r.Subject); is(r.Node, who) {
-				found[r.Group] = Departure{r.Group, r.Node, who, time.UnixMilli(at), r.Kind == groupcomm.EventEvicted, r.Reason}
+			if is(r.Node, subjectOf(r.Subject)) {
+				found[r.Group] = Departure{r.Node, time.UnixMilli(at), r.Kind == groupcomm.EventEvicted, r.Reason}
 			}
 		}
 		return rows.Err()
