@@ -17,7 +17,7 @@ const module = "github.com/seed4911071e/groupgate"
 // no rooms, rooms do not know each other and meet in plugin.
 var arrows = map[string][]string{
 	"coap":                   {},
-	"coap/serve":             {"coap", "journal/rec", "table"},
+	"coap/serve":             {"coap", "journal/rec", "rarely", "table"},
 	"coap/secure":            {"coap", "cose", "journal/rec", "oscore"},
 	"coap/coaptest":          {"coap", "coap/serve"},
 	"cose":                   {},
@@ -30,6 +30,7 @@ var arrows = map[string][]string{
 	"datagram":               {},
 	"durable":                {},
 	"spell":                  {},
+	"rarely":                 {},
 	"table":                  {},
 	"dtls12":                 {"record"},
 	"store":                  {"durable"},
@@ -44,7 +45,7 @@ var arrows = map[string][]string{
 	"bridge":    {"bridge/packetid", "coap", "cose", "groupcomm", "groupcomm/keytree", "store"},
 	"delegate":  {"coap", "coap/serve", "cose", "groupcomm", "node", "oscore", "store"},
 	"node":      {"coap", "coap/serve", "cose", "dtls12", "durable", "groupcomm", "groupcomm/keytree", "oscore"},
-	"endpoint":  {"coap", "datagram", "dtls12", "journal/rec", "record", "table"},
+	"endpoint":  {"coap", "datagram", "dtls12", "journal/rec", "rarely", "record", "table"},
 	"admin":     {"coap", "cose", "groupcomm"},
 	"audit":     {"coap", "groupcomm", "store"},
 	"proxy":     {"coap", "coap/serve"},
@@ -53,7 +54,7 @@ var arrows = map[string][]string{
 	"rd/rdtest": {"coap"},
 
 	"config":      {"coap", "cose", "durable", "groupcomm", "groupcomm/keytree", "node", "spell", "store"},
-	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "journal", "node", "proxy", "rd", "relay", "store"},
+	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "journal", "node", "proxy", "rarely", "rd", "relay", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
 	"bench":       {"ace", "admin", "bench/peer", "bridge", "coap", "coap/serve", "config", "cose", "endpoint", "gm", "gm/gmtest", "groupcomm", "groupcomm/keytree", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},
 	"cmd/gateway": {"admin", "bench", "bench/peer", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},

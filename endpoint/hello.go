@@ -84,12 +84,9 @@ func (e *Endpoint) admit(h hello, from netip.AddrPort) *handshake {
 // refuse counts a ClientHello that begins no handshake, and says so once in a while.
 func (e *Endpoint) refuse(from netip.AddrPort, now time.Time) {
 	e.metrics.refused.Inc()
-	r := &e.room
-	r.refused++
-	if now.Sub(r.refusedAt) >= warnEvery {
+	if n := e.room.refused.Event(now); n > 0 {
 		e.log.WarnContext(e.ctx, "handshakes are put off: many are under way; clients ask again, and if it is no flood, raise limits.handshakes",
-			"refused", r.refused, "peer", from, "handshakes", e.underWay(), "max_handshakes", e.cfg.MaxHandshakes)
-		r.refusedAt, r.refused = now, 0
+			"refused", n, "peer", from, "handshakes", e.underWay(), "max_handshakes", e.cfg.MaxHandshakes)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/rarely"
 )
 
 // What all peers together may take is bounded, by number and by bytes. When there
@@ -66,8 +67,6 @@ const (
 	freshFor = 200 * time.Millisecond
 	// asking marks a session that is being asked for, in the place of the round.
 	asking = 255
-	// warnEvery is how often the log says that newcomers are turned away, or handshakes refused.
-	warnEvery = time.Minute
 )
 
 // HandshakeReserve is what n handshakes under way may take, in bytes: that much of
@@ -86,11 +85,8 @@ type room struct {
 	round    uint8             // of asking everybody anew: below asking
 	began    time.Time         // that round
 	behind   bool              // it is not over
-	warned   time.Time
-	turned   int // away since
-
-	refusedAt time.Time // that the log told so
-	refused   int       // ClientHellos since
+	turned   rarely.Line       // newcomers, away
+	refused  rarely.Line       // ClientHellos
 }
 
 // candidate is a session that could go, as it was when that was found out.
@@ -257,14 +253,11 @@ func (e *Endpoint) turnAway(s *session) {
 	}
 	s.gone = true
 	s.forgetCiphers()
-	r := &e.room
-	r.turned++
-	if now := time.Now(); now.Sub(r.warned) >= warnEvery {
+	if n := e.room.turned.Event(time.Now()); n > 0 {
 		e.log.WarnContext(e.ctx, "newcomers are turned away: nobody is left who could go for them; raise limits.sessions or limits.memory_mb, or evict members",
-			"turned_away", r.turned, "peer", s.addr(), "sessions", e.pool.sessions.Load(), "max_sessions", e.cfg.MaxSessions,
+			"turned_away", n, "peer", s.addr(), "sessions", e.pool.sessions.Load(), "max_sessions", e.cfg.MaxSessions,
 			"held_bytes", e.reckon(), "max_bytes", e.share(), "members", e.pool.count[Member].Load(), "guests", e.pool.count[Guest].Load(),
 			"strangers", e.pool.count[Stranger].Load(), "unasked", e.pool.count[unasked].Load())
-		r.warned, r.turned = now, 0
 	}
 }
 

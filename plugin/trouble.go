@@ -8,25 +8,21 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/rarely"
 	"github.com/seed4911071e/groupgate/store"
 )
 
-// Of requests that the store fails there are as many as peers ask, on a disk that
-// the log may share: one line tells of all within a minute.
-const (
-	troubleEvery = time.Minute
-	// troubleLasts is how long after the last such request the store counts as not
-	// ready.
-	troubleLasts = 30 * time.Second
-)
+// troubleLasts is how long after the last such request the store counts as not
+// ready.
+const troubleLasts = 30 * time.Second
 
-// trouble remembers that the store takes no data. The zero value is ready.
+// trouble remembers that the store takes no data. Requests that this fails are as many
+// as peers ask, on a disk that the log may share. The zero value is ready.
 type trouble struct {
-	mu      sync.Mutex
-	what    string // of the newest; "": none yet
-	last    time.Time
-	logged  time.Time
-	refused int // since logged
+	mu   sync.Mutex
+	what string // of the newest; "": none yet
+	last time.Time
+	line rarely.Line
 }
 
 // note takes an error of a request; it says whether it is one of the store.
@@ -43,12 +39,12 @@ func (t *trouble) note(ctx context.Context, log *slog.Logger, err error) bool {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.refused++
-	first := what != t.what
+	if what != t.what {
+		t.line.Due()
+	}
 	t.what, t.last = what, now
-	if first || now.Sub(t.logged) >= troubleEvery {
-		log.ErrorContext(ctx, what, "n", t.refused, "hint", do, "err", err)
-		t.logged, t.refused = now, 0
+	if n := t.line.Event(now); n > 0 {
+		log.ErrorContext(ctx, what, "n", n, "hint", do, "err", err)
 	}
 	return true
 }

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed4911071e/groupgate/rarely"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -33,7 +34,7 @@ func TestTrouble(t *testing.T) {
 		if lines := strings.Count(text.String(), "\n"); lines != 1 || c.Ready || !strings.Contains(c.Detail, "disk") || !strings.Contains(text.String(), "free space") {
 			t.Errorf("%d lines, %+v:\n%s", lines, c, &text)
 		}
-		time.Sleep(troubleEvery)
+		time.Sleep(rarely.Every)
 		if !tr.component().Ready {
 			t.Error("it is told for ever")
 		}

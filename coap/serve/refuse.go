@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/seed4911071e/groupgate/coap"
+	"github.com/seed4911071e/groupgate/rarely"
 )
 
 // Why a request is not looked at: values of the label reason.
@@ -25,12 +26,8 @@ type refusals struct {
 	total map[string]prometheus.Counter // by reason; read only
 
 	mu   sync.Mutex
-	told time.Time
-	n    int // since told
+	line rarely.Line
 }
-
-// tellEvery is how often the log tells of them.
-const tellEvery = time.Minute
 
 func newRefusals(r prometheus.Registerer) *refusals {
 	vec := register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -48,15 +45,10 @@ func newRefusals(r prometheus.Registerer) *refusals {
 func (s *Server) beyond(ctx context.Context, peer coap.Peer, reason string) *coap.Response {
 	f := s.refusals
 	f.total[reason].Inc()
-	now := time.Now()
 	f.mu.Lock()
-	f.n++
-	n, tell := f.n, now.Sub(f.told) >= tellEvery
-	if tell {
-		f.told, f.n = now, 0
-	}
+	n := f.line.Event(time.Now())
 	f.mu.Unlock()
-	if tell {
+	if n > 0 {
 		s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "requests are refused: a peer asks more than it may",
 			slog.String("reason", reason), slog.String("peer", peer.Addr.String()), slog.Int("n", n), slog.Float64("per_second", s.cfg.PerPeerRPS))
 	}
