@@ -4,6 +4,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/pool"
@@ -25,6 +26,8 @@ type separates struct {
 	wire  io.Writer // takes a message; go-coap itself would make another of it
 	mu    sync.Mutex
 	known []int32 // message identifiers, the newest last
+
+	further atomic.Pointer[further] // nil: one response to a request
 }
 
 // first says whether a first block was not there before.
@@ -40,15 +43,22 @@ func (s *separates) first(id int32) bool {
 	return true
 }
 
+func (s *separates) acknowledge(m *pool.Message) {
+	ack := coap.Message{Type: coap.Acknowledgement, ID: uint16(m.MessageID())}
+	if b, err := ack.MarshalBinary(); err == nil {
+		_, _ = s.wire.Write(b) // else it comes again
+	}
+}
+
 // receive is told of every message: a first block is acknowledged here, and goes on
 // as one that was non-confirmable (RFC 7252, Section 5.2.2).
 func (s *separates) receive(m *pool.Message, cc *client.Conn, handle config.HandlerFunc[*client.Conn]) {
+	if f := s.further.Load(); f != nil && s.take(f, m) {
+		return
+	}
 	if block, err := m.GetOptionUint32(message.Block2); err == nil && block&8 != 0 &&
 		m.Type() == message.Confirmable && coap.Code(m.Code()).IsResponse() {
-		ack := coap.Message{Type: coap.Acknowledgement, ID: uint16(m.MessageID())}
-		if b, err := ack.MarshalBinary(); err == nil {
-			_, _ = s.wire.Write(b) // else it comes again
-		}
+		s.acknowledge(m)
 		if !s.first(m.MessageID()) {
 			return
 		}

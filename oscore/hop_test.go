@@ -99,7 +99,7 @@ func TestSeveral(t *testing.T) {
 		if i == 1 {
 			protect = server.ProtectResponse
 		}
-		m := &coap.Message{Code: coap.Content, Options: coap.Options{{ID: coap.OSCOREOption, Value: []byte{0x20}}, {ID: replyFrom, Value: []byte{0x82}}}, Payload: fmt.Append(nil, i)}
+		m := &coap.Message{Code: coap.Content, Options: coap.Options{{ID: coap.OSCOREOption, Value: []byte{0x20}}, {ID: ReplyFrom, Value: []byte{0x82}}}, Payload: fmt.Append(nil, i)}
 		p, err := protect(t.Context(), nil, sex, m)
 		if err != nil {
 			t.Fatal(err)
@@ -116,7 +116,7 @@ func TestSeveral(t *testing.T) {
 		if !errors.Is(err, want) || err != nil && cex != before {
 			t.Errorf("response %d: %v", i, err)
 		}
-		if err == nil && (string(got.Payload) != fmt.Sprint(i) || !got.Options.Has(coap.OSCOREOption) || !got.Options.Has(replyFrom)) {
+		if err == nil && (string(got.Payload) != fmt.Sprint(i) || !got.Options.Has(coap.OSCOREOption) || !got.Options.Has(ReplyFrom)) {
 			t.Errorf("response %d: %v", i, got)
 		}
 		stored, err := cex.MarshalBinary()

@@ -19,7 +19,7 @@ const edhocOption coap.OptionID = 21
 const (
 	MulticastTimeout coap.OptionID = 2
 	groupETag        coap.OptionID = 24
-	replyFrom        coap.OptionID = 248
+	ReplyFrom        coap.OptionID = 248
 )
 
 // outerOnly says whether an option is of class U alone: it travels outside of the
@@ -34,7 +34,7 @@ const (
 func outerOnly(id coap.OptionID) bool {
 	switch id {
 	case coap.UriHost, coap.UriPort, coap.OSCOREOption, coap.HopLimit, edhocOption, coap.ProxyUri, coap.ProxyScheme,
-		MulticastTimeout, groupETag, replyFrom:
+		MulticastTimeout, groupETag, ReplyFrom:
 		return true
 	}
 	return false
@@ -70,7 +70,7 @@ func (s span) adopts(inner coap.Options, id coap.OptionID) bool {
 		return false
 	case s == toEnd:
 		return true
-	case id == MulticastTimeout || id == groupETag || id == replyFrom || inner.Has(id):
+	case id == MulticastTimeout || id == groupETag || id == ReplyFrom || inner.Has(id):
 		return false
 	}
 	return !inner.Has(coap.ProxyScheme) && !inner.Has(coap.ProxyUri)

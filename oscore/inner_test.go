@@ -56,7 +56,7 @@ func TestOptionClasses(t *testing.T) {
 		{edhocOption, false, true},
 		{MulticastTimeout, false, true},
 		{groupETag, false, true},
-		{replyFrom, false, true},
+		{ReplyFrom, false, true},
 		{coap.Block2, true, false},
 		{coap.Block1, true, false},
 		{coap.Size2, true, false},

@@ -23,6 +23,7 @@ type nodeCmd struct {
 	Join    nodeJoinCmd    `cmd:"" help:"Join a group as a node would, then follow its rekeys."`
 	Send    nodeSendCmd    `cmd:"" help:"Join a group, and send requests protected with Group OSCORE to its members."`
 	Serve   nodeServeCmd   `cmd:"" help:"Join a group, and answer requests protected with Group OSCORE of its members."`
+	Ask     nodeAskCmd     `cmd:"" help:"Ask the gateway over DTLS, or by its proxy a server or a group, without any group keys."`
 	Swarm   nodeSwarmCmd   `cmd:"" help:"Play a fleet: up to 131072 nodes from one process, at this gateway or another server."`
 	Enroll  nodeEnrollCmd  `cmd:"" help:"Enroll nodes from a file: each gets a credential and a policy, while the gateway runs."`
 	List    nodeListCmd    `cmd:"" help:"List the enrolled nodes."`

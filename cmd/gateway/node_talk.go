@@ -239,12 +239,7 @@ func (c *nodeSendCmd) run(ctx context.Context, t *talker) error {
 	if !c.Pairwise && !t.traffic.Group().HasGroupMode() {
 		return errors.New("the group has no group mode: use --pairwise")
 	}
-	req := &coap.Message{Payload: []byte(c.Payload)}
-	for code := coap.GET; code <= coap.FETCH; code++ {
-		if code.String() == c.Method {
-			req.Code = code
-		}
-	}
+	req := &coap.Message{Code: methodNamed(c.Method), Payload: []byte(c.Payload)}
 	req.Options.SetPath(coap.PathOf(c.Path)...)
 	client, err := node.DialGroup(ctx, t.traffic, c.bindFor(dst.Addr()), c.Via)
 	if err != nil {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -119,6 +120,42 @@ func (g *grouped) allOf(client *peers.Peer, token string) {
 	}
 }
 
+// asks runs the commands of docs/proxy.md, at once.
+func (g *grouped) asks() {
+	g.t.Helper()
+	_, port, err := net.SplitHostPort(g.s.at["coaps"])
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	here := strings.NewReplacer("239.1.2.3:5693", g.servers.At.String(), " 5s", " 1s", "--gateway 192.0.2.1", "--gateway 127.0.0.1 --coaps-port "+port,
+		"--identity client", "--identity clientA", "client.key", filepath.Join(g.s.dir, "client.key"))
+	var all []*child
+	for line := range strings.Lines(read(g.t, "../../docs/proxy.md")) {
+		if args, ok := strings.CutPrefix(line, "gateway node ask "); ok {
+			all = append(all, start(g.t, append([]string{"node", "ask"}, strings.Fields(here.Replace(args))...)...))
+		}
+	}
+	if len(all) != 2 {
+		g.t.Errorf("%d commands in docs/proxy.md", len(all))
+	}
+	for _, c := range all {
+		if status := c.wait(); status != 0 {
+			g.t.Errorf("%s: exit status %d\n%s%s", c.name, status, &c.out, &c.err)
+		}
+		for i := range 3 {
+			c.says(fmt.Sprintf(`%v answers: 2\.05 "lamp %d is on"$`, g.servers.Addr(i), i))
+		}
+		if n := strings.Count(c.out.String(), "\n"); n != 3 {
+			g.t.Errorf("%d lines:\n%s", n, &c.out)
+		}
+	}
+	// A group, without saying for how long.
+	c := run(g.t, 1, append([]string{"node", "ask"}, strings.Fields(here.Replace("/lamps --gateway 192.0.2.1 --identity client --key-file client.key"))...)...)
+	if !strings.Contains(c.err.String(), "--wait") {
+		g.t.Errorf("%s", &c.err)
+	}
+}
+
 // TestProxiedGroup: a node asks a group over DTLS through the gateway: every server's
 // response comes, each with who it is from, until the time that the node named; an
 // Early Stop ends it before; observed, the servers' notifications follow until the node
@@ -161,6 +198,8 @@ func TestProxiedGroup(t *testing.T) {
 	g.all("path")
 	g.over("the time that the node named")
 	g.servers.Say(1, g.state(g.newest(), 1, 9, "late"))
+
+	g.asks()
 
 	// Observed.
 	watch := g.request("watch", 1)
