@@ -5,8 +5,8 @@
 // proof-of-possession key, an association with the Group Manager, a key pair, a
 // Sender ID. Nothing of it is shared with another node. It is kept sealed in the
 // store and goes on after a restart: Sender Sequence Numbers are reserved on disk
-// before they are used, and every Replay Window is invalid until its owner
-// answered a challenge (draft-ietf-core-oscore-groupcomm-28, Section 2.6.1).
+// before they are used, and a request is in the Replay Window on disk before it is
+// served (draft-ietf-core-oscore-groupcomm-28, Section 2.6.1).
 //
 //	legacy node ──plain CoAP inside DTLS──▶ Room.ServeCoAP ──Group OSCORE──▶ group
 //	legacy node ◀──plain CoAP inside DTLS── Hub.Do ◀──Group OSCORE── node.GroupServer
@@ -210,9 +210,12 @@ func (r *Room) Setup(ctx context.Context) error {
 	return nil
 }
 
-// Recover gives up every membership of an earlier run, because the database is
-// older than what left the gateway: each node gets a new Sender ID.
+// Recover gives up every membership of an earlier run, and what was held, because the
+// database is older than what left the gateway: each node gets a new Sender ID.
 func (r *Room) Recover(ctx context.Context) error {
+	if err := r.keep.forgetHeld(ctx); err != nil {
+		return err
+	}
 	for _, n := range r.nodes {
 		for _, m := range n.memberships {
 			m.mu.Lock()

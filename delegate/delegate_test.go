@@ -3,7 +3,9 @@ package delegate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -227,6 +229,68 @@ func TestRecover(t *testing.T) {
 	if err != nil || len(rows) != 1 || rows[0].saved != nil {
 		t.Errorf("%+v, %v", rows, err)
 	}
+}
+
+// TestHeld: what is held for a node is there for the next life of its membership alone,
+// with whether the node may have been asked, until it is over, the membership is, or the
+// database was rolled back.
+func TestHeld(t *testing.T) {
+	r := newRoom(t, legacyOf("a"), legacyOf("b"))
+	ctx := t.Context()
+	of := func(name string) (out []string) {
+		t.Helper()
+		all, err := r.membership(name, "g").leftBehind(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range all {
+			m, err := coap.DecodeMessage(l.message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, fmt.Sprintf("%s %s %v", l.from, m.Token, l.asked))
+			if age := time.Since(l.at); age < 0 || age > time.Minute {
+				t.Errorf("held for %v", age)
+			}
+		}
+		return out
+	}
+	want := func(what string, a, b []string) {
+		t.Helper()
+		if gotA, gotB := of("a"), of("b"); !slices.Equal(gotA, a) || !slices.Equal(gotB, b) {
+			t.Errorf("%s: %q and %q, want %q and %q", what, gotA, gotB, a, b)
+		}
+	}
+	hold := func(name, token string) *held {
+		t.Helper()
+		h, err := r.membership(name, "g").hold(ctx, &node.Incoming{
+			Protected: &coap.Message{Code: coap.POST, Token: []byte(token)}, From: netip.MustParseAddrPort("[2001:db8::1]:5683"),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	first := hold("a", "1")
+	second := hold("a", "2")
+	hold("b", "1")
+	if err := second.asking(ctx); err != nil {
+		t.Fatal(err)
+	}
+	other := []string{"[2001:db8::1]:5683 1 false"}
+	want("held", []string{"[2001:db8::1]:5683 1 false", "[2001:db8::1]:5683 2 true"}, other)
+	if err := first.over(); err != nil {
+		t.Fatal(err)
+	}
+	want("one over", []string{"[2001:db8::1]:5683 2 true"}, other)
+	if err := r.keep.remove(ctx, row{node: "a", group: "g"}); err != nil {
+		t.Fatal(err)
+	}
+	want("left", nil, other)
+	if err := r.Recover(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want("rolled back", nil, nil)
 }
 
 // FuzzProxyTarget: whatever a node names, only an IP address and a port come of it.

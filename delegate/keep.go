@@ -120,6 +120,9 @@ func (k *keeper) write(ctx context.Context, r row) error {
 // remove forgets a membership that is over. Its sequence numbers stay.
 func (k *keeper) remove(ctx context.Context, r row) error {
 	return k.store.Update(ctx, func(tx *store.Tx) error {
+		if _, err := tx.Exec(`DELETE FROM delegate_held WHERE owner = ? AND node = ? AND grp = ?`, k.owner, r.node, r.group); err != nil {
+			return err
+		}
 		_, err := tx.Exec(`DELETE FROM delegate_membership WHERE owner = ? AND node = ? AND grp = ? AND gm = ?`, k.owner, r.node, r.group, r.gm)
 		return err
 	})

@@ -13,6 +13,8 @@ import "github.com/seed4911071e/groupgate/store"
 //     from, one more than the last Sender Sequence Number that may have been used.
 //   - delegate_window: for each keying material, by its digest, and kid: the Replay
 //     Window. delegate_sequence has the digests of those whose windows are forgotten.
+//   - delegate_held: requests that wait for a node that sleeps, protected as they came:
+//     from whom, since when, and whether the node may have been asked.
 //   - delegate_pin: the credential of a Group Manager as it was proven first.
 func Migrations() store.Migrations {
 	return store.Migrations{Room: "delegate", Steps: []string{`
@@ -54,6 +56,18 @@ CREATE TABLE delegate_window (
 	seen  BIGINT NOT NULL,
 	at    BIGINT NOT NULL,
 	PRIMARY KEY (owner, node, grp, name, kid)
+);
+`, `
+CREATE TABLE delegate_held (
+	owner   TEXT   NOT NULL,
+	node    TEXT   NOT NULL,
+	grp     TEXT   NOT NULL,
+	id      TEXT   NOT NULL,
+	sender  TEXT   NOT NULL,
+	message BLOB   NOT NULL,
+	asked   BIGINT NOT NULL,
+	at      BIGINT NOT NULL,
+	PRIMARY KEY (owner, node, grp, id)
 );
 `}}
 }

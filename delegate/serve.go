@@ -43,6 +43,10 @@ func (m *membership) listen(ctx context.Context, traffic *node.Traffic) (*groupS
 	if len(m.Resources) == 0 {
 		return nil, nil
 	}
+	rest, err := m.leftBehind(ctx)
+	if err != nil {
+		return nil, err
+	}
 	core := serve.New(coap.HandlerFunc(m.asked), serve.Config{
 		BlockSize: nodeBlock, MaxBody: maxNodeBody, PerPeerRPS: m.node.RPS, MaxPeerRequests: maxHeld, Log: m.log,
 		Link: func(coap.LinkID) coap.Link { return nil }, // members are asked nothing here: who is quiet is forgotten
@@ -67,13 +71,15 @@ func (m *membership) listen(ctx context.Context, traffic *node.Traffic) (*groupS
 	if err != nil {
 		return nil, err
 	}
-	return &groupSide{server, core}, nil
+	return &groupSide{server, core, m, rest}, nil
 }
 
 // groupSide is where group members reach the node.
 type groupSide struct {
 	*node.GroupServer
 	core *serve.Server
+	of   *membership
+	left []left
 }
 
 // run serves until ctx ends.
@@ -81,6 +87,9 @@ func (s *groupSide) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.core.Run(ctx) })
 	g.Go(func() error { return s.GroupServer.Run(ctx) })
+	for _, l := range s.left {
+		g.Go(func() error { s.of.answerLeft(ctx, s.GroupServer, l); return nil })
+	}
 	return g.Wait()
 }
 
@@ -132,7 +141,7 @@ func (m *membership) asked(ctx context.Context, req *coap.Request) (*coap.Respon
 			out.Options.Add(o.ID, o.Value)
 		}
 	}
-	resp, err := m.node.ask(ctx, m.r, in, out)
+	resp, err := m.node.ask(ctx, m, in, out)
 	if err != nil {
 		return nil, err
 	}
@@ -147,9 +156,10 @@ func (m *membership) asked(ctx context.Context, req *coap.Request) (*coap.Respon
 
 // ask brings a request to the node: at once, or when it wakes within the time that a
 // request is held. The request was verified, and its number committed to the Replay
-// Window, before it came here; a restart invalidates the window (see package oscore),
-// so that a request which is lost with it cannot be replayed afterwards.
-func (n *legacy) ask(ctx context.Context, r *Room, in *node.Incoming, req *coap.Request) (*coap.Response, error) {
+// Window, before it came here, so it cannot be replayed after a restart; what is held is
+// answered then.
+func (n *legacy) ask(ctx context.Context, m *membership, in *node.Incoming, req *coap.Request) (*coap.Response, error) {
+	r := m.r
 	if n.Topic != "" {
 		return n.lastReading()
 	}
@@ -165,9 +175,16 @@ func (n *legacy) ask(ctx context.Context, r *Room, in *node.Incoming, req *coap.
 	}
 	hold := time.NewTimer(n.Hold)
 	defer hold.Stop()
+	var kept *held
 	for {
 		link, woken, here := n.reachable()
 		if here {
+			if kept != nil {
+				if err := kept.asking(ctx); err != nil {
+					m.note(err)
+					return nil, n.later()
+				}
+			}
 			resp, err := n.do(ctx, r, link, req)
 			if err == nil {
 				n.alive(link)
@@ -184,6 +201,18 @@ func (n *legacy) ask(ctx context.Context, r *Room, in *node.Incoming, req *coap.
 		}
 		if in.Multicast {
 			return nil, errQuiet
+		}
+		if kept == nil {
+			var err error
+			if kept, err = m.hold(ctx, in); err != nil {
+				m.note(err)
+				return nil, n.later() // what would be lost with a crash does not wait
+			}
+			in.Settled = func() {
+				if err := kept.over(); err != nil {
+					m.note(err)
+				}
+			}
 		}
 		// RFC 7252, Section 5.2.2: the client need not send again meanwhile.
 		in.Acknowledge()

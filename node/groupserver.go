@@ -34,6 +34,10 @@ type Incoming struct {
 	Exchange  *oscore.GroupRequest
 	From      netip.AddrPort
 	Multicast bool
+	Protected *coap.Message // as it came; nothing may be changed
+	// Settled is called when there is nothing more to do about the request: its client
+	// has the response, or is not to be reached. nil: nobody is.
+	Settled func()
 	// Acknowledge tells the client that the response comes by itself, when it is
 	// known that it takes long; otherwise that is told after a second.
 	Acknowledge func()
@@ -273,7 +277,13 @@ func (s *GroupServer) serve(ctx context.Context, m *coap.Message, from netip.Add
 		_, _ = s.unicast.WriteToUDPAddrPort(b, from)
 	}
 	late := time.AfterFunc(ackDelay, acknowledge)
-	resp := s.answer(ctx, m, multicast, &ev, acknowledge)
+	in := &Incoming{From: from, Multicast: multicast, Protected: m, Acknowledge: acknowledge}
+	defer func() {
+		if in.Settled != nil {
+			in.Settled()
+		}
+	}()
+	resp := s.answer(ctx, in, &ev)
 	late.Stop()
 	mu.Lock()
 	over = true
@@ -349,9 +359,9 @@ func (s *GroupServer) insist(ctx context.Context, k messageKey, b []byte) error 
 }
 
 // answer makes the protected response, the challenge, or the error that may be told.
-func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast bool, ev *Served, acknowledge func()) *coap.Message {
+func (s *GroupServer) answer(ctx context.Context, in *Incoming, ev *Served) *coap.Message {
 	t := s.cfg.Traffic
-	inner, x, err := t.ReadRequest(ctx, m)
+	inner, x, err := t.ReadRequest(ctx, in.Protected)
 	if x != nil {
 		ev.KID, ev.Gid, ev.Mode = x.Sender(), x.Gid(), x.Mode()
 	}
@@ -366,7 +376,7 @@ func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast boo
 			ev.Code = coap.Unauthorized
 			return resp
 		}
-		r := t.Group().ErrorResponse(err, multicast)
+		r := t.Group().ErrorResponse(err, in.Multicast)
 		if r == nil {
 			return nil
 		}
@@ -374,21 +384,55 @@ func (s *GroupServer) answer(ctx context.Context, m *coap.Message, multicast boo
 		return &coap.Message{Code: r.Code, Options: r.Options, Payload: r.Payload}
 	}
 	ev.Request = inner
-	plain := s.cfg.Answer(ctx, &Incoming{Request: inner, Exchange: x, From: ev.From, Multicast: multicast, Acknowledge: acknowledge})
+	in.Request, in.Exchange = inner, x
+	plain := s.cfg.Answer(ctx, in)
 	if plain == nil {
 		return nil
 	}
-	mode := x.Mode()
-	if s.cfg.Mode != nil {
-		mode = *s.cfg.Mode
-	}
-	resp, err := x.ProtectIn(ctx, nil, mode, plain)
+	resp, err := s.protect(ctx, x, plain)
 	if err != nil {
 		ev.Err = err
 		return nil
 	}
 	ev.Code = plain.Code
 	return resp
+}
+
+func (s *GroupServer) protect(ctx context.Context, x *oscore.GroupRequest, plain *coap.Message) (*coap.Message, error) {
+	mode := x.Mode()
+	if s.cfg.Mode != nil {
+		mode = *s.cfg.Mode
+	}
+	return x.ProtectIn(ctx, nil, mode, plain)
+}
+
+// Resume answers a request that an earlier server at this address took, acknowledged,
+// and did not live to answer; it is called while Run runs, and returns when the client
+// has the response or is not to be reached.
+func (s *GroupServer) Resume(ctx context.Context, m *coap.Message, from netip.AddrPort, plain *coap.Message) error {
+	key := messageKey{from, m.ID}
+	if again, _ := s.known(key); !again && m.Type == coap.Confirmable {
+		b, _ := (&coap.Message{Type: coap.Acknowledgement, ID: m.ID}).MarshalBinary()
+		s.answered(key, b)
+	}
+	x, err := s.cfg.Traffic.Reopen(ctx, m)
+	if err != nil {
+		return err
+	}
+	resp, err := s.protect(ctx, x, plain)
+	if err != nil {
+		return err
+	}
+	resp.Token, resp.Type, resp.ID = m.Token, m.Type, s.newID()
+	b, err := resp.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	if m.Type == coap.Confirmable {
+		return s.insist(ctx, messageKey{from, resp.ID}, b)
+	}
+	_, err = s.unicast.WriteToUDPAddrPort(b, from)
+	return err
 }
 
 // newToken is a token of eight random bytes: nobody but who saw the request can

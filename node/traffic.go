@@ -247,6 +247,15 @@ func (t *Traffic) ReadRequest(ctx context.Context, req *coap.Message) (*coap.Mes
 	return m, x, err
 }
 
+// Reopen is [oscore.Group.Reopen].
+func (t *Traffic) Reopen(ctx context.Context, req *coap.Message) (*oscore.GroupRequest, error) {
+	x, err := t.g.Reopen(req)
+	if err != nil && t.learn(ctx, err) {
+		return t.g.Reopen(req)
+	}
+	return x, err
+}
+
 // ReadResponse reads a protected response.
 func (t *Traffic) ReadResponse(ctx context.Context, x *oscore.GroupExchange, resp *coap.Message) (*coap.Message, *oscore.GroupResponder, error) {
 	m, who, err := x.Unprotect(nil, resp)

@@ -184,6 +184,20 @@ func (x *GroupRequest) Gid() []byte { return bytes.Clone(x.context.gid) }
 //
 // draft-ietf-core-oscore-groupcomm-28, Sections 6, 7.2, 8.4 and 9.
 func (g *Group) UnprotectRequest(buf *Buffer, req *coap.Message) (*coap.Message, *GroupRequest, error) {
+	return g.readRequest(buf, req, false)
+}
+
+// Reopen verifies a request that was received before, perhaps before a restart, so that
+// it can be answered; what it asks for is not told, as it is not to be done again. One
+// that was never received is an error.
+//
+// The response has a Partial IV of its own: one with that of the request may be out.
+func (g *Group) Reopen(req *coap.Message) (*GroupRequest, error) {
+	_, x, err := g.readRequest(nil, req, true)
+	return x, err
+}
+
+func (g *Group) readRequest(buf *Buffer, req *coap.Message, again bool) (*coap.Message, *GroupRequest, error) {
 	if !req.Code.IsRequest() {
 		return nil, nil, errNoRequest
 	}
@@ -204,7 +218,7 @@ func (g *Group) UnprotectRequest(buf *Buffer, req *coap.Message) (*coap.Message,
 		if c == nil {
 			continue
 		}
-		plain, x, err := g.unprotectRequest(in, req, c, opt, value)
+		plain, x, err := g.unprotectRequest(in, req, c, opt, value, again)
 		if err == nil || x != nil {
 			return plain, x, err
 		}
@@ -213,7 +227,7 @@ func (g *Group) UnprotectRequest(buf *Buffer, req *coap.Message) (*coap.Message,
 	return nil, nil, last
 }
 
-func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext, opt Option, value []byte) (*coap.Message, *GroupRequest, error) {
+func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext, opt Option, value []byte, again bool) (*coap.Message, *GroupRequest, error) {
 	if opt.Group && !c.suite.group || !opt.Group && !c.suite.pairwise {
 		return nil, nil, ErrMode
 	}
@@ -231,7 +245,7 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 		return nil, nil, ErrOwnMessage
 	case !opt.Group && s == nil:
 		return nil, nil, ErrMode // a silent server has no pairwise mode
-	case replayed:
+	case replayed && !again:
 		return nil, nil, ErrReplay
 	}
 	plain, r, err := g.openFrom(c, s, known, opt, groupMessage{
@@ -251,6 +265,13 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 	if !opt.Group {
 		x.mode = PairwiseMode
 	}
+	if again {
+		x.answered = true
+		if err := g.received(x, seq); err != nil {
+			return nil, nil, err
+		}
+		return nil, x, nil
+	}
 	echo, echoed := inner.Options.Get(coap.Echo)
 	// Section 9: where the group has the pairwise mode, only that answers a
 	// challenge; a request in group mode could have been sent on by somebody else.
@@ -269,6 +290,20 @@ func (g *Group) unprotectRequest(in *Buffer, req *coap.Message, c *groupContext,
 		}
 	}
 	return inner, x, nil
+}
+
+// received makes sure that a request was received before.
+func (g *Group) received(x *GroupRequest, seq uint64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if x.context != g.now && x.context != g.next && x.context != g.oldLocked() {
+		return ErrContext
+	}
+	x.state = g.keepLocked(x.context, x.recipient)
+	if w := x.state.window; !w.Valid() || w.Fresh(seq) {
+		return errors.New("oscore: the request was not received before")
+	}
+	return nil
 }
 
 // accept takes a request as received, and gives what is to be stored of that.

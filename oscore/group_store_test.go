@@ -83,6 +83,59 @@ func TestGroupStore(t *testing.T) {
 	wantErr(t, "without windows", g.Install(s.material, s.sender("b"), nil, false), ErrContextLost)
 }
 
+// A request that was received before a restart is answered after it, under a number that
+// was never used, and not told again; one that was not received is not answered so.
+func TestReopen(t *testing.T) {
+	s := newSite(t, bothModes)
+	name := filepath.Join(t.TempDir(), "b")
+	client := s.member("a", GroupConfig{})
+	for _, mode := range []Mode{GroupMode, PairwiseMode} {
+		file := openState(t, name)
+		server := s.member("b", GroupConfig{Store: file})
+		req, x := ask(t, client, mode, "b", get("/x"))
+		_, sx, err := server.UnprotectRequest(nil, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		must(sx.Protect(t.Context(), nil, content("done"))) // lost
+		other, _ := ask(t, client, mode, "b", get("/x"))
+		if err := file.Close(); err != nil {
+			t.Fatal(err)
+		}
+		file = openState(t, name)
+		server = s.member("b", GroupConfig{Store: file})
+		if x, err := server.Reopen(other); err == nil || x != nil {
+			t.Errorf("%v mode: a request that never came: %v", mode, x)
+		}
+		damaged := req.Clone()
+		damaged.Payload[0] ^= 1
+		if x, err := server.Reopen(damaged); err == nil || x != nil {
+			t.Errorf("%v mode: a request of nobody: %v", mode, x)
+		}
+		again, err := server.Reopen(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := must(again.Protect(t.Context(), nil, content("later")))
+		value, _ := m.Options.Get(coap.OSCOREOption)
+		if o := must(DecodeOption(value)); o.PIV == nil {
+			t.Errorf("%v mode: two responses may have the number of the request", mode)
+		}
+		got, _, err := x.Unprotect(nil, wire(t, m))
+		if err != nil || string(got.Payload) != "later" {
+			t.Errorf("%v mode: %v, %v", mode, got, err)
+		}
+		_, _, err = server.UnprotectRequest(nil, req)
+		wantErr(t, "a replay", err, ErrReplay)
+		if _, _, err := server.UnprotectRequest(nil, other); err != nil { // asked for in vain before
+			t.Errorf("%v mode: %v", mode, err)
+		}
+		if err := file.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // badStore fails to keep windows.
 type badStore struct {
 	GroupStore

@@ -167,6 +167,12 @@ func (p *Peer) Send(m *coap.Message) {
 		p.id++
 		m.ID = p.id
 	}
+	p.Again(m)
+}
+
+// Again sends a message as it is.
+func (p *Peer) Again(m *coap.Message) {
+	p.t.Helper()
 	b, err := m.MarshalBinary()
 	if err == nil {
 		_, err = p.conn.Write(b)
