@@ -96,32 +96,41 @@ func measureProxy(ctx context.Context, o, ours, peer netip.AddrPort, n int, prog
 	if err := rate("uncached_gets_per_second", "fresh"); err != nil {
 		return nil, err
 	}
-	added, err := addedLatency(ctx, o, ours, peer, n, progress)
+	relay, stop, err := startRelay(o)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	added, err := addedLatency(ctx, o, ours, relay, peer, n, progress)
 	if err != nil {
 		return nil, err
 	}
 	out = append(out, added...)
-	// The same client, go-coap's, directly and through the proxy: at an origin on
-	// this machine, and at one that is some way off.
+	// The same client, go-coap's, directly, through the proxy and through the relay: at
+	// an origin on this machine, and at one that is some way off.
 	for _, x := range []struct {
 		metric, path string
 		n            int
 	}{{"latency_us", "fresh", n / 20}, {"far_latency_us", "far", n / 200}} {
 		progress(x.metric)
-		var direct, through []time.Duration
+		ways := []struct {
+			at     netip.AddrPort
+			direct bool // without a proxy option
+			took   []time.Duration
+		}{{at: o, direct: true}, {at: ours}, {at: relay, direct: true}}
 		for range proxyRounds {
-			d, err := nodeLatencies(ctx, o, o, x.path, x.n/proxyRounds)
-			if err != nil {
-				return nil, err
+			for i := range ways {
+				w := &ways[i]
+				d, err := nodeLatencies(ctx, w.at, o, w.direct, x.path, x.n/proxyRounds)
+				if err != nil {
+					return nil, err
+				}
+				w.took = append(w.took, d...)
 			}
-			p, err := nodeLatencies(ctx, ours, o, x.path, x.n/proxyRounds)
-			if err != nil {
-				return nil, err
-			}
-			direct, through = append(direct, d...), append(through, p...)
 		}
-		r := Result{Bench: "proxy", Metric: x.metric, Unit: "us", N: len(through), Ours: microseconds(percentile(through, 50))}
-		out = append(out, r.below("direct, go-coap", microseconds(percentile(direct, 50))))
+		r := Result{Bench: "proxy", Metric: x.metric, Unit: "us", N: len(ways[1].took), Ours: microseconds(percentile(ways[1].took, 50))}
+		out = append(out, r.below("direct, go-coap", microseconds(percentile(ways[0].took, 50))),
+			r.below(floorRelay, microseconds(percentile(ways[2].took, 50))))
 	}
 	return out, nil
 }
@@ -129,13 +138,8 @@ func measureProxy(ctx context.Context, o, ours, peer netip.AddrPort, n int, prog
 // addedLatency is what a request that is not cached takes longer than the same
 // request to the origin: with our proxy, libcoap's, and a relay that does nothing
 // but copy datagrams between two sockets, which no proxy can beat.
-func addedLatency(ctx context.Context, o, ours, peer netip.AddrPort, n int, progress func(string)) ([]Result, error) {
+func addedLatency(ctx context.Context, o, ours, relay, peer netip.AddrPort, n int, progress func(string)) ([]Result, error) {
 	progress("added_latency_us")
-	relay, stop, err := startRelay(o)
-	if err != nil {
-		return nil, err
-	}
-	defer stop()
 	ways := []struct {
 		at     netip.AddrPort
 		direct bool // without a proxy option
@@ -159,12 +163,14 @@ func addedLatency(ctx context.Context, o, ours, peer netip.AddrPort, n int, prog
 		median[i] = microseconds(percentile(ways[i].took, 50))
 	}
 	r := Result{Bench: "proxy", Metric: "added_latency_us", Unit: "us", N: len(ways[1].took), Ours: median[1] - median[0]}
-	floor := r.below("floor: a bare relay", median[2]-median[0])
+	floor := r.below(floorRelay, median[2]-median[0])
 	if peer.IsValid() {
 		r = r.below("libcoap", median[3]-median[0])
 	}
 	return []Result{r, floor}, nil
 }
+
+const floorRelay = "floor: a bare relay"
 
 // startRelay copies datagrams between a client and the origin.
 func startRelay(origin netip.AddrPort) (netip.AddrPort, func(), error) {
@@ -441,14 +447,14 @@ func latencies(ctx context.Context, at, origin netip.AddrPort, direct bool, n in
 }
 
 // nodeLatencies are those of requests of a node's transport, which is go-coap's.
-func nodeLatencies(ctx context.Context, at, origin netip.AddrPort, path string, n int) ([]time.Duration, error) {
+func nodeLatencies(ctx context.Context, at, origin netip.AddrPort, direct bool, path string, n int) ([]time.Duration, error) {
 	t, err := node.DialUDP(ctx, at.String())
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = t.Close() }()
 	req := &coap.Request{Code: coap.GET}
-	if at == origin {
+	if direct {
 		req.Options.AddString(coap.UriPath, path)
 	} else {
 		req.Options.AddString(coap.ProxyUri, "coap://"+origin.String()+"/"+path)

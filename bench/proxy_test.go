@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -19,6 +21,11 @@ func TestProxy(t *testing.T) {
 	for _, name := range []string{"cached_gets_per_second", "uncached_gets_per_second", "added_latency_us", "latency_us", "far_latency_us"} {
 		if !seen[name] {
 			t.Errorf("no %s in %+v", name, results)
+		}
+		if strings.HasSuffix(name, "latency_us") && !slices.ContainsFunc(results, func(r Result) bool {
+			return r.Metric == name && r.PeerName == floorRelay && r.Peer != nil
+		}) {
+			t.Errorf("no relay beside %s in %+v", name, results)
 		}
 	}
 }
