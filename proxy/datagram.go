@@ -235,7 +235,11 @@ func (d *datagrams) forget(tok string) {
 
 // read takes messages until the connection ends.
 func (d *datagrams) read() {
-	buf := make([]byte, maxMessage)
+	size := maxMessage + 1 // one more, to see that a message has more
+	if _, plain := d.conn.(*net.UDPConn); !plain {
+		size = maxRecord // what is not read whole ends the association
+	}
+	buf := make([]byte, size)
 	for {
 		n, err := d.conn.Read(buf)
 		switch {
@@ -262,9 +266,21 @@ func (d *datagrams) unreachable() {
 	}
 }
 
+// decode reads a message. In the place of a response that is larger than is read, of
+// which the end is lost, it gives 5.02 that says so.
+func decode(b []byte) (*coap.Message, error) {
+	m, err := coap.DecodeMessage(b)
+	if err != nil || len(b) <= maxMessage || !m.Code.IsResponse() {
+		return m, err
+	}
+	out := &coap.Message{Type: m.Type, ID: m.ID, Token: m.Token, Code: coap.BadGateway, Payload: []byte(textTooLarge)}
+	out.Options.SetUint(coap.MaxAge, 0)
+	return out, nil
+}
+
 // message reads one message; b is valid during the call.
 func (d *datagrams) message(b []byte) {
-	m, err := coap.DecodeMessage(b)
+	m, err := decode(b)
 	if err != nil {
 		return // RFC 7252, Section 4.2; a Reset would tell no more than silence
 	}

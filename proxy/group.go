@@ -176,7 +176,7 @@ func (p *Proxy) askGroup(ctx context.Context, f *forwarded, group netip.Addr, ob
 	own := *f
 	own.req = f.req.Clone()                       // it outlives the request
 	own.opts = without(f.opts.Clone(), groupETag) // Section 7.3: it is for proxies, and this one validates nothing
-	g := &asked{p: p, f: &own, group: group, observe: observe, members: map[netip.AddrPort]*member{}, seen: map[seenKey]bool{}, buf: make([]byte, maxMessage)}
+	g := &asked{p: p, f: &own, group: group, observe: observe, members: map[netip.AddrPort]*member{}, seen: map[seenKey]bool{}, buf: make([]byte, maxMessage+1)}
 	if x, ok := coap.ExchangeOf(ctx); ok {
 		g.key = askedKey{f.req.Peer.Link, string(x.Token)}
 	} else {
@@ -345,7 +345,7 @@ func (g *asked) next(ctx context.Context) (*coap.Response, error) {
 
 // response reads what came; nil: it is nothing to be relayed.
 func (g *asked) response(ctx context.Context, b []byte, from netip.AddrPort) *coap.Response {
-	m, err := coap.DecodeMessage(b)
+	m, err := decode(b)
 	if err != nil || !m.Code.IsResponse() || string(m.Token) != g.token {
 		return nil
 	}
@@ -436,7 +436,7 @@ func (g *asked) registerAgain(now time.Time) {
 // whole gathers a response in blocks: the others are asked for at the member
 // itself (RFC 7959, Section 2.8), for which the rule speaks as for the group.
 func (g *asked) whole(ctx context.Context, m *coap.Message, from netip.AddrPort) (*coap.Response, error) {
-	if b, err := m.Options.Block(coap.Block2); err == nil && (b == nil || !b.More) {
+	if b, err := m.Options.Block(coap.Block2); err == nil && (b == nil || b.Num == 0 && !b.More) {
 		return &coap.Response{Code: m.Code, Options: m.Options, Payload: m.Payload}, nil
 	}
 	if g.p.isOwn(from.Addr()) && !g.f.rule.named(from.Addr()) {

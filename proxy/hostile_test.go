@@ -8,12 +8,15 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/pion/dtls/v3"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/coaptest"
@@ -403,6 +406,15 @@ func TestLyingUpstream(t *testing.T) {
 		{"a block out of the blue", func(m *coap.Message) []*coap.Message {
 			return []*coap.Message{ack(m, coap.Content, body, block(5, true))}
 		}, coap.BadGateway, ""},
+		{"the last block first", func(m *coap.Message) []*coap.Message {
+			return []*coap.Message{ack(m, coap.Content, "tail", block(5, false))}
+		}, coap.BadGateway, ""},
+		{"more than is read", func(m *coap.Message) []*coap.Message {
+			return []*coap.Message{ack(m, coap.Content, strings.Repeat(body, maxMessage/len(body)))}
+		}, coap.BadGateway, textTooLarge},
+		{"much more", func(m *coap.Message) []*coap.Message {
+			return []*coap.Message{ack(m, coap.Content, strings.Repeat(body, 2000))}
+		}, coap.BadGateway, textTooLarge},
 		{"a code that is none", func(m *coap.Message) []*coap.Message { return []*coap.Message{ack(m, coap.Code(0x5f), "x")} }, coap.BadGateway, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -416,6 +428,86 @@ func TestLyingUpstream(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLargeRecord: a message that is larger than is read costs no association.
+func TestLargeRecord(t *testing.T) {
+	key := func([]byte) ([]byte, error) { return []byte("0123456789abcdef"), nil }
+	l, err := dtls.ListenWithOptions("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}, dtls.WithPSK(key), dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	var shakes atomic.Int64
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			shakes.Add(1)
+			go func() {
+				for buf := make([]byte, maxRecord); ; {
+					n, err := c.Read(buf)
+					if err != nil {
+						return
+					}
+					m, err := coap.DecodeMessage(buf[:n])
+					if err != nil || !m.Code.IsRequest() {
+						continue
+					}
+					size, _ := strconv.Atoi(m.Options.Path()[0])
+					r := &coap.Message{Type: coap.Acknowledgement, ID: m.ID, Token: m.Token, Code: coap.Content, Payload: make([]byte, size)}
+					if b, err := r.MarshalBinary(); err == nil {
+						_, _ = c.Write(b)
+					}
+				}
+			}()
+		}
+	}()
+	at := Target{Scheme: CoAPS, Host: "127.0.0.1", Port: l.Addr().(*net.UDPAddr).AddrPort().Port()}
+	rule := forwardTo(at)
+	rule.Credential = &Credential{Identity: []byte("edge"), Key: func() []byte { return []byte("0123456789abcdef") }}
+	s := house(t, Config{Rules: []Rule{rule}}, nil)
+	client := s.client("a", coaptest.Options{})
+	for _, c := range []struct {
+		size int
+		want coap.Code
+	}{{1000, coap.Content}, {4000, coap.Content}, {5000, coap.BadGateway}, {8000, coap.BadGateway}, {1000, coap.Content}} {
+		r := do(t, client, proxied(coap.GET, fmt.Sprintf("%s/%d", at, c.size), nil))
+		if r.Code != c.want || r.Code == coap.Content && len(r.Payload) != c.size || r.Code != coap.Content && string(r.Payload) != textTooLarge {
+			t.Errorf("%d bytes: %v, %d bytes", c.size, r.Code, len(r.Payload))
+		}
+	}
+	if n := shakes.Load(); n != 1 {
+		t.Errorf("%d handshakes", n)
+	}
+}
+
+// TestMoved: a name that leads elsewhere is looked up again when nobody answers any more
+// where it led before.
+func TestMoved(t *testing.T) {
+	o := serving(t, nil, func(context.Context, *coap.Request) (*coap.Response, error) { return text("here", 0), nil })
+	port := o.at.Port()
+	for _, timeout := range []time.Duration{time.Second, 20 * time.Second} { // silent, and refused
+		before := "127.0.0.3"
+		var at atomic.Pointer[string]
+		at.Store(&before)
+		s := house(t, Config{Rules: []Rule{{Host: "up.example.com", Scheme: CoAP, Port: port, Timeout: timeout, Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}}}, func(d *Deps) {
+			d.Resolve = func(context.Context, string) ([]netip.Addr, error) {
+				return []netip.Addr{netip.MustParseAddr(*at.Load())}, nil
+			}
+		})
+		l, uri := s.client("a", coaptest.Options{}), Target{Scheme: CoAP, Host: "up.example.com", Port: port}.String()
+		if r := do(t, l, proxied(coap.GET, uri, nil)); r.Code.IsSuccess() {
+			t.Errorf("%v: %v", timeout, r.Code)
+		}
+		here := "127.0.0.1"
+		at.Store(&here)
+		if r := do(t, l, proxied(coap.GET, uri, nil)); r.Code != coap.Content {
+			t.Errorf("moved, %v: %v %q", timeout, r.Code, r.Payload)
+		}
 	}
 }
 

@@ -55,6 +55,13 @@ const (
 	// options, and as much again for servers that send without blocks.
 	maxMessage = 4096
 
+	// maxRecord is the same over DTLS, where what is not read whole ends the association: no
+	// larger datagram comes through pion/dtls.
+	maxRecord = 8192
+
+	// textTooLarge is what a client is told of a larger one.
+	textTooLarge = "the server's message has more than 4096 bytes: it has to send its response in blocks"
+
 	// maxIDs is how many message identifiers one socket uses within an
 	// exchangeLifetime: all but some for retransmissions under way.
 	maxIDs = 60_000

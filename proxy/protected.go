@@ -120,7 +120,7 @@ func (p *Proxy) observeProtected(ctx context.Context, f *forwarded, register boo
 
 // notified relays a notification. The goroutine that reads calls it.
 func (p *Proxy) notified(k protectedKey, o *protected, m *coap.Message) {
-	if b, err := m.Options.Block(coap.Block2); err == nil && (b == nil || !b.More) {
+	if b, err := m.Options.Block(coap.Block2); err == nil && (b == nil || b.Num == 0 && !b.More) {
 		p.relayProtected(k, o, m)
 		return
 	}

@@ -48,6 +48,7 @@ type upstreamKey struct {
 type upstream struct {
 	p     *Proxy
 	key   upstreamKey
+	named bool          // its address is what a name leads to
 	slots chan struct{} // one for each request outstanding
 	took  prometheus.Observer
 
@@ -85,7 +86,8 @@ func (p *Proxy) upstream(r *Rule, t Target) (*upstream, error) {
 		p.metrics.refused.WithLabelValues("upstreams").Inc()
 		return nil, errBusy
 	}
-	u := &upstream{p: p, key: k, slots: make(chan struct{}, r.Parallel), took: p.metrics.upstream.WithLabelValues(t.Scheme), used: time.Now(), transfer: map[string]chan struct{}{}}
+	_, isAddr := t.addr()
+	u := &upstream{p: p, key: k, named: !isAddr, slots: make(chan struct{}, r.Parallel), took: p.metrics.upstream.WithLabelValues(t.Scheme), used: time.Now(), transfer: map[string]chan struct{}{}}
 	p.upstreams[k] = u
 	return u, nil
 }
@@ -262,7 +264,9 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 			free()
 		}
 		silent := errors.Is(err, errSilent) || errors.Is(err, errEnded)
-		if silent && secure || errors.Is(err, errEnded) || errors.Is(err, errGone) {
+		// A name may lead elsewhere by now.
+		moved := u.named && (silent || errors.Is(err, errRefused))
+		if silent && secure || moved || errors.Is(err, errEnded) || errors.Is(err, errGone) {
 			u.drop(l)
 		}
 		if try < 2 && ctx.Err() == nil && (errors.Is(err, errGone) || silent && !fresh && secure && !once) {

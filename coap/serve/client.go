@@ -130,7 +130,7 @@ func Gather(ctx context.Context, r coap.Requester, req *coap.Request, first *coa
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBlockwise, err)
 	}
-	if b == nil || !b.More {
+	if b == nil || b.Num == 0 && !b.More {
 		return out, nil
 	}
 	if b.Num != 0 || len(first.Payload) != b.Size() {
