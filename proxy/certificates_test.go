@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -23,6 +24,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/coaptest"
 	"github.com/seed4911071e/groupgate/test/certs"
+	"github.com/seed4911071e/groupgate/test/ports"
 )
 
 // certified runs a server of go-coap that demands a certificate of an authority.
@@ -112,6 +114,32 @@ func TestCertificates(t *testing.T) {
 					t.Errorf("%v, %d bytes", r.Code, len(r.Payload))
 				}
 			})
+		}
+	}
+}
+
+// TestToldWhy: the log warns of an upstream that is not reached, once, and says why; the
+// client is told that it is not.
+func TestToldWhy(t *testing.T) {
+	ours, theirs := certs.New(t), certs.New(t)
+	for scheme, why := range map[string]string{CoAPS: "x509: ", CoAPSTCP: "x509: ", CoAPTCP: "connection refused"} {
+		to := Target{Scheme: scheme, Host: "127.0.0.1", Port: uint16(ports.Free(t))}
+		if scheme != CoAPTCP {
+			to = certified(t, scheme, ours)
+		}
+		rule := forwardTo(to)
+		rule.Credential = &Credential{Roots: theirs.Roots()}
+		var log bytes.Buffer // written by one goroutine before it answers
+		l := house(t, Config{Rules: []Rule{rule}}, func(d *Deps) {
+			d.Log = slog.New(slog.NewTextHandler(&log, nil))
+		}).client("a", coaptest.Options{})
+		for range 3 {
+			if r := do(t, l, proxied(coap.GET, to.String()+"/x", nil)); r.Code != coap.BadGateway || strings.Contains(string(r.Payload), "x509") {
+				t.Errorf("%s: %v %q", scheme, r.Code, r.Payload)
+			}
+		}
+		if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") || !strings.Contains(got, why) {
+			t.Errorf("%s: %s", scheme, got)
 		}
 	}
 }

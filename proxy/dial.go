@@ -175,7 +175,7 @@ func (p *Proxy) dialDTLS(ctx context.Context, r *Rule, t Target, at netip.AddrPo
 		_ = conn.Close()
 		_ = raw.Close()
 		if errors.Is(err, context.DeadlineExceeded) {
-			return nil, errSilent // no server, or a key that it does not have
+			return nil, fmt.Errorf("%w: there is no server, or it has another key for this identity", errSilent)
 		}
 		return nil, fmt.Errorf("%w: %w", errShake, err)
 	}

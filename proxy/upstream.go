@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -58,7 +59,8 @@ type upstream struct {
 	used     time.Time
 	link     link
 	dialing  *dialing
-	fails    int // in a row, without any answer
+	told     time.Time // of dial alone: when it was last told that it failed
+	fails    int       // in a row, without any answer
 	shut     time.Time
 	pause    time.Duration
 	probing  bool
@@ -420,7 +422,11 @@ func (u *upstream) dial(d *dialing) {
 	result := "ok"
 	if err != nil {
 		result = "failed"
-		u.p.deps.Log.Debug("an upstream is not reached", "target", u.key.target.String(), "err", err)
+		level := slog.LevelDebug
+		if now := time.Now(); now.Sub(u.told) >= toldEvery && u.p.ctx.Err() == nil {
+			u.told, level = now, slog.LevelWarn
+		}
+		u.p.deps.Log.Log(ctx, level, "an upstream is not reached", "target", u.key.target.String(), "err", err)
 	}
 	u.p.metrics.dials.WithLabelValues(u.key.target.Scheme, result).Inc()
 	u.mu.Lock()

@@ -109,6 +109,9 @@ func (s *nodeStory) asked(r *coap.Response) error {
 		return nil
 	}
 	err := fmt.Errorf("refused with %v", r.Code)
+	if v, ok := r.Options.Uint(coap.MaxAge); ok && r.Code == coap.ServiceUnavailable {
+		return withHint(err, fmt.Sprintf("not before %d s have passed; the log of the gateway says why", v))
+	}
 	if v, ok := r.Options.Get(oscore.MulticastTimeout); ok && len(v) == 0 {
 		return withHint(err, "this leads to a group: say by --wait how long responses are wanted")
 	}
