@@ -121,6 +121,7 @@ func TestCertificates(t *testing.T) {
 // TestToldWhy: the log warns of an upstream that is not reached, once, and says why; the
 // client is told that it is not.
 func TestToldWhy(t *testing.T) {
+	t.Parallel()
 	ours, theirs := certs.New(t), certs.New(t)
 	for scheme, why := range map[string]string{CoAPS: "x509: ", CoAPSTCP: "x509: ", CoAPTCP: "connection refused"} {
 		to := Target{Scheme: scheme, Host: "127.0.0.1", Port: uint16(ports.Free(t))}

@@ -70,7 +70,7 @@ func (g *asked) openHop(ctx context.Context, wanted time.Duration) error {
 	if left == 0 && wanted > 0 {
 		u.learn(nil, false)
 		u.release()
-		return failure(u.key.target, errSilent) // the next request finds the association made
+		return g.f.failure(errSilent) // the next request finds the association made
 	}
 	h := &hop{u: u, l: l, token: string(token()), mute: wanted == 0, came: make(chan *coap.Message, maxHopResponses), over: make(chan struct{})}
 	host := g.f.target.Host
@@ -168,10 +168,10 @@ func (g *asked) nextOfHop(ctx context.Context) (*coap.Response, error) {
 			if errors.Is(h.err, context.Canceled) || errors.Is(h.err, context.DeadlineExceeded) {
 				return nil, errSilent
 			}
-			return nil, failure(h.u.key.target, h.err)
+			return nil, g.f.failure(h.err)
 		case <-h.l.done():
 			// Whoever observes has to ask again: only the client knows whether it wants to.
-			return nil, failure(h.u.key.target, errEnded)
+			return nil, g.f.failure(errEnded)
 		case <-late:
 			return nil, errSilent
 		case <-ctx.Done():
@@ -206,11 +206,11 @@ func (g *asked) ofHop(ctx context.Context, m *coap.Message) (*coap.Response, err
 		if r.Code.Class() == 5 {
 			out, err := g.p.fromUpstream(r)
 			if err != nil {
-				return nil, failure(g.hop.u.key.target, err)
+				return nil, g.f.failure(err)
 			}
 			return nil, coap.Respond(out, fmt.Errorf("proxy: the next proxy answers %v", r.Code))
 		}
-		return nil, badGateway(fmt.Errorf("%s: the next proxy to the group answers %v", g.hop.u.key.target, r.Code))
+		return nil, badGateway(fmt.Errorf("%s: the next proxy to the group answers %v", g.f.shown(), r.Code))
 	}
 	out, err := g.p.fromUpstream(r)
 	if err != nil {

@@ -53,28 +53,42 @@ func freshBut(code coap.Code, err, cause error) error {
 	return coap.Respond(r, fmt.Errorf("proxy: %w", cause))
 }
 
-// failure makes the response of what went wrong on the way to a target.
-func failure(t Target, err error) error {
-	if coap.Deliberate(err) || errors.Is(err, coap.ErrSilent) {
+// shown names where a request is to go as its client does: what is behind a path or a host
+// name is the operator's business.
+func (f *forwarded) shown() string {
+	switch f.kind {
+	case "host":
+		return f.rule.Name
+	case "path":
+		return path(f.rule.Prefix)
+	}
+	return f.target.String()
+}
+
+// failure makes the response of what went wrong on the way to a target, and the cause for
+// the log, which has all of it.
+func (f *forwarded) failure(err error) error {
+	if coap.Deliberate(err) || errors.Is(err, coap.ErrSilent) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	named := func(code coap.Code) error { return fresh(code, fmt.Errorf("%s: %w", t, err)) }
+	named := func(code coap.Code, why error) error {
+		return freshBut(code, fmt.Errorf("%s: %w", f.shown(), why), fmt.Errorf("%s: %w", f.target, err))
+	}
 	switch {
 	case errors.Is(err, errPlace):
 		// RFC 7252, Section 5.10.2: "unable or unwilling".
-		return named(coap.ProxyingNotSupported)
+		return named(coap.ProxyingNotSupported, errPlace)
 	case errors.Is(err, errSilent), errors.Is(err, context.DeadlineExceeded):
-		return fresh(coap.GatewayTimeout, fmt.Errorf("%s: no answer in time", t))
-	case errors.Is(err, context.Canceled):
-		return err
+		return named(coap.GatewayTimeout, errors.New("no answer in time"))
 	case errors.Is(err, serve.ErrBlockwise):
-		return fresh(coap.BadGateway, fmt.Errorf("%s: blockwise transfer failed", t))
-	case errors.Is(err, errShake):
-		return fresh(coap.BadGateway, fmt.Errorf("%s: %w", t, errShake))
-	case errors.Is(err, errName): // where names are looked up is nobody's business
-		return freshBut(coap.BadGateway, fmt.Errorf("%s: %w", t, errName), fmt.Errorf("%s: %w", t, err))
-	case errors.Is(err, errRefused), errors.Is(err, errReset), errors.Is(err, errEnded), errors.Is(err, errGarbage):
-		return named(coap.BadGateway)
+		return named(coap.BadGateway, errors.New("blockwise transfer failed"))
+	case errors.Is(err, errGarbage): // what came over the association, and nothing else
+		return named(coap.BadGateway, err)
 	}
-	return fresh(coap.BadGateway, fmt.Errorf("%s: not reached", t))
+	for _, why := range []error{errShake, errName, errRefused, errReset, errEnded} {
+		if errors.Is(err, why) {
+			return named(coap.BadGateway, why)
+		}
+	}
+	return named(coap.BadGateway, errors.New("not reached"))
 }

@@ -50,7 +50,7 @@ func (p *Proxy) ServeCoAP(ctx context.Context, req *coap.Request) (*coap.Respons
 	r, err := p.forward(ctx, f)
 	code := coap.Empty
 	if err != nil {
-		if err = failure(f.target, err); !errors.Is(err, coap.ErrSilent) {
+		if err = f.failure(err); !errors.Is(err, coap.ErrSilent) {
 			code = coap.ErrorResponse(err).Code
 		}
 	} else {
@@ -251,10 +251,10 @@ func (p *Proxy) ask(ctx context.Context, f *forwarded, etag []byte) (*coap.Respo
 	}
 	r, err := u.do(ctx, f.request(etag))
 	if err != nil {
-		return nil, failure(f.target, err)
+		return nil, f.failure(err)
 	}
 	if r, err = p.fromUpstream(r); err != nil {
-		return nil, failure(f.target, err)
+		return nil, f.failure(err)
 	}
 	return r, nil
 }

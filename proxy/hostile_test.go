@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"runtime"
@@ -488,6 +490,7 @@ func TestLargeRecord(t *testing.T) {
 // TestMoved: a name that leads elsewhere is looked up again when nobody answers any more
 // where it led before.
 func TestMoved(t *testing.T) {
+	t.Parallel()
 	o := serving(t, nil, func(context.Context, *coap.Request) (*coap.Response, error) { return text("here", 0), nil })
 	port := o.at.Port()
 	for _, timeout := range []time.Duration{time.Second, 20 * time.Second} { // silent, and refused
@@ -513,6 +516,7 @@ func TestMoved(t *testing.T) {
 
 // TestUnreachable: nobody listens; a name that is none; both are told at once.
 func TestUnreachable(t *testing.T) {
+	t.Parallel()
 	dead := Target{Scheme: CoAP, Host: "127.0.0.1", Port: uint16(ports.Free(t))}
 	s := house(t, Config{Rules: []Rule{forwardTo(dead), {Host: "none.example.com", Scheme: CoAP, Port: 5683}, {Host: "127.0.0.1/32", Scheme: CoAPTCP, Port: dead.Port}}}, func(d *Deps) {
 		d.Resolve = func(context.Context, string) ([]netip.Addr, error) {
@@ -525,6 +529,34 @@ func TestUnreachable(t *testing.T) {
 			t.Errorf("%s: %v %q", uri, r.Code, r.Payload)
 		} else if strings.Contains(string(r.Payload), "10.9.8.7") {
 			t.Errorf("a client is told where names are looked up: %q", r.Payload)
+		}
+	}
+	// What is behind a path or a host name is told to nobody but the log.
+	tcp := Target{Scheme: CoAPTCP, Host: "127.0.0.1", Port: dead.Port}
+	for shown, up := range map[string]Target{
+		"/a": dead, "/b": tcp, "/c": {Scheme: CoAPS, Host: "127.0.0.1", Port: dead.Port}, "/d": {Scheme: CoAP, Host: "none.example.com", Port: 5683},
+		"/e": liar(t, func(m *coap.Message) []*coap.Message { return []*coap.Message{{Type: coap.Reset, ID: m.ID}} }), "gm.example.org": tcp,
+	} {
+		rule := Rule{Upstream: up, Credential: &Credential{Identity: []byte("x"), Key: func() []byte { return []byte("0123456789abcdef") }}}
+		req := &coap.Request{Code: coap.GET}
+		if path, ok := strings.CutPrefix(shown, "/"); ok {
+			rule.Prefix = []string{path}
+			req.Options.SetPath(path)
+		} else {
+			rule.Name = shown
+			req.Options.AddString(coap.UriHost, shown)
+		}
+		var log bytes.Buffer // written by one goroutine before it answers
+		s := house(t, Config{Rules: []Rule{rule}}, func(d *Deps) {
+			d.Log = slog.New(slog.NewTextHandler(&log, nil))
+			d.Resolve = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }
+		})
+		r := do(t, s.client("a", coaptest.Options{}), req)
+		if text := string(r.Payload); r.Code != coap.BadGateway || !strings.HasPrefix(text, shown+": ") || strings.Contains(text, up.Host) || strings.Contains(text, fmt.Sprint(up.Port)) {
+			t.Errorf("%s: %v %q", shown, r.Code, text)
+		}
+		if at := up.String(); shown != "/a" && shown != "/e" && !strings.Contains(log.String(), at) {
+			t.Errorf("%s: the log lacks %s: %s", shown, at, &log)
 		}
 	}
 }

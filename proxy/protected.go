@@ -91,7 +91,7 @@ func (p *Proxy) observeProtected(ctx context.Context, f *forwarded, register boo
 	}
 	if err != nil {
 		p.endProtected(k, o)
-		return nil, failure(f.target, err)
+		return nil, f.failure(err)
 	}
 	if old != nil && old.link != o.link {
 		old.link.forget(old.token)
@@ -201,7 +201,7 @@ func (p *Proxy) sweepProtected(now time.Time) {
 		switch {
 		case isDone(x.o.link):
 			p.endProtected(x.k, x.o)
-			p.deps.Hub.Drop(x.o.topic, x.k.link, coap.ErrorResponse(failure(x.o.f.target, errEnded)))
+			p.deps.Hub.Drop(x.o.topic, x.k.link, coap.ErrorResponse(x.o.f.failure(errEnded)))
 		case len(p.deps.Observers(x.o.topic)) == 0:
 			// The next notification is rejected, which ends the observation there.
 			x.o.link.forget(x.o.token)

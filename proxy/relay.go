@@ -155,7 +155,7 @@ func (r *relay) run(ctx context.Context) {
 	defer u.release()
 	l, first, err := r.register(ctx, u)
 	if err != nil {
-		r.err = failure(r.f.target, err)
+		r.err = r.f.failure(err)
 		close(r.ready)
 		return
 	}
@@ -220,7 +220,7 @@ func (r *relay) run(ctx context.Context) {
 				return
 			}
 			if time.Since(failing) > giveUp {
-				r.finish(coap.ErrorResponse(failure(r.f.target, err)))
+				r.finish(coap.ErrorResponse(r.f.failure(err)))
 				return
 			}
 			timer.Reset(retry)
