@@ -204,6 +204,9 @@ func (r *Room) Setup(ctx context.Context) error {
 		if m := r.membership(row.node, row.group); m != nil && m.group.GM == row.gm && m.Roles == row.roles {
 			m.restore(row)
 			continue
+		} else if m != nil && m.group.GM == row.gm {
+			m.former = r.abandon(row) // its place on disk is that of the new one
+			continue
 		}
 		r.abandoned = append(r.abandoned, r.abandon(row))
 	}

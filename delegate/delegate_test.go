@@ -231,6 +231,55 @@ func TestRecover(t *testing.T) {
 	}
 }
 
+// asking is a gateway whose Group Manager is away; it notes who is asked.
+type asking struct {
+	nowhere
+	gm, as chan struct{}
+}
+
+func (a asking) AS(client string) node.Transport {
+	a.as <- struct{}{}
+	return a.nowhere.AS(client)
+}
+
+func (a asking) GM(ctx context.Context, x *node.Access) (node.Transport, *groupcomm.TokenTransferResponse, error) {
+	a.gm <- struct{}{}
+	return a.nowhere.GM(ctx, x)
+}
+
+// TestOtherRoles: a node whose roles are others than before leaves first, for both
+// memberships have one place on disk; of the new one nothing is begun meanwhile.
+func TestOtherRoles(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t, legacyOf("a"))
+	home := asking{gm: make(chan struct{}, 9), as: make(chan struct{}, 9)}
+	r.home = home
+	before := row{node: "a", group: "g", roles: groupcomm.Requester, saved: []byte("saved"), access: &node.Access{Token: []byte("token"), KID: []byte("kid"), Key: cose.NewSecret([]byte("key"))}}
+	if err := r.keep.write(t.Context(), before); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Setup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- r.Run(ctx) }()
+	for range 2 { // tries to leave
+		<-home.gm
+	}
+	if len(home.as) > 0 {
+		t.Error("a token for the new membership was asked for before the one before was over")
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	rows, err := r.keep.load(t.Context())
+	if err != nil || len(rows) != 1 || string(rows[0].saved) != "saved" || rows[0].roles != before.roles {
+		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
 // TestHeld: what is held for a node is there for the next life of its membership alone,
 // with whether the node may have been asked, until it is over, the membership is, or the
 // database was rolled back.

@@ -42,6 +42,7 @@ type membership struct {
 	sending chan struct{} // slots of group requests
 	writing sync.Mutex    // one write at a time, so that the newest is the last
 	again   chan struct{} // an operator wants to join again after an eviction
+	former  *membership   // with other roles, which is over before this one begins; nil: none
 
 	mu      sync.Mutex
 	access  *node.Access
@@ -89,6 +90,9 @@ func (m *membership) change(ctx context.Context, set func()) error {
 
 // run joins and stays until ctx ends. After an eviction it waits for an operator.
 func (m *membership) run(ctx context.Context) {
+	if m.former != nil {
+		m.former.depart(ctx)
+	}
 	wait := backoff{}
 	for ctx.Err() == nil {
 		if m.isOut() {

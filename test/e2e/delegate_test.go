@@ -311,10 +311,33 @@ func TestDelegates(t *testing.T) {
 	}
 	s.more = s.more[:strings.Index(s.more, "  - name: meter-3")]
 	s.configure()
-	s.run()
+	gw = s.run()
 	s.delegated(2)
 	s.shown("the third has left", func(g *admin.GroupInfo) bool {
 		return !slices.ContainsFunc(g.Members, func(m admin.MemberInfo) bool { return m.SenderID != nil && ids[*m.SenderID] == "meter-3" }) && g.Version > 1
+	})
+
+	// With other roles a node is another member, after it was the one before no more,
+	// whatever the gateway comes to meanwhile.
+	before := s.delegated(2)
+	gw.signal(syscall.SIGTERM)
+	s.more = strings.Replace(s.more, "roles: [requester, responder], send_path: /g", "roles: [responder]", 1)
+	s.configure()
+	gw = s.run()
+	roles := func(d admin.DelegateInfo) bool { return d.Delegate == "meter-1" && len(d.Roles) == 1 }
+	gw.signal(syscall.SIGKILL)
+	gw = s.run()
+	changed := s.delegated(2)
+	gw.signal(syscall.SIGKILL)
+	s.run()
+	now := s.delegated(2)
+	for i, d := range now {
+		if !slices.ContainsFunc(now, roles) || *d.SenderID != *changed[i].SenderID {
+			t.Errorf("after a restart: %+v, before it %+v", d, changed[i])
+		}
+	}
+	s.shown("no other member is left of it", func(g *admin.GroupInfo) bool {
+		return !slices.ContainsFunc(g.Members, func(m admin.MemberInfo) bool { return m.Node == before[0].Node })
 	})
 }
 
