@@ -10,8 +10,8 @@ import (
 )
 
 // The number of a start (docs/protocol.md, Section 10): max(last + 1, minutes since
-// 2025-01-01 UTC), 24 bits. The file is replaced, and on disk, before anything
-// is read for use; a crash after that costs a number. The minutes move a folder
+// 2025-01-01 UTC), 24 bits. It is on disk before anything is read for use; a crash
+// after that costs a number. The minutes move a folder
 // forward that was put back from a copy together with its file, and the file
 // one whose clock was set back or stands still. More than a year ahead of the
 // last number nothing is restored: either the clock is wrong, or nobody waits
@@ -23,13 +23,23 @@ import (
 // more than one below it are an older copy: nothing is restored either.
 //
 // A process may take further numbers (Reserve); then the file has the last of them.
+//
+// The file has two of these, in blocks of their own, and the greater number counts.
+// The other is overwritten where it is: on a full disk there is no room for a new
+// file, and without a number a start would have to give all sessions up. Should one be
+// damaged, by a crash while it was written or by the disk afterwards, the numbers
+// go on behind all that it may have had (bootDamaged). A file of the time before has
+// one, and is replaced as a whole.
 const (
 	bootName  = "boot"
 	bootMagic = "groupgate boot 1\n"
 	bootSize  = len(bootMagic) + 4 + 8 + 4
+	bootPlace = 4096 // bytes from one to the other
+	bootFile  = bootPlace + bootSize
 
-	maxBoot  = 1<<24 - 1
-	bootYear = 366 * 24 * 60
+	maxBoot     = 1<<24 - 1
+	bootYear    = 366 * 24 * 60
+	bootDamaged = 1 << 16
 )
 
 var bootZero = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -64,6 +74,33 @@ func decodeBoot(b []byte) (m bootMark, err error) {
 	return m, nil
 }
 
+// decodeBoots reads the file: the mark that counts, and the place to overwrite next;
+// -1 where the file is to be replaced.
+func decodeBoots(b []byte) (m bootMark, place int64, err error) {
+	if len(b) == bootSize {
+		m, err = decodeBoot(b)
+		return m, -1, err
+	}
+	if len(b) != bootFile {
+		return m, -1, errBoot
+	}
+	first, err1 := decodeBoot(b[:bootSize])
+	second, err2 := decodeBoot(b[bootPlace:])
+	switch {
+	case err1 != nil && err2 != nil:
+		return m, -1, errBoot
+	case err1 != nil:
+		second.boot += bootDamaged
+		return second, 0, nil
+	case err2 != nil:
+		first.boot += bootDamaged
+		return first, int64(bootPlace), nil
+	case first.boot > second.boot:
+		return first, int64(bootPlace), nil
+	}
+	return second, 0, nil
+}
+
 // nextBoot is the number after last; known is false without one. fresh says
 // that nothing may be restored.
 func nextBoot(last uint32, known bool, now time.Time) (boot uint32, fresh bool, err error) {
@@ -89,15 +126,16 @@ func nextBoot(last uint32, known bool, now time.Time) (boot uint32, fresh bool, 
 func (j *Journal) start(newest uint64) (boot uint32, stale string, err error) {
 	var last bootMark
 	known := true
-	b, err := j.fs.read(bootName, int64(bootSize))
+	j.place = -1
+	b, err := j.fs.read(bootName, int64(bootFile))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		known, stale = false, "the number of the last start is missing"
 	case err != nil && !errors.Is(err, errLarge):
 		return 0, "", fmt.Errorf("journal: %w", err)
 	default:
-		if last, err = decodeBoot(b); err != nil {
-			// It is replaced as a whole, so this is no crash.
+		if last, j.place, err = decodeBoots(b); err != nil {
+			// No crash leaves it so.
 			known, stale = false, "the number of the last start is unreadable"
 		}
 	}
@@ -118,11 +156,26 @@ func (j *Journal) start(newest uint64) (boot uint32, stale string, err error) {
 	return boot, stale, nil
 }
 
-// writeBoot replaces the file, and has that on disk.
+// writeBoot has a mark on disk in the place of the last but one.
 func (j *Journal) writeBoot(m bootMark) error {
+	if j.place < 0 {
+		return j.replaceBoot(m)
+	}
+	if err := j.fs.overwrite(bootName, j.place, m.encode()); err != nil {
+		return err
+	}
+	j.place = int64(bootPlace) - j.place
+	return nil
+}
+
+// replaceBoot makes the file.
+func (j *Journal) replaceBoot(m bootMark) error {
+	b := make([]byte, bootFile)
+	copy(b, m.encode())
+	copy(b[bootPlace:], m.encode())
 	f, err := j.fs.create(bootName + ".new")
 	if err == nil {
-		_, err = f.Write(m.encode())
+		_, err = f.Write(b)
 		if err == nil {
 			err = f.Sync()
 		}
@@ -133,6 +186,9 @@ func (j *Journal) writeBoot(m bootMark) error {
 	}
 	if err == nil {
 		err = j.fs.sync()
+	}
+	if err == nil {
+		j.place = 0
 	}
 	return err
 }

@@ -12,39 +12,40 @@ var errEnding = errors.New("the process ends")
 // removes what was before. Whoever reads finds either all of the old files, or
 // the snapshot; the new log counts in both cases.
 func (j *Journal) compact() {
-	err := j.rotate()
+	j.one.Lock()
+	defer j.one.Unlock()
+	j.compactLocked()
+}
+
+// compactLocked is compact with one held.
+func (j *Journal) compactLocked() {
+	gen, err := j.rotate()
 	if err == nil {
-		j.write.Lock()
-		gen := j.gen
-		j.write.Unlock()
 		err = j.snapshot(gen)
 	}
 	if err != nil {
-		j.write.Lock()
-		if j.owing = true; j.out == nil {
-			j.fail(err)
-		}
-		j.write.Unlock()
-		if errors.Is(err, errEnding) {
-			return
-		}
-		j.log.Warn("no snapshot of the sessions could be written; it is tried again", "err", err)
+		j.giveUp(err)
 		return
 	}
 	j.met.compactions.Inc()
 }
 
-// rotate has what is appended from now on written to a new log. After a failure
-// it is appended again: the snapshot that follows has what was lost.
-func (j *Journal) rotate() error {
+// rotate has what is appended from now on written to a new log, where the newest has
+// its snapshot. After a failure it is appended again: the snapshot that follows has
+// what was lost. Until it is on disk nobody is told that anything is.
+func (j *Journal) rotate() (gen uint64, err error) {
 	j.write.Lock()
 	defer j.write.Unlock()
 	if j.out != nil {
 		j.flushLocked()
 	}
+	if j.out != nil && j.snapped != j.gen {
+		// Snapshots that fail one after the other must not leave a log each.
+		return j.gen, nil
+	}
 	w, err := j.create(logName(j.gen+1), kindLog, j.gen+1)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if j.out != nil {
 		_ = j.out.f.Close() // it is on disk
@@ -52,14 +53,52 @@ func (j *Journal) rotate() error {
 	j.gen++
 	j.out = w
 	j.mu.Lock()
+	j.mending = j.failed != nil
+	j.mu.Unlock()
+	return j.gen, nil
+}
+
+// giveUp goes on without a snapshot. One that was to make a failure good leaves
+// things as they were: nobody was promised what its log has.
+func (j *Journal) giveUp(err error) {
+	j.write.Lock()
+	j.owing = true
+	ending := errors.Is(err, errEnding)
+	if j.mendingNow() && !ending {
+		_ = j.out.f.Close()
+		_ = j.fs.remove(logName(j.gen)) // best effort: the next one replaces it
+		j.out = nil
+		j.gen--
+	}
+	if j.out == nil {
+		j.fail(err)
+	}
+	j.write.Unlock()
+	if ending {
+		return
+	}
+	if n := j.line.Event(j.o.now()); n > 0 {
+		j.log.Warn("no snapshot of the sessions could be written; it is tried again", "n", n,
+			"hint", "free space on the disk of data_dir; nothing has to be started anew", "err", err)
+	}
+}
+
+func (j *Journal) mendingNow() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mending
+}
+
+// mended says that everything is on disk again.
+func (j *Journal) mended() {
+	j.mu.Lock()
 	was := j.failed
-	j.failed = nil
+	j.failed, j.mending = nil, false
 	j.mu.Unlock()
 	j.met.failed.Set(0)
 	if was != nil {
 		j.log.Info("sessions can be written to disk again")
 	}
-	return nil
 }
 
 // snapshot writes everything there is.
@@ -103,7 +142,10 @@ func (j *Journal) snapshot(gen uint64) (err error) {
 	}
 	j.write.Lock()
 	defer j.write.Unlock()
-	j.base, j.owing = w.size, false
+	j.base, j.owing, j.snapped = w.size, false, gen
+	if j.out != nil {
+		j.mended()
+	}
 	j.met.bytes.Set(float64(j.base + j.out.sizeOr0()))
 	return j.removeBelow(gen)
 }

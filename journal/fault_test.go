@@ -21,7 +21,8 @@ type faulty struct {
 	safe  map[string]*inode // names on disk
 	ops   int
 	crash int  // the operation that does not happen any more; 0: none
-	full  bool // writes fail
+	full  bool // nothing but what is there can be written
+	room  int  // bytes that all files may have; 0: any number
 	down  bool
 }
 
@@ -49,6 +50,15 @@ func (f *faulty) step() error {
 		return syscall.ENOSPC
 	}
 	return nil
+}
+
+// roomless is a step that takes no room.
+func (f *faulty) roomless() error {
+	full := f.full
+	f.full = false
+	err := f.step()
+	f.full = full
+	return err
 }
 
 // after is the folder as it is found after a power cut: of what was not
@@ -109,8 +119,31 @@ func (f *faulty) create(name string) (file, error) {
 	return handle{f, n}, nil
 }
 
+// overwrite changes a sector: after a power cut it is the old or the new one, or
+// damaged.
+func (f *faulty) overwrite(name string, at int64, b []byte) error {
+	n := f.now[name]
+	if f.down {
+		return errCrash
+	}
+	if n == nil || n.safe < len(n.b) || int(at)+len(b) > len(n.b) {
+		return fs.ErrNotExist
+	}
+	err := f.roomless()
+	if err != nil {
+		if f.ops != f.crash || f.rng.IntN(3) == 0 {
+			return err
+		}
+		if b = bytes.Clone(b); f.rng.IntN(3) == 0 {
+			clear(b[f.rng.IntN(len(b)):])
+		}
+	}
+	copy(n.b[at:], b)
+	return err
+}
+
 func (f *faulty) rename(from, to string) error {
-	if err := f.step(); err != nil {
+	if err := f.roomless(); err != nil {
 		return err
 	}
 	f.now[to] = f.now[from]
@@ -119,7 +152,7 @@ func (f *faulty) rename(from, to string) error {
 }
 
 func (f *faulty) remove(name string) error {
-	if err := f.step(); err != nil {
+	if err := f.roomless(); err != nil {
 		return err
 	}
 	delete(f.now, name)
@@ -127,11 +160,19 @@ func (f *faulty) remove(name string) error {
 }
 
 func (f *faulty) sync() error {
-	if err := f.step(); err != nil {
+	if err := f.roomless(); err != nil {
 		return err
 	}
 	f.safe = maps.Clone(f.now)
 	return nil
+}
+
+// used is how many bytes all files have.
+func (f *faulty) used() (n int) {
+	for _, i := range f.now {
+		n += len(i.b)
+	}
+	return n
 }
 
 type handle struct {
@@ -140,7 +181,13 @@ type handle struct {
 }
 
 func (h handle) Write(b []byte) (int, error) {
-	if err := h.f.step(); err != nil {
+	err := h.f.step()
+	if used := h.f.used(); err == nil && h.f.room > 0 && used+len(b) > h.f.room {
+		n := max(0, h.f.room-used)
+		h.n.b = append(h.n.b, b[:n]...)
+		return n, syscall.ENOSPC
+	}
+	if err != nil {
 		n := h.f.rng.IntN(len(b) + 1)
 		h.n.b = append(h.n.b, b[:n]...)
 		return n, err
@@ -313,5 +360,110 @@ func TestDiskFull(t *testing.T) {
 	again := &store{m: map[byte]uint16{}}
 	if _, _, err := Open(Options{Key: testKey, files: f}, again.apply); err != nil || !maps.Equal(again.m, s.m) {
 		t.Errorf("%v, %v; want %v", again.m, err, s.m)
+	}
+}
+
+// TestStartOnFullDisk: a start that can write nothing brings back what was kept, has a
+// number of its own all the same, and writes everything once there is room.
+func TestStartOnFullDisk(t *testing.T) {
+	f := newFaulty(1)
+	s := &store{m: map[byte]uint16{}}
+	clock := func() time.Time { return bootZero }
+	begin := func(s *store) *Journal {
+		t.Helper()
+		j, found, err := Open(Options{Key: testKey, Dump: s.dump, files: f, now: clock}, s.apply)
+		if err != nil || found.Stale != "" {
+			t.Fatalf("%+v, %v", found, err)
+		}
+		return j
+	}
+	first := begin(s)
+	s.m[1] = 7
+	first.Append(1, []byte{0, 7})
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	last := first.Boot()
+	f.full = true
+	for range 3 {
+		again := &store{m: map[byte]uint16{}}
+		j := begin(again)
+		if j.Boot() <= last || again.m[1] != 7 {
+			t.Fatalf("start %d after %d with %v", j.Boot(), last, again.m)
+		}
+		if last = j.Boot() + 16; j.Reserve(last) != nil {
+			t.Fatal("a full disk keeps a start from taking numbers")
+		}
+		j.compact()
+		if err := j.Commit(t.Context()); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("commit: %v", err)
+		}
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	s = &store{m: map[byte]uint16{}}
+	j := begin(s)
+	s.m[2] = 9
+	j.Append(2, []byte{0, 9})
+	f.full = false
+	j.compact()
+	if err := j.Close(); err != nil || j.behind() && j.snapped != j.gen {
+		t.Errorf("with room: %v", err)
+	}
+	if again := (&store{m: map[byte]uint16{}}); begin(again) == nil || !maps.Equal(again.m, s.m) {
+		t.Errorf("%v, want %v", again.m, s.m)
+	}
+}
+
+// TestLittleRoom: on a disk with room for logs but not for a snapshot nothing piles up,
+// and what is said to be on disk is.
+func TestLittleRoom(t *testing.T) {
+	for _, failing := range []bool{false, true} {
+		f := newFaulty(1)
+		s := &store{m: map[byte]uint16{}}
+		j, _, err := Open(Options{Key: testKey, files: f, Dump: func(emit func(byte, []byte)) bool {
+			for range 5000 {
+				emit(0, []byte{0, 0})
+			}
+			return s.dump(emit)
+		}}, s.apply)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put := func() {
+			s.m[1]++
+			j.Append(1, []byte{0, byte(s.m[1])})
+			j.flush()
+		}
+		put()
+		if failing {
+			f.full = true
+			put()
+			f.full = false
+		}
+		f.room = f.used() + 3*headerSize
+		for range 100 {
+			j.compact()
+			if failed := j.failed != nil; failed != failing { // as Commit says
+				t.Fatalf("failed: %v, want %v", failed, failing)
+			}
+			if n := len(f.now); n > 3 {
+				t.Fatalf("%d files", n)
+			}
+		}
+		f.room = 0
+		j.compact()
+		put()
+		if j.behind() || len(f.now) != 3 {
+			t.Errorf("with room: behind %v, %d files", j.behind(), len(f.now))
+		}
+		if err := j.Close(); err != nil {
+			t.Fatal(err)
+		}
+		again := &store{m: map[byte]uint16{}}
+		if _, _, err := Open(Options{Key: testKey, files: f}, again.apply); err != nil || again.m[1] != s.m[1] {
+			t.Errorf("%v, %v; want %v", again.m, err, s.m)
+		}
 	}
 }

@@ -128,6 +128,7 @@ func (j *Journal) create(name string, kind uint8, gen uint64) (*writer, error) {
 	}
 	if err != nil {
 		_ = f.Close() // the first error says it
+		_ = j.fs.remove(name)
 		return nil, err
 	}
 	return w, nil

@@ -14,7 +14,8 @@ type files interface {
 	prepare() error // makes the folder
 	list() ([]string, error)
 	read(name string, most int64) ([]byte, error)
-	create(name string) (file, error) // a new, empty one in the place of what was there
+	create(name string) (file, error)                // a new, empty one in the place of what was there
+	overwrite(name string, at int64, b []byte) error // what is there, in place: on disk after it, without room for more
 	rename(from, to string) error
 	remove(name string) error
 	sync() error // what was created, renamed and removed is on disk after it
@@ -57,6 +58,17 @@ func (s system) read(name string, most int64) ([]byte, error) {
 
 func (s system) create(name string) (file, error) {
 	return os.OpenFile(s.path(name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+}
+
+func (s system) overwrite(name string, at int64, b []byte) error {
+	f, err := os.OpenFile(s.path(name), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if _, err = f.WriteAt(b, at); err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 func (s system) rename(from, to string) error { return os.Rename(s.path(from), s.path(to)) }

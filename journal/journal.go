@@ -29,10 +29,11 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/seed4911071e/groupgate/rarely"
 )
 
 var (
@@ -90,15 +91,21 @@ type Journal struct {
 	buf     []byte       // guarded by mu: records that are not written yet
 	waiters []chan error // guarded by mu: who waits for them
 	closed  bool         // guarded by mu
-	failed  error        // guarded by mu: of the last write; nil: all is well
+	failed  error        // guarded by mu: something is not on disk; nil: all is well
+	mending bool         // guarded by mu: it failed, and a snapshot is under way that makes that good
 
-	write sync.Mutex // held while a file is written; before mu
-	out   *writer    // guarded by write; nil after a failure
-	gen   uint64     // guarded by write: of out, the newest
-	mark  bootMark   // guarded by write: what the file "boot" says
-	spare []byte     // guarded by write
-	base  int64      // guarded by write: bytes of the newest snapshot
-	owing bool       // guarded by write: the newest log needs a snapshot, and has none yet
+	one sync.Mutex // held while a snapshot is made; before write
+
+	write   sync.Mutex  // held while a file is written; before mu
+	out     *writer     // guarded by write; nil after a failure
+	gen     uint64      // guarded by write: of the newest log
+	snapped uint64      // guarded by write: of the newest snapshot of this start
+	mark    bootMark    // guarded by write: what the file "boot" says
+	place   int64       // guarded by write: where the next mark goes in it
+	spare   []byte      // guarded by write
+	base    int64       // guarded by write: bytes of the newest snapshot
+	owing   bool        // guarded by write: a snapshot failed, and is tried again
+	line    rarely.Line // guarded by one: snapshots that failed
 }
 
 // Open reads the folder, gives each record to apply in the order of writing, and
@@ -119,10 +126,12 @@ func Open(o Options, apply func(kind byte, rec []byte) error) (*Journal, Found, 
 	}
 	j := &Journal{o: o, fs: o.files, log: o.Log, met: newMetrics(o.Registerer), wake: make(chan struct{}, 1)}
 	if err := j.fs.prepare(); err != nil {
+		j.met.failed.Set(1)
 		return nil, Found{}, fmt.Errorf("journal: %w", err)
 	}
 	found, err := j.begin(apply)
 	if err != nil {
+		j.met.failed.Set(1)
 		return nil, found, err
 	}
 	return j, found, nil
@@ -152,7 +161,9 @@ func (j *Journal) begin(apply func(byte, []byte) error) (Found, error) {
 	}
 	j.gen = newest + 1
 	if j.out, err = j.create(logName(j.gen), kindLog, j.gen); err != nil {
-		return found, fmt.Errorf("journal: begin a log: %w", err)
+		j.fail(err) // what was read is there; the rest as with a disk that fills later
+	} else {
+		j.met.failed.Set(0)
 	}
 	return found, nil
 }
@@ -168,7 +179,7 @@ func (j *Journal) Append(kind byte, rec []byte) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.closed || j.failed != nil {
+	if j.closed || j.failed != nil && !j.mending {
 		j.met.lost.Inc()
 		return
 	}
@@ -214,12 +225,11 @@ func (j *Journal) signal() {
 func (j *Journal) Run(ctx context.Context) error {
 	var compaction sync.WaitGroup
 	defer compaction.Wait()
-	var busy atomic.Bool
 	compact := func() {
-		if j.o.Dump != nil && busy.CompareAndSwap(false, true) {
+		if j.o.Dump != nil && j.one.TryLock() {
 			compaction.Go(func() {
-				defer busy.Store(false)
-				j.compact()
+				defer j.one.Unlock()
+				j.compactLocked()
 			})
 		}
 	}
@@ -249,7 +259,7 @@ func (j *Journal) Run(ctx context.Context) error {
 		}
 		j.flush()
 		j.write.Lock()
-		large := j.out != nil && j.out.size > max(compactAt, 2*j.base)
+		large := j.out != nil && !j.owing && j.out.size > max(compactAt, 2*j.base)
 		j.write.Unlock()
 		if large {
 			compact()
@@ -331,6 +341,7 @@ func (j *Journal) fail(err error) {
 	j.mu.Lock()
 	first := j.failed == nil
 	j.failed = fmt.Errorf("journal: %w", err)
+	j.mending = false
 	j.buf = j.buf[:0]
 	waiters := j.waiters
 	j.waiters = nil
@@ -341,7 +352,8 @@ func (j *Journal) fail(err error) {
 	}
 	j.met.failed.Set(1)
 	if first {
-		j.log.Error("sessions cannot be written to disk: what begins from now on would not survive a restart; is the disk full?", "err", err)
+		j.log.Error("sessions cannot be written to disk: what begins from now on would not survive a restart; is the disk full?",
+			"hint", "free space on the disk of data_dir; nothing has to be started anew", "err", err)
 	}
 }
 

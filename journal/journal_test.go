@@ -333,6 +333,48 @@ func TestBootEncoding(t *testing.T) {
 	}
 }
 
+// TestBoots: of the two numbers in the file the greater counts, the other is
+// overwritten, and next to a damaged one the numbers go on behind what it may have had.
+func TestBoots(t *testing.T) {
+	file := func(a, b bootMark) []byte {
+		f := make([]byte, bootFile)
+		copy(f, a.encode())
+		copy(f[bootPlace:], b.encode())
+		return f
+	}
+	broken := func(b []byte, at ...int) []byte {
+		for _, n := range at {
+			b[n] ^= 1
+		}
+		return b
+	}
+	for _, c := range []struct {
+		name  string
+		b     []byte
+		m     bootMark
+		place int64
+		bad   bool
+	}{
+		{name: "of the time before", b: bootMark{5, 2}.encode(), m: bootMark{5, 2}, place: -1},
+		{name: "the first", b: file(bootMark{6, 3}, bootMark{5, 2}), m: bootMark{6, 3}, place: int64(bootPlace)},
+		{name: "the second", b: file(bootMark{5, 2}, bootMark{6, 3}), m: bootMark{6, 3}},
+		{name: "a new file", b: file(bootMark{5, 2}, bootMark{5, 2}), m: bootMark{5, 2}},
+		{name: "the first is damaged", b: broken(file(bootMark{6, 3}, bootMark{5, 2}), 20), m: bootMark{5 + bootDamaged, 2}},
+		{name: "the second is damaged", b: broken(file(bootMark{5, 2}, bootMark{6, 3}), bootPlace), m: bootMark{5 + bootDamaged, 2}, place: int64(bootPlace)},
+		{name: "both are damaged", b: broken(file(bootMark{5, 2}, bootMark{6, 3}), 3, bootPlace), bad: true},
+		{name: "short", b: file(bootMark{5, 2}, bootMark{6, 3})[:bootFile-1], bad: true},
+		{name: "long", b: append(file(bootMark{5, 2}, bootMark{6, 3}), 0), bad: true},
+		{name: "empty", bad: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m, place, err := decodeBoots(c.b)
+			if (err != nil) != c.bad || err == nil && (m != c.m || place != c.place) {
+				t.Errorf("%+v, %d, %v", m, place, err)
+			}
+		})
+	}
+}
+
 // FuzzFile: whatever is in a file, it is read without harm, and what is good of
 // it reads the same again.
 func FuzzFile(f *testing.F) {
@@ -372,6 +414,6 @@ func FuzzFile(f *testing.F) {
 		if m, _, _, err := decodeFile(b[:whole], testKey, kindLog, 1, func(byte, []byte) error { return nil }); whole > 0 && (err != nil || m != n) {
 			t.Errorf("%d records, then %d: %v", n, m, err)
 		}
-		_, _ = decodeBoot(b)
+		_, _, _ = decodeBoots(b)
 	})
 }

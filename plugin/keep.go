@@ -99,7 +99,8 @@ func (g *Gateway) keep(ctx context.Context, layer *secure.Layer) (*journal.Journ
 		}
 	}
 	if err != nil {
-		log.Error("sessions will not outlive this process; is the disk full, or read-only?", "folder", dir, "err", err)
+		log.Error("the sessions that were kept cannot be reached, and those of this process will not outlive it; is the disk full, or read-only?",
+			"folder", dir, "hint", "make the disk work and start the gateway anew: what was kept is still there", "err", err)
 		return nil, nil
 	}
 	if found.Stale != "" {

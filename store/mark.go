@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/durable"
+	"github.com/seed4911071e/groupgate/rarely"
 )
 
 // The high-water mark tells a database from an older copy of itself. The
@@ -103,6 +104,7 @@ type marker struct {
 	kept    bool        // guarded by mu: the file is ours to write
 	fell    bool        // guarded by mu: the count was below seq
 	closed  bool        // guarded by mu
+	line    rarely.Line // guarded by mu: writes that failed
 
 	behind chan struct{} // closed when fell is set
 
@@ -354,8 +356,16 @@ func (k *marker) committed(seq uint64) {
 // tryWrite writes the mark; a disk that takes nothing keeps the old one, which is
 // only lower.
 func (k *marker) tryWrite() {
-	if err := k.write(); err != nil {
-		k.log.Warn("high-water mark not written", "path", k.path, "err", err)
+	err := k.write()
+	if err == nil {
+		return
+	}
+	k.mu.Lock()
+	n := k.line.Event(time.Now())
+	k.mu.Unlock()
+	if n > 0 {
+		k.log.Warn("high-water mark not written: an older copy put back may pass for the newest; it is tried again with the next change", "n", n,
+			"path", k.path, "err", err)
 	}
 }
 
