@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -141,8 +142,14 @@ func tally(d *admin.DeliveryInfo) string {
 	return s
 }
 
-// watch follows the delivery of a version until every member has it, the time is
-// over, or the command is interrupted; the delivery itself goes on in any case.
+// notYetError is that of a command which waited, where what it waited for has not come.
+type notYetError string
+
+func (e notYetError) Error() string { return string(e) }
+
+// watch follows the delivery of a version, and of those that take its place, until every
+// member has the newest; that it has not come so far when the time is over or the command
+// is interrupted is a notYetError, and the delivery itself goes on.
 func (c *groupRekeyCmd) watch(e *env, client *admin.Client, version uint64) error {
 	var limit <-chan time.Time
 	if c.For > 0 {
@@ -151,35 +158,54 @@ func (c *groupRekeyCmd) watch(e *env, client *admin.Client, version uint64) erro
 		limit = timer.C
 	}
 	show := c.shower(e.stdout)
+	var last *admin.DeliveryInfo // nil: nothing was heard
 	for {
 		began := time.Now()
 		d, err := client.Delivery(e.ctx, c.Name, false)
 		if e.ctx.Err() != nil {
-			return show.end(nil, "interrupted; the delivery goes on")
+			return c.notYet(show, last, "interrupted")
 		}
-		if err != nil {
-			return err
+		switch {
+		case err != nil:
+			return errors.Join(show.end(""), err)
+		case d.Version < version:
+			return errors.Join(show.end(""), fmt.Errorf("group %s was deleted, and created anew, before all had version %d", c.Name, version))
+		case d.Version > version:
+			if err := show.note(fmt.Sprintf("version %d came meanwhile and takes the place of %d", d.Version, version)); err != nil {
+				return err
+			}
+			version = d.Version
 		}
 		if err := show.progress(d); err != nil {
 			return err
 		}
-		if d.Version > version {
-			return show.end(d, fmt.Sprintf("version %d came meanwhile and takes the place of %d", d.Version, version))
-		}
-		if d.Delivered == d.Members {
-			return show.end(d, "every member has it")
+		if last = d; d.Delivered == d.Members {
+			return show.end("every member has it" + took(d))
 		}
 		timer := time.NewTimer(max(watchEvery, 4*time.Since(began)))
 		select {
 		case <-timer.C:
 		case <-limit:
 			timer.Stop()
-			return show.end(d, "the time is over; the delivery goes on")
+			return c.notYet(show, last, "the time is over")
 		case <-e.ctx.Done():
 			timer.Stop()
-			return show.end(d, "interrupted; the delivery goes on")
+			return c.notYet(show, last, "interrupted")
 		}
 	}
+}
+
+// notYet ends a watch before all have what it was for.
+func (c *groupRekeyCmd) notYet(show *shower, d *admin.DeliveryInfo, why string) error {
+	if err := show.end(why + "; the delivery goes on"); err != nil {
+		return err
+	}
+	lack := "nothing was heard of the delivery yet"
+	if d != nil {
+		lack = fmt.Sprintf("version %d of group %s is not confirmed yet by %d of %s", d.Version, c.Name, d.Members-d.Delivered, count(d.Members, "member"))
+	}
+	return withHint(notYetError(lack),
+		fmt.Sprintf("`gateway group status %s%s` lists them, `gateway why NODE %s%s` tells what one of them waits for", c.Name, c.flags(), c.Name, c.flags()))
 }
 
 // shower shows progress: a bar on a terminal, else a line for each change.
@@ -232,19 +258,34 @@ func (s *shower) progress(d *admin.DeliveryInfo) (err error) {
 	return err
 }
 
-func (s *shower) end(d *admin.DeliveryInfo, why string) (err error) {
-	if s.json {
-		return nil
+// note says something between two lines of progress.
+func (s *shower) note(text string) (err error) {
+	switch {
+	case s.json:
+	case s.term:
+		_, err = fmt.Fprintf(s.w, "\r\x1b[K%s\n", text)
+	default:
+		_, err = fmt.Fprintln(s.w, text)
 	}
-	if s.term {
-		if _, err := fmt.Fprintln(s.w); err != nil {
-			return err
-		}
-	}
-	took := ""
-	if d != nil && d.Since != nil && d.Done != nil {
-		took = fmt.Sprintf(", %s after the rekey", rough(d.Done.Sub(*d.Since)))
-	}
-	_, err = fmt.Fprintf(s.w, "%s%s\n", why, took)
 	return err
+}
+
+// end says how it ended, on a line of its own; "": elsewhere.
+func (s *shower) end(how string) (err error) {
+	if s.term && s.last != "" {
+		_, err = fmt.Fprintln(s.w)
+	}
+	if err != nil || s.json || how == "" {
+		return err
+	}
+	_, err = fmt.Fprintln(s.w, how)
+	return err
+}
+
+// took tells how long a delivery took that is over.
+func took(d *admin.DeliveryInfo) string {
+	if d.Since == nil || d.Done == nil {
+		return ""
+	}
+	return fmt.Sprintf(", %s after the rekey", rough(d.Done.Sub(*d.Since)))
 }

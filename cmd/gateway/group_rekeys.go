@@ -18,6 +18,10 @@ func (c *groupRekeyCmd) Validate() error {
 		return errors.New("name the group to rekey; --all rekeys every group, --match those whose name fits")
 	case all && c.Watch:
 		return errors.New("--watch is for one group; `gateway group status` shows all")
+	case c.For != 0 && !c.Watch:
+		return errors.New("--for is for how long to --watch")
+	case c.For < 0:
+		return errors.New("--for: a duration above 0")
 	}
 	return nil
 }

@@ -1,7 +1,8 @@
 // Command gateway runs groupgate and speaks to a running one.
 //
 // Start with `gateway run`; `gateway help` lists the rest. Exit status: 0,
-// 1 when it failed, 2 when the command line is wrong.
+// 1 when it failed, 2 when the command line is wrong, 3 when what it waited for has
+// not come.
 package main
 
 import (
@@ -57,6 +58,7 @@ func commandLine() *argv.Parser {
 const (
 	exitFailed = 1
 	exitUsage  = 2
+	exitNotYet = 3
 )
 
 func main() {
@@ -86,6 +88,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	if err := command.(runner).Run(&env{ctx: ctx, stdout: stdout, stderr: stderr}); err != nil {
 		printError(stderr, err)
+		if _, ok := errors.AsType[notYetError](err); ok {
+			return exitNotYet
+		}
 		return exitFailed
 	}
 	return 0
