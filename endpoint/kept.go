@@ -222,6 +222,17 @@ type recovered struct {
 	replies []*replyImage
 }
 
+// Drop forgets the sessions of a subject, and says how many there were.
+func (r *Recovery) Drop(of coap.Subject) (n int) {
+	for id, s := range r.sessions {
+		if s.subject == of {
+			delete(r.sessions, id)
+			n++
+		}
+	}
+	return n
+}
+
 // Apply reads one record; what speaks of a session that is over, or never was,
 // means nothing.
 func (r *Recovery) Apply(b []byte) error {

@@ -27,6 +27,7 @@ const (
 	ofEndpoint byte = 'e'
 	ofServe    byte = 's'
 	ofSecure   byte = 'o'
+	ofKeys     byte = 'k' // keymarks.go
 )
 
 // stream is the journal as one owner of records sees it.
@@ -51,6 +52,8 @@ type kept struct {
 	peers     endpoint.Recovery
 	observers serve.Recovery
 	protected secure.Recovery
+	marks     map[string]keyMark
+	dropped   int // sessions, by marks
 }
 
 func (k *kept) apply(kind byte, rec []byte) error {
@@ -61,6 +64,8 @@ func (k *kept) apply(kind byte, rec []byte) error {
 		return k.observers.Apply(rec)
 	case ofSecure:
 		return k.protected.Apply(rec)
+	case ofKeys:
+		return k.applyMark(rec)
 	}
 	return fmt.Errorf("record of kind %d", kind)
 }
@@ -76,13 +81,16 @@ func (g *Gateway) keep(ctx context.Context, layer *secure.Layer) (*journal.Journ
 		}
 		return nil, nil
 	}
-	log := g.log.With("part", "sessions")
+	log, marks := g.log.With("part", "sessions"), g.keyMarks()
 	began := time.Now()
 	open := func() (j *journal.Journal, k *kept, found journal.Found, err error) {
 		k = &kept{}
 		j, found, err = journal.Open(journal.Options{
 			Dir: dir, Key: g.cfg.Seal.Key.Bytes(), Log: log, Registerer: g.registry,
 			Dump: func(emit func(byte, []byte)) bool {
+				for identity, m := range marks {
+					emit(ofKeys, markRecord(identity, m))
+				}
 				whole := g.coaps == nil || g.coaps.Dump(func(rec []byte) { emit(ofEndpoint, rec) })
 				layer.Dump(func(rec []byte) { emit(ofSecure, rec) })
 				// The core is the last and is frozen before anything is given up: it tells for all.
@@ -105,6 +113,12 @@ func (g *Gateway) keep(ctx context.Context, layer *secure.Layer) (*journal.Journ
 	}
 	if found.Stale != "" {
 		log.Warn("the sessions that were kept are given up: nodes shake hands anew", "because", found.Stale)
+	}
+	for _, rec := range k.rekeyed(marks) {
+		stream{j, ofKeys}.Append(rec)
+	}
+	if k.dropped > 0 {
+		log.Info("sessions of pre-shared keys that were replaced or removed are over", "sessions", k.dropped)
 	}
 	var observing []bridge.Observer
 	var observations int

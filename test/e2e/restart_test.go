@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -13,7 +16,9 @@ import (
 	"time"
 
 	"github.com/seed4911071e/groupgate/admin"
+	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/test/peers"
 )
 
 // tapped stands between nodes and a gateway, and watches the records.
@@ -177,4 +182,82 @@ func TestSessionsOutlive(t *testing.T) {
 	for _, key := range r.twice {
 		t.Error("record number twice:", key)
 	}
+}
+
+// TestReplacedKeys: the sessions of a pre-shared key end with it: when the configuration
+// has another for the identity, or none, they do not outlive the restart, nor come back
+// with the identity; those of other keys do, whatever crashes.
+func TestReplacedKeys(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	keys := map[string][]byte{}
+	names := []string{"stays", "changes", "goes", "legacy"}
+	replace := func(name string) {
+		keys[name] = make([]byte, 16)
+		rand.Read(keys[name])
+		s.write(name+".key", hex.EncodeToString(keys[name])+"\n")
+	}
+	for _, name := range names {
+		replace(name)
+	}
+	file := func(name string) string { return filepath.Join(s.dir, name+".key") }
+	configure := func(without string) {
+		s.may = ""
+		for _, name := range names[:3] {
+			if name != without {
+				s.may += fmt.Sprintf("]}\n  - {identity: %s, key_file: %s, may: [proxy", name, file(name))
+			}
+		}
+		s.more = fmt.Sprintf("delegates:\n  - {name: legacy, auth: {psk_identity: legacy, psk_file: %s}, groups: [{name: sensors, roles: [requester]}]}\n", file("legacy"))
+		s.configure()
+	}
+	configure("")
+	gw := s.run()
+	discover := func(p *peers.Peer) {
+		t.Helper()
+		m := &coap.Message{Type: coap.Confirmable, Code: coap.GET, Token: []byte("x")}
+		m.Options.SetPath(".well-known", "core")
+		p.Send(m)
+		for {
+			r := p.Receive("an answer", func(r *coap.Message) bool { return string(r.Token) == "x" })
+			echo, ok := r.Options.Get(coap.Echo)
+			if !ok || r.Code != coap.Unauthorized {
+				return
+			}
+			m.Options.Set(coap.Echo, echo)
+			p.Send(m)
+		}
+	}
+	all := map[string]*peers.Peer{}
+	for _, name := range names {
+		all[name] = peers.Dial(t, s.at["coaps"], name, keys[name])
+		discover(all[name])
+	}
+	restored := func(what string, want float64) {
+		t.Helper()
+		if n := metric(t, s, `groupgate_endpoint_restored_total{listener="coaps"}`); n != want {
+			t.Errorf("%s: %v sessions are restored, want %v", what, n, want)
+		}
+		discover(all["stays"])
+	}
+	again := func(sig syscall.Signal) {
+		gw.signal(sig)
+		gw = s.run()
+	}
+	again(syscall.SIGTERM)
+	restored("nothing changed", 4)
+	old := keys["changes"]
+	replace("changes")
+	replace("legacy")
+	configure("goes")
+	again(syscall.SIGTERM)
+	restored("two keys replaced, one removed", 1)
+	again(syscall.SIGKILL)
+	restored("killed", 1)
+	keys["changes"] = old
+	s.write("changes.key", hex.EncodeToString(old)+"\n")
+	configure("")
+	again(syscall.SIGTERM)
+	restored("put back", 1)
+	discover(peers.Dial(t, s.at["coaps"], "changes", old))
 }
