@@ -134,7 +134,7 @@ func bubble(t *testing.T, rule Rule, reply func(*coap.Message, int) *coap.Messag
 		rule.Host, rule.Scheme, rule.Port = "192.0.2.9/32", CoAP, 5683
 	}
 	s := house(t, Config{Rules: []Rule{rule}}, nil)
-	s.p.dialer = func(context.Context, *Rule, Target) (link, error) { return m, nil }
+	s.p.dialer = func(context.Context, *Rule, Target, int) (link, error) { return m, nil }
 	return s, m
 }
 

@@ -84,9 +84,10 @@ func (p *Proxy) permit(r *Rule, t Target, a netip.Addr) error {
 	return nil
 }
 
-// find resolves a target to one address that may be dialled. What was looked at
-// is what is dialled: a name that leads elsewhere a moment later gains nothing.
-func (p *Proxy) find(ctx context.Context, r *Rule, t Target) (netip.AddrPort, error) {
+// find resolves a target to one address that may be dialled: of several that a name has
+// the first, or another when that is not the first try. What was looked at is what is
+// dialled: a name that leads elsewhere a moment later gains nothing.
+func (p *Proxy) find(ctx context.Context, r *Rule, t Target, try int) (netip.AddrPort, error) {
 	a, ok := t.addr()
 	if ok {
 		return netip.AddrPortFrom(a, t.Port), p.permit(r, t, a)
@@ -95,17 +96,21 @@ func (p *Proxy) find(ctx context.Context, r *Rule, t Target) (netip.AddrPort, er
 	if err != nil || len(addrs) == 0 {
 		return netip.AddrPort{}, fmt.Errorf("%w: %w", errName, errors.Join(err))
 	}
+	var good []netip.Addr
 	for _, a := range addrs {
 		if a = a.Unmap(); p.permit(r, t, a) == nil {
-			return netip.AddrPortFrom(a, t.Port), nil
+			good = append(good, a)
 		}
 	}
-	return netip.AddrPort{}, errPlace
+	if len(good) == 0 {
+		return netip.AddrPort{}, errPlace
+	}
+	return netip.AddrPortFrom(good[try%len(good)], t.Port), nil
 }
 
 // dial opens an association.
-func (p *Proxy) dial(ctx context.Context, r *Rule, t Target) (link, error) {
-	at, err := p.find(ctx, r, t)
+func (p *Proxy) dial(ctx context.Context, r *Rule, t Target, try int) (link, error) {
+	at, err := p.find(ctx, r, t, try)
 	if err != nil {
 		return nil, err
 	}

@@ -402,7 +402,7 @@ func (g *asked) notified(from netip.AddrPort, m *coap.Message) bool {
 	}
 	x.number, _ = m.Options.Uint(coap.ObserveOption)
 	x.heard, x.missed = now, 0
-	x.late = now.Add(maxAgeOf(&coap.Response{Options: m.Options}) + lateMin + rand.N(lateMax-lateMin))
+	x.late = now.Add(min(maxAgeOf(&coap.Response{Options: m.Options}), maxSilence) + lateMin + rand.N(lateMax-lateMin))
 	if g.again.IsZero() || x.late.Before(g.again) {
 		g.again = x.late
 	}

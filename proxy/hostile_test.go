@@ -156,19 +156,19 @@ func TestNoWayBack(t *testing.T) {
 		{&pinned, "pinned.example.org", "192.0.2.5:7001"}, {&pinned, "unpinned.example.org", ""},
 		{&loop, "127.0.0.1", "127.0.0.1:7001"},
 	} {
-		at, err := s.p.find(t.Context(), c.rule, Target{Scheme: c.rule.Scheme, Host: c.host, Port: 7001})
+		at, err := s.p.find(t.Context(), c.rule, Target{Scheme: c.rule.Scheme, Host: c.host, Port: 7001}, 0)
 		if got := at.String(); err == nil && got != c.want || err != nil && c.want != "" {
 			t.Errorf("%s: %v, %v", c.host, at, err)
 		}
 	}
 	// The rule names loopback and the port itself: still not.
 	for _, host := range []string{"127.0.0.1", "127.0.0.2"} {
-		_, err := s.p.find(t.Context(), &loop, Target{Scheme: CoAPTCP, Host: host, Port: 8080})
+		_, err := s.p.find(t.Context(), &loop, Target{Scheme: CoAPTCP, Host: host, Port: 8080}, 0)
 		if own := host == "127.0.0.1"; own != errors.Is(err, errPlace) {
 			t.Errorf("%s: %v", host, err)
 		}
 	}
-	if _, err := s.p.find(t.Context(), &wild, Target{Scheme: CoAP, Host: "rebound.example.com", Port: 5683}); !errors.Is(err, errPlace) {
+	if _, err := s.p.find(t.Context(), &wild, Target{Scheme: CoAP, Host: "rebound.example.com", Port: 5683}, 0); !errors.Is(err, errPlace) {
 		t.Errorf("a name that leads to our own socket: %v", err)
 	}
 }
@@ -488,26 +488,28 @@ func TestLargeRecord(t *testing.T) {
 }
 
 // TestMoved: a name that leads elsewhere is looked up again when nobody answers any more
-// where it led before.
+// where it led before, and of several addresses that it has another is tried.
 func TestMoved(t *testing.T) {
 	t.Parallel()
 	o := serving(t, nil, func(context.Context, *coap.Request) (*coap.Response, error) { return text("here", 0), nil })
 	port := o.at.Port()
 	for _, timeout := range []time.Duration{time.Second, 20 * time.Second} { // silent, and refused
 		before := "127.0.0.3"
-		var at atomic.Pointer[string]
-		at.Store(&before)
+		var at atomic.Pointer[[]netip.Addr]
+		at.Store(&[]netip.Addr{netip.MustParseAddr(before)})
 		s := house(t, Config{Rules: []Rule{{Host: "up.example.com", Scheme: CoAP, Port: port, Timeout: timeout, Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}}}, func(d *Deps) {
 			d.Resolve = func(context.Context, string) ([]netip.Addr, error) {
-				return []netip.Addr{netip.MustParseAddr(*at.Load())}, nil
+				return *at.Load(), nil
 			}
 		})
 		l, uri := s.client("a", coaptest.Options{}), Target{Scheme: CoAP, Host: "up.example.com", Port: port}.String()
 		if r := do(t, l, proxied(coap.GET, uri, nil)); r.Code.IsSuccess() {
 			t.Errorf("%v: %v", timeout, r.Code)
 		}
-		here := "127.0.0.1"
-		at.Store(&here)
+		at.Store(&[]netip.Addr{o.at.Addr()})
+		if timeout == time.Second {
+			at.Store(&[]netip.Addr{netip.MustParseAddr(before), o.at.Addr()})
+		}
 		if r := do(t, l, proxied(coap.GET, uri, nil)); r.Code != coap.Content {
 			t.Errorf("moved, %v: %v %q", timeout, r.Code, r.Payload)
 		}

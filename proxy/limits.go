@@ -105,6 +105,10 @@ const (
 	// entryOverhead is what a cache entry takes besides options and payload.
 	entryOverhead = 400
 
+	// maxSilence is how long an observed server is heard not at all, whatever Max-Age it
+	// told: within that time it looks whether its client is there (RFC 7641, Section 4.5).
+	maxSilence = 24 * time.Hour
+
 	// maxMembers bounds the responses to one group request.
 	maxMembers = 1024
 

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
@@ -128,6 +129,55 @@ func TestSentOnce(t *testing.T) {
 	}
 	if once(coap.POST, coap.Options{{ID: coap.OSCOREOption}}) {
 		t.Error("the replay window of OSCORE refuses a second one")
+	}
+}
+
+// TestSilentConnection: a TCP connection to a server that is gone without a word, as behind
+// a NAT or after a power cut, costs half of a request's time; another takes its place.
+func TestSilentConnection(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	var conns atomic.Int64
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = c.Close() })
+			k := conns.Add(1)
+			go func() {
+				s := &stream{conn: c, gone: make(chan struct{}), byToken: map[string]*waiter{}}
+				for n := 0; ; {
+					m, err := readFrame(c)
+					if err != nil {
+						return
+					}
+					if m.Code.IsRequest() {
+						n++
+					}
+					if !m.Code.IsRequest() || k == 1 && n > 1 {
+						continue
+					}
+					if err := s.send(t.Context(), &coap.Message{Code: coap.Content, Token: m.Token, Payload: fmt.Append(nil, k)}); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	at := Target{Scheme: CoAPTCP, Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).AddrPort().Port()}
+	rule := forwardTo(at)
+	rule.Timeout = 4 * time.Second
+	client := house(t, Config{Rules: []Rule{rule}}, nil).client("a", coaptest.Options{})
+	for i, want := range []string{"1", "2", "2"} {
+		if r := do(t, client, proxied(coap.GET, fmt.Sprintf("%s/%d", at, i), nil)); r.Code != coap.Content || string(r.Payload) != want {
+			t.Errorf("request %d: %v %q, want %s", i, r.Code, r.Payload, want)
+		}
 	}
 }
 

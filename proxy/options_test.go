@@ -136,7 +136,7 @@ func TestAddressing(t *testing.T) {
 		s := house(t, Config{Rules: rules}, func(d *Deps) {
 			d.Listeners = func() []Listener { return []Listener{{Scheme: CoAP, Addr: local}} }
 		})
-		s.p.dialer = func(context.Context, *Rule, Target) (link, error) { return m, nil }
+		s.p.dialer = func(context.Context, *Rule, Target, int) (link, error) { return m, nil }
 		l := s.client("a", coaptest.Options{})
 		for _, c := range []struct {
 			uri  string

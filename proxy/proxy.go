@@ -99,7 +99,7 @@ type Proxy struct {
 	gate    *gate
 	links   *links
 	secret  [16]byte
-	dialer  func(context.Context, *Rule, Target) (link, error)
+	dialer  func(ctx context.Context, r *Rule, t Target, try int) (link, error)
 
 	patience time.Duration // with a session that has to answer a ping: time for a second one
 

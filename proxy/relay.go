@@ -245,7 +245,7 @@ func (r *relay) run(ctx context.Context) {
 // late is when the registration is to be made anew, unless a notification comes.
 func (r *relay) late() time.Duration {
 	r.p.mu.Lock()
-	age := maxAgeOf(r.last)
+	age := min(maxAgeOf(r.last), maxSilence)
 	r.p.mu.Unlock()
 	return age + lateMin + rand.N(lateMax-lateMin)
 }

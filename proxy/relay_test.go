@@ -115,6 +115,35 @@ func TestMerged(t *testing.T) {
 	})
 }
 
+// TestForgottenForEver: a server that says that its state lasts for ever, and is started
+// anew, is asked again after the 24 hours in which it would have looked for its observer.
+func TestForgottenForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, up := bubble(t, Rule{}, func(m *coap.Message, _ int) *coap.Message {
+			r := message(coap.Content, "for ever", maxAge(1<<32-1))
+			if m.Options.Has(coap.ObserveOption) {
+				r.Options.Add(coap.ObserveOption, number(1).Value)
+			}
+			return r
+		})
+		l := s.client("a", coaptest.Options{})
+		var told seen
+		if _, err := l.Observe(t.Context(), proxied(coap.GET, there+"/a", nil), told.take); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(maxSilence)
+		if n := up.count(); n != 1 {
+			t.Errorf("%d requests in a day", n)
+		}
+		time.Sleep(lateMax)
+		if n := up.count(); n != 2 {
+			t.Errorf("%d requests after a day", n)
+		}
+		l.Close()
+		s.stop()
+	})
+}
+
 // TestObserveRefused: an upstream that does not register, or fails, or ends it.
 func TestObserveRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

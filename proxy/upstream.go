@@ -227,7 +227,7 @@ func once(c coap.Code, o coap.Options) bool {
 }
 
 // with calls f with the association when the turn comes, and learns from the
-// outcome. A secure association that was there already gets half of the time:
+// outcome. A session that was there already, over DTLS, TLS or TCP, gets half of the time:
 // when it stays silent, the server may have forgotten it, which a new handshake
 // tells. What must be sent once is not tried there, but a ping.
 func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, link) error) error {
@@ -244,7 +244,7 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 	}
 	defer func() { <-u.slots }()
 	began := time.Now()
-	secure := u.key.target.secure()
+	session := u.key.target.Scheme != CoAP
 	var err error
 	for try := 0; ; try++ {
 		var l link
@@ -258,7 +258,7 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 		if err != nil {
 			break
 		}
-		if once || fresh || !secure || try > 0 {
+		if once || fresh || !session || try > 0 {
 			err = f(ctx, l)
 		} else {
 			part, free := halfOf(ctx)
@@ -268,10 +268,10 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 		silent := errors.Is(err, errSilent) || errors.Is(err, errEnded)
 		// A name may lead elsewhere by now.
 		moved := u.named && (silent || errors.Is(err, errRefused))
-		if silent && secure || moved || errors.Is(err, errEnded) || errors.Is(err, errGone) {
+		if silent && session || moved || errors.Is(err, errEnded) || errors.Is(err, errGone) {
 			u.drop(l)
 		}
-		if try < 2 && ctx.Err() == nil && (errors.Is(err, errGone) || silent && !fresh && secure && !once) {
+		if try < 2 && ctx.Err() == nil && (errors.Is(err, errGone) || silent && !fresh && session && !once) {
 			continue
 		}
 		break
@@ -418,7 +418,10 @@ func (u *upstream) connect(ctx context.Context) (l link, fresh bool, err error) 
 func (u *upstream) dial(d *dialing) {
 	ctx, cancel := context.WithTimeout(u.p.ctx, dialTimeout)
 	defer cancel()
-	l, err := u.p.dialer(ctx, u.key.rule, u.key.target)
+	u.mu.Lock()
+	try := u.fails
+	u.mu.Unlock()
+	l, err := u.p.dialer(ctx, u.key.rule, u.key.target, try)
 	result := "ok"
 	if err != nil {
 		result = "failed"
