@@ -40,7 +40,7 @@ type trace struct {
 	shown     bool
 	confirmed uint64    // if shown
 	owed      bool      // a request to its control_uri failed or was held back
-	giveUp    func()    // ends a request to its control_uri that is under way; nil: none is
+	call      *call     // to its control_uri, with the newest version, under way; nil: none is
 	saved     time.Time // newest sign of life that is on disk
 	online    bool      // connected is known
 	connected bool      // has a session at the broker
@@ -112,6 +112,9 @@ func (a *activity) change(m member, fn func(*trace)) {
 func (a *activity) forget(m member) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if t := a.traces[m]; t != nil && t.call != nil {
+		t.call.giveUp(errOver)
+	}
 	delete(a.traces, m)
 	s, ok := a.subject[m]
 	if !ok {
@@ -189,8 +192,8 @@ func (a *activity) confirmed(m member, version uint64, channel string, at time.T
 	a.change(m, func(t *trace) {
 		if news = !t.shown || version > t.confirmed; news {
 			t.shown, t.confirmed, t.owed = true, version, false
-			if t.giveUp != nil {
-				t.giveUp()
+			if t.call != nil && t.call.version <= version {
+				t.call.giveUp(errElsewhere)
 			}
 		}
 		t.record(Attempt{Channel: channel, At: at, Result: resultConfirmed})

@@ -197,6 +197,7 @@ func (b *Bridge) callNotice(ctx context.Context, m member, c control, kind strin
 // control_uri and do not observe: observers get 4.04 with error 6.
 func (b *Bridge) callDeleted(group string) {
 	for node, c := range b.controls.of(group) {
+		b.activity.overtake(member{group, node}, never)
 		if b.watched(groupTopic(group), c.peer.Link) || b.watched(nodeTopic(group, node), "") {
 			continue
 		}
@@ -211,10 +212,13 @@ func (b *Bridge) callDeleted(group string) {
 }
 
 // callRekeys hands the rekey of a group to the members that gave a control_uri
-// and do not observe the group (RFC 9594, Section 6.1).
-func (b *Bridge) callRekeys(group string) {
+// and do not observe the group (RFC 9594, Section 6.1). What they are told of an older
+// version is given up, whether or not they are to be told now.
+func (b *Bridge) callRekeys(group string, version uint64) {
 	for node, c := range b.controls.of(group) {
-		b.callOne(member{group, node}, c)
+		m := member{group, node}
+		b.activity.overtake(m, version)
+		b.callOne(m, c)
 	}
 }
 
@@ -268,15 +272,21 @@ func (b *Bridge) callRekey(ctx context.Context, m member, c control) {
 	if err == nil {
 		req.Options.SetContentFormat(coap.ACEGroupcomm)
 		req.Payload = body
+		once, giveUp := context.WithCancelCause(ctx)
+		defer giveUp(nil)
+		own := &call{version: version, begins: begins, link: c.peer.Link, giveUp: giveUp}
+		if !b.activity.calling(m, own) {
+			return // that, or what is newer, is under way
+		}
 		b.met.sent(channelControl, len(body))
-		once, cancel := context.WithCancel(ctx)
-		b.activity.change(m, func(t *trace) { t.giveUp = cancel })
 		err = b.call(once, c, req)
-		b.activity.change(m, func(t *trace) { t.giveUp = nil })
-		cancel()
-	}
-	if err != nil && ctx.Err() == nil && !begins && b.activity.holds(m, version) {
-		return // another channel was quicker meanwhile
+		b.activity.called(m, own)
+		if why := context.Cause(once); err != nil && ctx.Err() == nil && why != nil {
+			if errors.Is(why, errOvertaken) {
+				b.met.control.WithLabelValues("rekey", "overtaken").Inc()
+			}
+			return // nobody waits for this any more
+		}
 	}
 	if err != nil {
 		b.met.control.WithLabelValues("rekey", "failed").Inc()

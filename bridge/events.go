@@ -181,7 +181,7 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 	}
 	b.log.InfoContext(ctx, "delivering rekey", "group", group, "version", version)
 	b.tell(ctx, group, version, body, formats, legacyVersion, legacyBody)
-	b.callRekeys(group)
+	b.callRekeys(group, version)
 	return nil
 }
 

@@ -54,7 +54,7 @@ func newMetrics(reg prometheus.Registerer, b *Bridge) *metrics {
 	}
 	m.control = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "groupgate_bridge_control_requests_total",
-		Help: "Requests to the control_uri of members by kind (rekey, delete, deleted: of the group) and outcome: acknowledged, failed.",
+		Help: "Requests to the control_uri of members by kind (rekey, delete, deleted: of the group) and outcome: acknowledged, failed, overtaken (given up for a newer rekey).",
 	}, []string{"kind", "outcome"})
 	m.sentMessages = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "groupgate_bridge_sent_messages_total",

@@ -257,6 +257,7 @@ func (b *Bridge) ended(group, node string, last *coap.Response) {
 	if node == "" {
 		return
 	}
+	b.activity.overtake(member{group, node}, never)
 	// Only the member itself may observe its node resource: all observers of
 	// it are the member.
 	b.hub.Drop(nodeTopic(group, node), "", last)
