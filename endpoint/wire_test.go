@@ -255,6 +255,7 @@ type front struct{ *world }
 func (f front) Handle(ctx context.Context, l coap.Link, m *coap.Message) *coap.Message {
 	return f.core.Handle(ctx, l, m)
 }
+func (f front) Doubt(id coap.LinkID, token []byte)  { f.core.Doubt(id, token) }
 func (f front) Cancel(id coap.LinkID, token []byte) { f.core.Cancel(id, token) }
 func (f front) Closed(id coap.LinkID) {
 	f.mu.Lock()

@@ -71,19 +71,46 @@ func (l *Layer) answer(a *answers, begins bool) {
 	l.metrics.answering.Set(float64(len(l.answering)))
 }
 
-// Cancel ends the further responses to a request over an outer link that has the token:
-// the peer rejected one (RFC 7641, Section 3.6;
-// draft-ietf-core-groupcomm-proxy-07, Section 4.1.3).
+// Cancel is told that the peer of an outer link rejected a message that was not
+// confirmable, by its token. Further responses to a request end
+// (draft-ietf-core-groupcomm-proxy-07, Section 4.1.3), and so does an observation (RFC
+// 7641, Section 3.6) where the Reset shows who sent it. Over plain UDP anybody may have
+// written it, and whose notifications are protected shall not lose them to a guess of 16
+// bits: the next notification is confirmable, and what the peer says to that counts.
 func (l *Layer) Cancel(outer coap.LinkID, token []byte) {
 	var ends []coap.LinkID
+	var observing []*link
 	l.mu.Lock()
 	for a := range l.answering {
 		if a.token == string(token) && a.outerID == outer {
 			ends = append(ends, a.stored.Link)
 		}
 	}
+	if rest := l.using[outer]; rest > 0 {
+		for _, c := range l.live {
+			if c.outerID != outer {
+				continue
+			}
+			observing = append(observing, c)
+			if rest--; rest == 0 {
+				break
+			}
+		}
+	}
 	l.mu.Unlock()
 	for _, id := range ends {
 		l.cfg.Server.Cancel(id, token)
+	}
+	for _, c := range observing {
+		carrier := c.carrier()
+		if _, ok := c.registration(token); !ok || carrier == nil {
+			continue
+		}
+		if carrier.Peer().Via == coap.Plain {
+			l.cfg.Server.Doubt(c.stored.Link, token)
+			continue
+		}
+		c.release(token)
+		l.cfg.Server.Cancel(c.stored.Link, token)
 	}
 }

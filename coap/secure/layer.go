@@ -23,6 +23,8 @@ type Server interface {
 	Closed(id coap.LinkID)
 	// Cancel ends what goes on with the token of a link.
 	Cancel(id coap.LinkID, token []byte)
+	// Doubt has the next notification with the token of a link acknowledged.
+	Doubt(id coap.LinkID, token []byte)
 }
 
 // Config is what a [Layer] works with.

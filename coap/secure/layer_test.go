@@ -308,6 +308,63 @@ func TestObserve(t *testing.T) {
 	})
 }
 
+// TestRejected: a Reset of a notification that was not confirmable ends the observation
+// (RFC 7641, Section 3.6) where DTLS shows who sent it; over plain UDP the next
+// notification is confirmable, and tells.
+func TestRejected(t *testing.T) {
+	for _, c := range []struct {
+		via       coap.Security
+		observers int
+		next      error
+	}{
+		{coap.DTLSPSK, 0, nil},
+		{coap.Plain, 1, coap.ErrReset}, // the client knows of no observation
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newShelf(1)
+			version := uint64(1)
+			g := start(t, s, topic(&version))
+			l := coaptest.NewLink(g.srv, coap.Peer{Link: "below", Via: c.via}, coaptest.Options{})
+			t.Cleanup(l.Close)
+			m := get("t")
+			m.Options.SetUint(coap.ObserveOption, 0)
+			p, _ := newClient(t, s, 1).protect(m)
+			token := []byte{7}
+			p.Token = token
+			send(t, l, p)
+			say := func(v uint64) error {
+				var done outcomes
+				n := done.note(v, fmt.Sprint("v", v))
+				n.Confirm = false
+				g.srv.Publish("t", n)
+				settle(time.Second)
+				if got := done.take(); len(got) == 1 {
+					return got[0]
+				}
+				return nil
+			}
+			if err := say(2); err != nil {
+				t.Error(err)
+			}
+			g.layer.Cancel("else", token)
+			g.layer.Cancel("below", []byte("none"))
+			if n := len(g.srv.Observers("t")); n != 1 || say(3) != nil {
+				t.Errorf("via %v: a Reset of nothing leaves %d observers", c.via, n)
+			}
+			g.layer.Cancel("below", token)
+			if n := len(g.srv.Observers("t")); n != c.observers {
+				t.Errorf("via %v: %d observers", c.via, n)
+			}
+			if err := say(4); !errors.Is(err, c.next) {
+				t.Errorf("via %v: the next notification: %v", c.via, err)
+			}
+			if n := len(g.srv.Observers("t")); n != 0 {
+				t.Errorf("via %v: %d observers at the end", c.via, n)
+			}
+		})
+	}
+}
+
 func TestDeregister(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShelf(1)

@@ -415,6 +415,19 @@ func (s *Server) Cancel(id coap.LinkID, token []byte) {
 	}
 }
 
+// Doubt has the next notification of the observation with the token confirmable, as if
+// the 24 hours of RFC 7641, Section 4.5, were over: somebody who may not be the peer
+// rejected one.
+func (s *Server) Doubt(id coap.LinkID, token []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.peers.Get(id); p != nil {
+		if o, _ := p.observation(string(token)); o != nil {
+			o.sub.heard = s.seconds(time.Now().Add(-confirmEvery - time.Second)) // the second that it rounds away
+		}
+	}
+}
+
 // Publish sends n to every observer of the topic who has not been shown its
 // version; see the package comment for what Done reports. An older version than
 // one published before is ignored. Publish hands messages to the links in the
