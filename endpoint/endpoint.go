@@ -243,11 +243,12 @@ type Endpoint struct {
 	spareReplies  [][]byte // of receipts
 
 	// See persist.go.
-	journal Journal   // nil: sessions end with the process
-	start   uint32    // the number of this start
-	starts  uint32    // the last number of a start that is taken for this one, on disk
-	taking  bool      // more of them are being taken
-	takeAt  time.Time // not before this time: the disk refused
+	journal Journal       // nil: sessions end with the process
+	start   uint32        // the number of this start
+	starts  uint32        // the last number of a start that is taken for this one, on disk
+	away    time.Duration // from when the newest of the restored sessions was heard until they were
+	taking  bool          // more of them are being taken
+	takeAt  time.Time     // not before this time: the disk refused
 	dirty   []*session
 	scratch []byte
 	echoKey [16]byte
@@ -418,8 +419,12 @@ func (e *Endpoint) sweep(now time.Time) {
 	for i := len(e.sessions) - 1; i >= 0; i-- { // from behind: whoever ends leaves the list
 		s := e.sessions[i]
 		silence := time.Duration(e.stamp(now) - s.heard)
+		quiet := silence
+		if s.stale {
+			quiet -= e.away
+		}
 		switch {
-		case silence > e.cfg.Idle && s.idle() && !s.stays():
+		case quiet > e.cfg.Idle && s.idle() && !s.stays():
 			e.end(s, e.cfg.Keys != nil)
 		case silence > e.cfg.HibernateAfter:
 			s.hibernate()

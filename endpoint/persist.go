@@ -76,9 +76,18 @@ func (e *Endpoint) Restore(j Journal, start uint32, r *Recovery) []Peer {
 	e.journal = j
 	e.start, e.starts = start, start
 	now := time.Now()
+	var newest int64
+	for _, k := range r.sessions {
+		newest = max(newest, k.heard)
+	}
+	// While nothing ran nobody could be heard: that is no silence, and may only be a clock
+	// that is wrong.
+	if len(r.sessions) > 0 {
+		e.away = max(0, now.Sub(time.Unix(newest, 0)))
+	}
 	all := make([]*recovered, 0, len(r.sessions))
 	for _, k := range r.sessions {
-		if now.Sub(time.Unix(k.heard, 0)) <= e.cfg.Idle && k.born < start {
+		if newest-k.heard <= int64(e.cfg.Idle/time.Second) && k.born < start {
 			all = append(all, k)
 		}
 	}
