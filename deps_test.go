@@ -43,7 +43,7 @@ var arrows = map[string][]string{
 	"ace/cwt":   {"cose", "oscore"},
 	"ace":       {"ace/cwt", "coap", "coap/secure", "cose", "groupcomm", "oscore", "store"},
 	"bridge":    {"bridge/packetid", "coap", "cose", "groupcomm", "groupcomm/keytree", "store"},
-	"delegate":  {"coap", "coap/serve", "cose", "groupcomm", "node", "oscore", "store"},
+	"delegate":  {"coap", "coap/serve", "cose", "groupcomm", "node", "oscore", "rarely", "store"},
 	"node":      {"coap", "coap/serve", "cose", "dtls12", "durable", "groupcomm", "groupcomm/keytree", "oscore"},
 	"endpoint":  {"coap", "datagram", "dtls12", "journal/rec", "rarely", "record", "table"},
 	"admin":     {"coap", "cose", "groupcomm"},
@@ -57,7 +57,7 @@ var arrows = map[string][]string{
 	"plugin":      {"ace", "admin", "audit", "bridge", "coap", "coap/secure", "coap/serve", "config", "cose", "delegate", "dtls12", "endpoint", "gm", "groupcomm", "journal", "node", "proxy", "rarely", "rd", "relay", "store"},
 	"plugin/host": {"admin", "coap", "config", "endpoint", "plugin"},
 	"bench":       {"ace", "admin", "bench/peer", "bridge", "coap", "coap/serve", "config", "cose", "endpoint", "gm", "gm/gmtest", "groupcomm", "groupcomm/keytree", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},
-	"cmd/gateway": {"admin", "bench", "bench/peer", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "node/swarm", "oscore", "plugin", "plugin/host", "store"},
+	"cmd/gateway": {"admin", "bench", "bench/peer", "cmd/gateway/argv", "coap", "config", "cose", "durable", "groupcomm", "node", "node/swarm", "oscore", "plugin", "plugin/host", "rarely", "store"},
 
 	"cmd/gateway/argv": {"spell"},
 

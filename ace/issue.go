@@ -188,6 +188,9 @@ func (s *Server) issuer(audience string) (*TokenEntry, error) {
 		}
 	}
 	if found == nil {
+		if audience == "" {
+			return nil, errors.New("ace: issue: no entry of tokens has a symmetric key, as it takes to issue any (tokens[].symmetric_key_file)")
+		}
 		return nil, fmt.Errorf("ace: issue: no COSE_Encrypt0 key for audience %q", audience)
 	}
 	return found, nil

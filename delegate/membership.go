@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/rarely"
 )
 
 // Times of a membership.
@@ -52,6 +53,8 @@ type membership struct {
 	live    *live  // nil: there is no membership
 	failed  string // why the last try failed; "": it did not
 	since   time.Time
+	told    string // the kind of failure that the log told of; "": none since it was in the group
+	line    rarely.Line
 }
 
 // live is a membership that holds keys.
@@ -128,21 +131,28 @@ func (m *membership) isOut() bool {
 	return !m.evicted.IsZero()
 }
 
-// note tells of a failure: in the log, once until it is another.
+// note tells of a failure: in the log, once until it is of another kind, and not more
+// than once a minute.
 func (m *membership) note(err error) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
+	now := time.Now()
 	m.mu.Lock()
-	news := text != m.failed
-	m.failed, m.since = text, time.Now()
+	m.failed, m.since = text, now
+	kind, n := rarely.Kind(text), 0                                       // each try has a port of its own
+	if err != nil && kind != m.told && !errors.Is(err, node.ErrEvicted) { // which is told already, and tried no more
+		if n = m.line.Event(now); n > 0 {
+			m.told = kind
+		}
+	}
 	m.mu.Unlock()
 	if err != nil {
 		m.r.metrics.failures.WithLabelValues(m.group.Name).Inc()
-		if news && !errors.Is(err, node.ErrEvicted) { // which is told already, and tried no more
-			m.log.Warn("not in the group for the node, trying again", "err", err)
-		}
+	}
+	if n > 0 {
+		m.log.Warn("not in the group for the node, trying again", "n", n, "err", err)
 	}
 }
 
@@ -184,7 +194,7 @@ func (m *membership) once(ctx context.Context) (err error) {
 	}
 	l := &live{member: member, traffic: traffic, server: server}
 	m.mu.Lock()
-	m.live, m.failed = l, ""
+	m.live, m.failed, m.told = l, "", ""
 	m.mu.Unlock()
 	ctx, stop := context.WithCancel(ctx)
 	var work sync.WaitGroup

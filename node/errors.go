@@ -131,6 +131,9 @@ func refused(op string, r *coap.Response) *Error {
 	return e
 }
 
+// Refusal is the error of a response that is no success, with what it tells.
+func Refusal(op string, r *coap.Response) error { return refused(op, r) }
+
 // aceDetail reads the refusal of a token endpoint (RFC 9200, Section 5.8.3), or
 // AS Request Creation Hints (RFC 9200, Section 5.3): {1: AS, …}.
 func aceDetail(body []byte) string {

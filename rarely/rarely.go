@@ -2,7 +2,10 @@
 // causes them must not fill the disk.
 package rarely
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Every is the time between two lines.
 const Every = time.Minute
@@ -22,6 +25,17 @@ func (l *Line) Event(now time.Time) (n int) {
 	}
 	n, l.told, l.n = l.n, now, 0
 	return n
+}
+
+// Kind is what the texts of like events have in common: but for their numbers they are
+// the same.
+func Kind(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, text)
 }
 
 // Due has the next event told of at once: it is of another kind.

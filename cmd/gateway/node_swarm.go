@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed4911071e/groupgate/admin"
@@ -18,6 +19,7 @@ import (
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
 	"github.com/seed4911071e/groupgate/node/swarm"
+	"github.com/seed4911071e/groupgate/rarely"
 )
 
 // nodeSwarmCmd plays a fleet.
@@ -77,18 +79,30 @@ func (c *nodeSwarmCmd) Run(e *env) error {
 	wg.Go(func() { c.reports(ctx, e, s) })
 
 	begin := time.Now()
-	failed, err := swarm.Each(ctx, 0, len(nodes), c.AtOnce, nil, func(ctx context.Context, i int) error {
-		return c.enter(ctx, s, &wg, i, nodes[i])
-	})
-	if ctx.Err() == nil && failed > 0 {
-		_, _ = fmt.Fprintf(e.stderr, "%s of %d did not get in; the last: %v\n", count(failed, "node"), len(nodes), err)
-		if failed == len(nodes) {
-			return nodeAdvice("open a DTLS association with", at.String(), err)
+	out := &turned{w: e.stderr, one: "did not get in", many: "did not get in", at: at.String()}
+	lost := &turned{w: e.stderr, one: "follows the group no more", many: "follow the group no more", at: at.String()}
+	var in atomic.Int64
+	_, _ = swarm.Each(ctx, 0, len(nodes), c.AtOnce, nil, func(ctx context.Context, i int) error {
+		err := c.enter(ctx, s, &wg, lost, i, nodes[i])
+		switch {
+		case err == nil:
+			in.Add(1)
+		case ctx.Err() == nil:
+			out.add(nodes[i].Identity, err)
 		}
+		return nil
+	})
+	if err := out.all(len(nodes)); err != nil {
+		return err
 	}
-	_, _ = fmt.Fprintf(e.stderr, "%s in after %.1f s\n", count(len(nodes)-failed, "node"), time.Since(begin).Seconds())
+	_, _ = fmt.Fprintf(e.stderr, "%s in after %.1f s\n", count(int(in.Load()), "node"), time.Since(begin).Seconds())
+	early := ctx.Err() != nil
 	c.work(ctx, e, s, begin)
-	return c.print(e, s)
+	err = c.print(e, s)
+	cancel()
+	wg.Wait() // those who follow tell no more
+	lost.sum(int(in.Load()))
+	return errors.Join(err, out.end(len(nodes), int(in.Load()), early))
 }
 
 // reports tells what the nodes saw.
@@ -110,13 +124,13 @@ func (c *nodeSwarmCmd) print(e *env, s *swarm.Swarm) error {
 	if c.JSON {
 		return json.NewEncoder(e.stdout).Encode(st)
 	}
-	_, err := fmt.Fprintf(e.stdout, "open %d · handshakes %d, failed %d · requests %d, answered %d, timed out %d · notifications %d, acknowledged %d, repeated %d\n",
-		st.Open, st.Handshakes, st.Failed, st.Requests, st.Responses, st.Timeouts, st.Notifications, st.Acknowledged, st.Repeated)
+	_, err := fmt.Fprintf(e.stdout, "open %d, closed by the gateway %d · handshakes %d, failed %d · requests %d, answered %d, refused %d, timed out %d · notifications %d, acknowledged %d, repeated %d\n",
+		st.Open, st.Closed, st.Handshakes, st.Failed, st.Requests, st.Responses, st.Refused, st.Timeouts, st.Notifications, st.Acknowledged, st.Repeated)
 	return err
 }
 
 // enter opens the association of a node, and has it join where that was asked.
-func (c *nodeSwarmCmd) enter(ctx context.Context, s *swarm.Swarm, wg *sync.WaitGroup, i int, n admin.NodeSpec) error {
+func (c *nodeSwarmCmd) enter(ctx context.Context, s *swarm.Swarm, wg *sync.WaitGroup, lost *turned, i int, n admin.NodeSpec) error {
 	if err := s.Open(ctx, i, swarm.Credential{Identity: []byte(n.Identity), Key: n.Key.Bytes()}); err != nil {
 		return err
 	}
@@ -154,7 +168,11 @@ func (c *nodeSwarmCmd) enter(ctx context.Context, s *swarm.Swarm, wg *sync.WaitG
 		return err
 	}
 	if c.Observe {
-		wg.Go(func() { _ = m.Follow(ctx) }) // ends with ctx; what it misses the group's status tells
+		wg.Go(func() { // ends with ctx; what it misses the group's status tells
+			if err := m.Follow(ctx); err != nil && ctx.Err() == nil {
+				lost.add(n.Identity, err)
+			}
+		})
 	}
 	return nil
 }
@@ -185,11 +203,15 @@ func (c *nodeSwarmCmd) work(ctx context.Context, e *env, s *swarm.Swarm, begin t
 		})
 		defer move.Stop()
 	}
+	var line rarely.Line
 	for first := true; first || c.Every > 0; first = false {
 		round := time.Now()
-		out, err := s.Load(ctx, swarm.Load{AtOnce: c.AtOnce, Message: func(int) *coap.Message { return m }})
-		if err == nil && out.Refused > 0 {
-			_, _ = fmt.Fprintf(e.stderr, "%s refused, with %v\n", count(out.Refused, "request"), out.LastCode)
+		out, _ := s.Load(ctx, swarm.Load{AtOnce: c.AtOnce, Message: func(int) *coap.Message { return m }})
+		if out.First != nil { // the reports count the rest
+			if line.Event(time.Now()) > 0 {
+				err := node.Refusal(c.Path, &coap.Response{Code: out.First.Code, Options: out.First.Options, Payload: out.First.Payload})
+				_, _ = fmt.Fprintf(e.stderr, "%s refused of %d answered, the first: %v\n", count(out.Refused, "request"), out.Refused+out.Answered, err)
+			}
 		}
 		if c.Every > 0 && !pause(ctx, c.Every-time.Since(round)) {
 			return

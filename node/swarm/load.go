@@ -32,8 +32,9 @@ type Outcome struct {
 	Elapsed  time.Duration
 	// Latencies are those of the answered requests, in order of size.
 	Latencies []time.Duration
-	// LastCode is that of a request that was refused.
+	// LastCode is that of a request that was refused, and First the first such answer.
 	LastCode coap.Code
+	First    *coap.Message
 }
 
 // Load runs a load to its end. Nodes take turns; those that are not open count as
@@ -69,6 +70,11 @@ func (s *Swarm) Load(ctx context.Context, l Load) (Outcome, error) {
 				case !m.Code.IsSuccess():
 					out.Refused++
 					out.LastCode = m.Code
+					if out.First == nil {
+						first := *m
+						first.Payload = slices.Clone(m.Payload)
+						out.First = &first
+					}
 				default:
 					out.Answered++
 					if l.Latencies {

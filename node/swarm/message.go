@@ -145,6 +145,9 @@ func (s *Swarm) message(i int, b []byte) {
 	}
 	if c != nil && bytes.Equal(m.Token, c.token[:]) {
 		s.stats.Responses++
+		if !m.Code.IsSuccess() {
+			s.stats.Refused++
+		}
 		if c.observe && !m.Options.Has(coap.ObserveOption) {
 			n.unwatch(c.token[:])
 		}

@@ -70,6 +70,7 @@ type Stats struct {
 	Failed          uint64 `json:"failed"`           // handshakes that came to nothing
 	Requests        uint64 `json:"requests"`         // sent, without repetitions
 	Responses       uint64 `json:"responses"`        // to them
+	Refused         uint64 `json:"refused"`          // responses with an error code
 	Timeouts        uint64 `json:"timeouts"`         // requests that nobody answered
 	Retransmissions uint64 `json:"retransmissions"`  // of requests
 	Notifications   uint64 `json:"notifications"`    // new ones
