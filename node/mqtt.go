@@ -299,9 +299,9 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 		SetMaxReconnectInterval(backoffMost).
 		SetConnectRetry(true).
 		SetConnectRetryInterval(mqttRetry).
-		SetConnectionLostHandler(func(_ mqtt.Client, err error) {
+		SetConnectionLostHandler(func(c mqtt.Client, err error) {
 			log.Info("broker lost", "err", err)
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !c.IsConnectionOpen() { // a goroutine of its own, too: it may be there again
 				s.set(false)
 			}
 		}).
@@ -309,7 +309,11 @@ func (s *subscription) start(m *Member, mgt *groupcomm.MgtKeyMaterial) {
 			s.topics.Store(0)
 			if err := s.subscribe(ctx, c, m.topics(mgt)); err != nil {
 				log.Warn("subscription refused", "err", err)
-				if topic := presenceTopic(mgt); topic != "" && ctx.Err() == nil {
+				if ctx.Err() != nil {
+					return
+				}
+				s.set(false)
+				if topic := presenceTopic(mgt); topic != "" {
 					c.Publish(topic, 1, true, presentGone) // what was retained of an earlier connection
 				}
 				return

@@ -358,7 +358,21 @@ func (c *conn) observe(ctx context.Context, req *coap.Request, quiet bool, fn fu
 	cancel := func(ctx context.Context, tell bool) error {
 		stop()
 		<-done
-		if !tell || obsErr != nil || obs.Canceled() {
+		switch {
+		case !tell:
+			return nil
+		case errors.Is(obsErr, context.Canceled):
+			// go-coap was still waiting, for an outcome that never comes (No-Response) or that came in
+			// this moment: the server may well have the observation, and would keep it.
+			end := req.Clone()
+			end.Options.Remove(coap.NoResponse)
+			end.Options.Remove(coap.ETag)
+			end.Options.SetUint(coap.ObserveOption, 1)
+			if _, err := c.doWith(ctx, end, token); err != nil {
+				return fmt.Errorf("node: cancel observation: %w", err)
+			}
+			return nil
+		case obsErr != nil || obs.Canceled():
 			return nil
 		}
 		defer c.working()()

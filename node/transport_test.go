@@ -40,7 +40,8 @@ type peer struct {
 	mu       sync.Mutex
 	observer mux.Conn
 	token    message.Token
-	got      []byte // body of the last request to /echo
+	list     map[string]bool // of observers, by token
+	got      []byte          // body of the last request to /echo
 }
 
 func (p *peer) router() *mux.Router {
@@ -61,8 +62,19 @@ func (p *peer) router() *mux.Router {
 		body := (&coap.ProblemBody{ID: 0}).Encode()
 		_ = w.SetResponse(codes.Forbidden, message.MediaType(coap.ProblemDetails), bytes.NewReader(body))
 	})
+	handle("/silent", func(w mux.ResponseWriter, r *mux.Message) {
+		if obs, err := r.Options().Observe(); err == nil {
+			p.enlist(r.Token(), obs == 0)
+		}
+		if !r.HasOption(message.OptionID(coap.NoResponse)) {
+			_ = w.SetResponse(codes.Content, message.TextPlain, strings.NewReader("not wanted"))
+		}
+	})
 	handle("/state", func(w mux.ResponseWriter, r *mux.Message) {
 		obs, err := r.Options().Observe()
+		if err == nil {
+			p.enlist(r.Token(), obs == 0)
+		}
 		_ = w.SetResponse(codes.Content, message.TextPlain, strings.NewReader("first"))
 		if err == nil && obs == 0 {
 			w.Message().SetObserve(1)
@@ -75,6 +87,23 @@ func (p *peer) router() *mux.Router {
 		_ = w.SetResponse(codes.Content, message.TextPlain, strings.NewReader("not observable"))
 	})
 	return r
+}
+
+func (p *peer) enlist(token message.Token, in bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if delete(p.list, string(token)); in {
+		if p.list == nil {
+			p.list = map[string]bool{}
+		}
+		p.list[string(token)] = true
+	}
+}
+
+func (p *peer) observers() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.list)
 }
 
 // notify sends one confirmable notification; the last has no Observe option.
@@ -252,6 +281,28 @@ func exercise(t *testing.T, p *peer, tr Transport) {
 	<-got // this server does not know the option
 	if err := cancel(ctx); err != nil {
 		t.Errorf("cancel: %v", err)
+	}
+
+	// Whoever ends an observation is off the list, also when go-coap did not get to
+	// know that it was registered: at once, or with No-Response never.
+	before := p.observers()
+	for _, path := range []string{"state", "silent"} {
+		for range 50 {
+			req := get(path)
+			if path == "silent" {
+				req.Options.SetUint(coap.NoResponse, 2)
+			}
+			cancel, err := tr.Observe(ctx, req, func(*coap.Response) {})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cancel(ctx); err != nil {
+				t.Fatalf("cancel %s: %v", path, err)
+			}
+		}
+		if n := p.observers(); n != before {
+			t.Errorf("%s: %d observers stay", path, n-before)
+		}
 	}
 
 	// A caller that gives up.
