@@ -148,6 +148,7 @@ type legacy struct {
 	woke  time.Time      // when it was heard after a silence
 	gap   time.Duration  // learned: from one such moment to the next; 0: not known
 	value *reading       // newest message on its topic
+	told  time.Time      // when the log warned of one that is too large
 	plain node.Transport // the way to an insecure node; nil: not opened
 }
 

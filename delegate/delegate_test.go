@@ -1,9 +1,11 @@
 package delegate
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -229,6 +231,38 @@ func TestRecover(t *testing.T) {
 	if err != nil || len(rows) != 1 || rows[0].saved != nil {
 		t.Errorf("%+v, %v", rows, err)
 	}
+}
+
+// TestReading: the newest message of a sensor is what members read; of one that is too
+// large the log warns, once, and of a topic of nobody nothing comes.
+func TestReading(t *testing.T) {
+	r := newRoom(t, Node{Name: "s", Topic: "plant/s", RPS: 100, Groups: []Membership{{Group: "g", Roles: groupcomm.Responder}}})
+	n := r.byTopic["plant/s"]
+	var log bytes.Buffer
+	n.log = slog.New(slog.NewTextHandler(&log, nil))
+	read := func(want string) {
+		t.Helper()
+		got, err := n.lastReading()
+		if err != nil {
+			got = coap.ErrorResponse(err)
+		}
+		if s := fmt.Sprintf("%v %s", got.Code, got.Payload); s != want {
+			t.Errorf("%.40q, want %.40q", s, want)
+		}
+	}
+	read("5.03 ")
+	r.Reading("plant/s", []byte("21.5"))
+	r.Reading("plant/x", []byte("bad"))
+	read("2.05 21.5")
+	for range 3 {
+		r.Reading("plant/s", make([]byte, maxReading+1))
+	}
+	read("2.05 21.5")
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "bytes=4097") {
+		t.Errorf("%s", got)
+	}
+	r.Reading("plant/s", bytes.Repeat([]byte("x"), maxReading))
+	read("2.05 " + strings.Repeat("x", maxReading))
 }
 
 // asking is a gateway whose Group Manager is away; it notes who is asked.

@@ -27,7 +27,7 @@ func newMetrics(reg prometheus.Registerer, r *Room) *metrics {
 		tokens:     vec("tokens_total", "Access tokens gotten for legacy nodes.", "group"),
 		failures:   vec("failures_total", "Tries to join or to stay that failed.", "group"),
 		messages:   vec("messages_total", "Group OSCORE messages for legacy nodes: request or response, in or out, group or pairwise mode.", "group", "kind", "direction", "mode"),
-		dropped:    vec("dropped_total", "Messages of group members that did not verify, or were not taken: request, response.", "kind"),
+		dropped:    vec("dropped_total", "Messages of group members that did not verify, or were not taken, and too large ones of sensors: request, response, reading.", "kind"),
 		refused:    vec("refused_total", "Requests of group members that the configuration does not allow: path, method.", "reason"),
 		limited:    vec("limited_total", "Messages beyond the rate of a legacy node: from it, to it.", "direction"),
 		asleep:     one("asleep_total", "Requests answered 5.03 because the node did not wake in time."),

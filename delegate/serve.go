@@ -313,11 +313,19 @@ type reading struct {
 // maxReading bounds what a topic may say.
 const maxReading = 4096
 
+// toldEvery is how often the log warns of one that says more.
+const toldEvery = time.Minute
+
 // Reading takes a message on the topic of a node.
 func (r *Room) Reading(topic string, payload []byte) {
 	n := r.byTopic[topic]
-	if n == nil || len(payload) > maxReading {
+	switch {
+	case n == nil:
 		r.metrics.strangers.Inc()
+		return
+	case len(payload) > maxReading:
+		r.metrics.dropped.WithLabelValues("reading").Inc()
+		n.tooLarge(len(payload))
 		return
 	}
 	if !n.in.Allow() {
@@ -328,6 +336,21 @@ func (r *Room) Reading(topic string, payload []byte) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.value = &reading{time.Now(), bytes.Clone(payload)}
+}
+
+// tooLarge tells of a message that is not taken, once in a while: members read an older
+// one meanwhile.
+func (n *legacy) tooLarge(size int) {
+	n.mu.Lock()
+	now := time.Now()
+	due := now.Sub(n.told) >= toldEvery
+	if due {
+		n.told = now
+	}
+	n.mu.Unlock()
+	if due {
+		n.log.Warn("a message of the sensor is too large, group members read the one before", "bytes", size, "most", maxReading)
+	}
 }
 
 // Topics are those of all nodes that speak MQTT only.
