@@ -233,6 +233,31 @@ func TestRecover(t *testing.T) {
 	}
 }
 
+// TestFailing: the log says of what fails whether the node is in the group meanwhile; and
+// how soon a token is asked for again, when its server is away for long.
+func TestFailing(t *testing.T) {
+	r := newRoom(t, legacyOf("a"))
+	for _, inside := range []bool{false, true} {
+		m := newMembership(r, r.nodes[0], Group{Name: "g"}, Membership{})
+		var log bytes.Buffer
+		m.log = slog.New(slog.NewTextHandler(&log, nil))
+		if inside {
+			m.live = &live{}
+		}
+		m.note(errors.New("timed out"))
+		if got := log.String(); strings.Contains(got, "in the group still") != inside || strings.Contains(got, "not in the group") == inside {
+			t.Errorf("inside %v: %s", inside, got)
+		}
+	}
+	for left, want := range map[time.Duration]time.Duration{
+		24 * time.Hour: renewAgain, 2 * time.Minute: 30 * time.Second, time.Second: time.Second, 0: renewAgain, -time.Hour: renewAgain,
+	} {
+		if got := pauseBefore(left); got != want {
+			t.Errorf("a token that ends in %v: again in %v, want %v", left, got, want)
+		}
+	}
+}
+
 // TestReading: the newest message of a sensor is what members read; of one that is too
 // large the log warns, once, and of a topic of nobody nothing comes.
 func TestReading(t *testing.T) {

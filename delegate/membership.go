@@ -147,12 +147,17 @@ func (m *membership) note(err error) {
 			m.told = kind
 		}
 	}
+	inside := m.live != nil
 	m.mu.Unlock()
 	if err != nil {
 		m.r.metrics.failures.WithLabelValues(m.group.Name).Inc()
 	}
 	if n > 0 {
-		m.log.Warn("not in the group for the node, trying again", "n", n, "err", err)
+		what := "not in the group for the node, trying again"
+		if inside {
+			what = "something failed for the node, which is in the group still; trying again"
+		}
+		m.log.Warn(what, "n", n, "err", err)
 	}
 }
 
@@ -372,13 +377,18 @@ func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, time.Until(end)/2)
 }
 
+// jittered has those who began at one time come at others.
+func jittered(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.75 + rand.Float64()/2))
+}
+
 // backoff doubles a pause, with jitter.
 type backoff struct{ n int }
 
 func (b *backoff) sleep(ctx context.Context, soon <-chan struct{}) {
 	d := min(backoffFirst<<min(b.n, 10), backoffMost)
 	b.n++
-	t := time.NewTimer(time.Duration(float64(d) * (0.75 + rand.Float64()/2)))
+	t := time.NewTimer(jittered(d))
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

@@ -94,7 +94,7 @@ func (m *membership) renew(ctx context.Context, member *node.Member) {
 		if m.renewed(ctx, member, a) {
 			continue
 		}
-		t.Reset(min(renewAgain, max(time.Second, time.Until(a.ExpiresAt)/4)))
+		t.Reset(jittered(pauseBefore(time.Until(a.ExpiresAt))))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -102,6 +102,16 @@ func (m *membership) renew(ctx context.Context, member *node.Member) {
 		case <-t.C:
 		}
 	}
+}
+
+// pauseBefore is between two tries to renew a token that ends after left: the less is left
+// the shorter. When it has ended there is no hurry any more: the Group Manager says so
+// when it is there, and then another is asked for at once.
+func pauseBefore(left time.Duration) time.Duration {
+	if left <= 0 {
+		return renewAgain
+	}
+	return min(renewAgain, max(time.Second, left/4))
 }
 
 // renewed says whether a renewed token is in force.

@@ -21,9 +21,17 @@ type memory struct {
 	reply func(m *coap.Message, n int) *coap.Message // n counts from 1
 	fns   map[string]func(*coap.Message)
 	gone  chan struct{}
+	deaf  bool // answers no ping
 }
 
-func (*memory) ping(context.Context, time.Duration) error { return nil }
+func (l *memory) ping(context.Context, time.Duration) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.deaf {
+		return errSilent
+	}
+	return nil
+}
 
 func newMemory(reply func(*coap.Message, int) *coap.Message) *memory {
 	return &memory{reply: reply, fns: map[string]func(*coap.Message){}, gone: make(chan struct{})}

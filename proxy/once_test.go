@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -129,6 +130,48 @@ func TestSentOnce(t *testing.T) {
 	}
 	if once(coap.POST, coap.Options{{ID: coap.OSCOREOption}}) {
 		t.Error("the replay window of OSCORE refuses a second one")
+	}
+}
+
+// TestSlowSession: over a session or connection that was there already a server may take
+// all of a request's time when it shows that it is there; when it does not, another takes
+// its place after half of the time.
+func TestSlowSession(t *testing.T) {
+	for _, scheme := range []string{CoAPS, CoAPTCP} {
+		synctest.Test(t, func(t *testing.T) {
+			rule := Rule{Host: "192.0.2.9/32", Scheme: scheme, Port: 5684, Timeout: 28 * time.Second}
+			silent := false
+			s, up := bubble(t, rule, func(m *coap.Message, _ int) *coap.Message {
+				switch m.Options.Path()[0] {
+				case "slow":
+					time.Sleep(25 * time.Second)
+				case "silent":
+					if silent = !silent; silent {
+						return nil
+					}
+				}
+				return message(coap.Content, "x", maxAge(0))
+			})
+			dials := 0
+			s.p.dialer = func(context.Context, *Rule, Target, int) (link, error) { dials++; return up, nil }
+			l := s.client("a", coaptest.Options{})
+			ask := func(path string, dialled int, want time.Duration) {
+				t.Helper()
+				began := time.Now()
+				r := do(t, l, proxied(coap.GET, scheme+"://192.0.2.9:5684/"+path, nil))
+				if took := time.Since(began).Round(time.Second); r.Code != coap.Content || took != want || dials != dialled {
+					t.Errorf("%s, %s: %v %q after %v, %d associations", scheme, path, r.Code, r.Payload, took, dials)
+				}
+			}
+			ask("fast", 1, 0)
+			ask("slow", 1, 25*time.Second)
+			up.mu.Lock()
+			up.deaf = true
+			up.mu.Unlock()
+			ask("silent", 2, 14*time.Second)
+			l.Close()
+			s.stop()
+		})
 	}
 }
 

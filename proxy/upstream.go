@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -227,9 +229,9 @@ func once(c coap.Code, o coap.Options) bool {
 }
 
 // with calls f with the association when the turn comes, and learns from the
-// outcome. A session that was there already, over DTLS, TLS or TCP, gets half of the time:
-// when it stays silent, the server may have forgotten it, which a new handshake
-// tells. What must be sent once is not tried there, but a ping.
+// outcome. A session that was there already, over DTLS, TLS or TCP, has to bring something
+// within half of the time: when it stays silent, the server may have forgotten it, which a
+// new handshake tells. What must be sent once is not tried there, but a ping.
 func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, link) error) error {
 	u.enter()
 	defer u.release()
@@ -261,9 +263,7 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 		if once || fresh || !session || try > 0 {
 			err = f(ctx, l)
 		} else {
-			part, free := halfOf(ctx)
-			err = f(part, l)
-			free()
+			err = u.patient(ctx, l, f)
 		}
 		silent := errors.Is(err, errSilent) || errors.Is(err, errEnded)
 		// A name may lead elsewhere by now.
@@ -303,9 +303,42 @@ func (u *upstream) alive(ctx context.Context, patience, lately time.Duration) (l
 	return l, err
 }
 
-func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
+// patient calls f, and gives the association up with errSilent when nothing came over it
+// for half of the time and a ping is not answered. A server that shows that it is there
+// may take all of the time to answer.
+func (u *upstream) patient(ctx context.Context, l link, f func(context.Context, link) error) error {
 	end, _ := ctx.Deadline()
-	return context.WithTimeout(ctx, time.Until(end)/2)
+	began, half := time.Now(), time.Until(end)/2
+	ctx, give := context.WithCancelCause(ctx)
+	var there atomic.Bool
+	over := make(chan struct{})
+	look := time.AfterFunc(half, func() {
+		defer close(over)
+		lately := time.Since(began)
+		if strings.HasSuffix(u.key.target.Scheme, "+tcp") {
+			lately = 0 // what came says nothing: the connection may have ended since
+		}
+		pinged, cancel := context.WithTimeout(ctx, min(u.p.patience, half/4))
+		defer cancel()
+		if l.ping(pinged, lately) == nil {
+			there.Store(true)
+		} else {
+			give(errSilent)
+		}
+	})
+	err := f(ctx, l)
+	given := errors.Is(context.Cause(ctx), errSilent)
+	give(nil)
+	if !look.Stop() {
+		<-over
+	}
+	switch {
+	case err != nil && given:
+		return errSilent
+	case errors.Is(err, errSilent) && there.Load():
+		return context.DeadlineExceeded // over TCP nothing but the ping tells a slow server
+	}
+	return err
 }
 
 // turn waits for a slot: NSTART (RFC 7252, Section 4.7) is what the rule says.
