@@ -319,6 +319,9 @@ func cutHost(s string) (host, rest string, err error) {
 	if name == "" || name != strings.ToLower(name) || strings.ContainsFunc(name, badHostRune) {
 		return "", "", fmt.Errorf("needs a host: a name in lower case, *.name, an address or a network")
 	}
+	if last := name[strings.LastIndexByte(name, '.')+1:]; last == "" || last[0] >= '0' && last[0] <= '9' {
+		return "", "", fmt.Errorf("has a host that is neither a name nor an address")
+	}
 	return host, rest, nil
 }
 

@@ -36,6 +36,8 @@ func TestProxySummary(t *testing.T) {
 // TestProxyRefused: what the proxy section must not say, and what to do instead.
 func TestProxyRefused(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
+		{"a number for a name", "allow: [{target: 'coap://2130706433'}]", "neither a name nor an address"},
+		{"a dot at the end", "allow: [{target: 'coap://host.'}]", "neither a name nor an address"},
 		{"TLS with a key", "allow: [{target: 'coaps+tcp://a.example', identity: a, key_file: k}]", "use coaps:// with this identity and key, or ca_file"},
 		{"a group over DTLS", "reverse: [{path: /l, upstream: 'coaps://[ff05::fd]', identity: a, key_file: k}]", "a group is reached with coap:// only"},
 		{"a group over DTLS by Proxy-Uri", "allow: [{target: 'coaps://224.0.1.187', identity: a, key_file: k}]", "a group is reached with coap:// only"},

@@ -39,11 +39,26 @@ func (p *Proxy) isOwn(a netip.Addr) bool {
 		for _, x := range addrs {
 			if n, err := netip.ParsePrefix(x.String()); err == nil {
 				o.set[n.Addr().Unmap()] = true
+				o.set[broadcast(n)] = true
 			}
 		}
 		p.own.Store(o)
 	}
 	return o.set[a]
+}
+
+// broadcast is the last address of an IPv4 network, to which everybody listens; of another
+// it is the address itself.
+func broadcast(n netip.Prefix) netip.Addr {
+	a := n.Addr().Unmap()
+	if !a.Is4() || n.Bits() > 30 {
+		return a
+	}
+	b := a.As4()
+	for i := n.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b)
 }
 
 // reaches says whether a datagram to an address reaches a listener of ours.
@@ -72,13 +87,14 @@ func (p *Proxy) permit(r *Rule, t Target, a netip.Addr) error {
 	if a.IsUnspecified() {
 		return errPlace
 	}
-	if r.named(a) {
+	own := p.isOwn(a)
+	if r.named(a, own) {
 		return nil
 	}
 	if len(r.Addresses) > 0 {
 		return errPlace
 	}
-	if p.isOwn(a) || a.IsLinkLocalUnicast() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	if own || kind(a) != 0 {
 		return errPlace
 	}
 	return nil

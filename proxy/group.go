@@ -439,7 +439,7 @@ func (g *asked) whole(ctx context.Context, m *coap.Message, from netip.AddrPort)
 	if b, err := m.Options.Block(coap.Block2); err == nil && (b == nil || b.Num == 0 && !b.More) {
 		return &coap.Response{Code: m.Code, Options: m.Options, Payload: m.Payload}, nil
 	}
-	if g.p.isOwn(from.Addr()) && !g.f.rule.named(from.Addr()) {
+	if g.p.isOwn(from.Addr()) && !g.f.rule.named(from.Addr(), true) {
 		return nil, errPlace
 	}
 	conn, err := dialUDP(from)

@@ -161,6 +161,34 @@ func TestNoWayBack(t *testing.T) {
 			t.Errorf("%s: %v, %v", c.host, at, err)
 		}
 	}
+	// Who writes a wide network does not mean this machine, its link, or groups: those take
+	// a network of their kind, and this machine's other addresses one of their own.
+	s.p.own.Store(&ownAddrs{at: time.Now().Add(time.Hour), set: map[netip.Addr]bool{netip.MustParseAddr("192.0.2.50"): true}})
+	for network, may := range map[string][]string{
+		"0.0.0.0/0": {"192.0.2.77"}, "::/0": {"2001:db8::1"}, "192.0.2.0/24": {"192.0.2.77"}, "192.0.2.50/32": {"192.0.2.50"},
+		"127.0.0.0/8": {"127.0.0.1"}, "169.254.0.0/16": {"169.254.169.254"}, "224.0.0.0/4": {"224.0.1.187"}, "ff00::/8": {"ff02::fd"}, "255.255.255.255/32": {"255.255.255.255"},
+	} {
+		literal := Rule{Host: network, Scheme: CoAP, Port: 7001}.withDefaults()
+		named := Rule{Host: "x.example.com", Scheme: CoAP, Port: 7001, Addresses: []netip.Prefix{netip.MustParsePrefix(network)}}.withDefaults()
+		for _, a := range []string{"192.0.2.77", "192.0.2.50", "127.0.0.1", "169.254.169.254", "224.0.1.187", "255.255.255.255", "0.0.0.0", "2001:db8::1", "::1", "fe80::1", "ff02::fd", "::"} {
+			at := netip.MustParseAddr(a)
+			if !netip.MustParsePrefix(network).Contains(at) {
+				continue
+			}
+			want := slices.Contains(may, a)
+			for _, r := range []*Rule{&literal, &named} {
+				if err := s.p.permit(r, Target{Scheme: CoAP, Host: a, Port: 7001}, at); (err == nil) != want {
+					t.Errorf("%s by %s: %v", a, network, err)
+				}
+			}
+		}
+	}
+	for network, want := range map[string]string{"192.0.2.50/24": "192.0.2.255", "10.1.2.3/15": "10.1.255.255", "10.1.2.3/31": "10.1.2.3", "fd00::1/64": "fd00::1"} {
+		if got := broadcast(netip.MustParsePrefix(network)); got.String() != want {
+			t.Errorf("broadcast in %s: %v", network, got)
+		}
+	}
+	s.p.own.Store(nil)
 	// The rule names loopback and the port itself: still not.
 	for _, host := range []string{"127.0.0.1", "127.0.0.2"} {
 		_, err := s.p.find(t.Context(), &loop, Target{Scheme: CoAPTCP, Host: host, Port: 8080}, 0)

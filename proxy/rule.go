@@ -108,10 +108,33 @@ func hasPrefix(path, prefix []string) bool {
 	return len(path) >= len(prefix) && slices.Equal(path[:len(prefix)], prefix)
 }
 
+// kind tells addresses apart that are no server's in the network.
+func kind(a netip.Addr) int {
+	switch {
+	case a.IsLoopback():
+		return 1
+	case a.IsLinkLocalUnicast():
+		return 2
+	case a.IsMulticast():
+		return 3
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return 4
+	}
+	return 0
+}
+
+// names says whether a network stands for an address on purpose: who writes 0.0.0.0/0
+// does not think of this machine, its link or groups.
+func names(n netip.Prefix, a netip.Addr) bool {
+	return n.IsValid() && n.Contains(a) && (n.IsSingleIP() || kind(n.Masked().Addr()) == kind(a))
+}
+
 // named says whether the rule names an address itself, so that it is no surprise
-// what is behind it.
-func (r *Rule) named(a netip.Addr) bool {
-	if r.network.IsValid() && r.network.Contains(a) {
+// what is behind it. own: it is this machine's, which takes more than a network that it
+// happens to be in.
+func (r *Rule) named(a netip.Addr, own bool) bool {
+	names := func(n netip.Prefix) bool { return names(n, a) && (!own || n.IsSingleIP() || a.IsLoopback()) }
+	if names(r.network) {
 		return true
 	}
 	if t, ok := r.Upstream.addr(); ok && t == a {
@@ -120,7 +143,7 @@ func (r *Rule) named(a netip.Addr) bool {
 	if t, ok := r.Next.addr(); ok && t == a {
 		return true
 	}
-	return slices.ContainsFunc(r.Addresses, func(n netip.Prefix) bool { return n.Contains(a) })
+	return slices.ContainsFunc(r.Addresses, names)
 }
 
 // admits says whether a peer may use the rule.
