@@ -182,6 +182,7 @@ func (b *Bridge) rekeyed(ctx context.Context, group string, e store.Event) error
 	b.log.InfoContext(ctx, "delivering rekey", "group", group, "version", version)
 	b.tell(ctx, group, version, body, formats, legacyVersion, legacyBody)
 	b.callRekeys(group, version)
+	b.checks.add(group) // nobody may be there to confirm it
 	return nil
 }
 

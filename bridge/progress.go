@@ -275,7 +275,7 @@ func (b *Bridge) finishGroup(ctx context.Context, group string) error {
 	if p, all, certain, err := b.allHave(ctx, group); err != nil {
 		return fmt.Errorf("bridge: end of the delivery of %q: %w", group, err)
 	} else if certain {
-		if all && p.Members > 0 {
+		if all {
 			return b.finished(ctx, p)
 		}
 		return nil
@@ -299,7 +299,7 @@ func (b *Bridge) finishGroup(ctx context.Context, group string) error {
 	}
 	delete(b.checks.skipped, group)
 	p, err := b.Tally(ctx, group)
-	if err != nil || !p.Done.IsZero() || p.Members == 0 {
+	if err != nil || !p.Done.IsZero() {
 		return err
 	}
 	// confirmed was counted before, so that none of the missing is in it.
@@ -338,6 +338,9 @@ func (b *Bridge) finished(ctx context.Context, p Progress) error {
 		b.groups[group] = g
 	}
 	b.mu.Unlock()
+	if p.Members == 0 {
+		return nil
+	}
 	b.log.InfoContext(ctx, "every member has the rekey", "group", group, "version", p.Version, "n", p.Members, "took", now.Sub(p.Since))
 	return nil
 }

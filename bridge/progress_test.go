@@ -67,3 +67,25 @@ func TestProgress(t *testing.T) {
 		}
 	})
 }
+
+// A rekey of a group in which nobody is, after the last member left for instance, is over
+// at once: who joins later did not take so long to confirm it.
+func TestProgressOfNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		version := h.m.rekey(t, h.b)
+		settle(time.Hour)
+		h.m.join(t, h.b, "late", nil)
+		h.b.Held(t.Context(), testGroup, "late", groupcomm.Version(version))
+		settle(time.Minute)
+		p, _, err := h.b.Progress(t.Context(), testGroup)
+		if err != nil || p.Delivered != 1 || p.Members != 1 || p.Done.IsZero() || p.Done.Sub(p.Since) > time.Minute {
+			t.Errorf("%+v, %v", p, err)
+		}
+		next := h.m.rekey(t, h.b)
+		settle(time.Minute)
+		if p, _, err := h.b.Progress(t.Context(), testGroup); err != nil || p.Version != next || !p.Done.IsZero() {
+			t.Errorf("before the next is confirmed: %+v, %v", p, err)
+		}
+	})
+}

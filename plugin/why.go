@@ -207,7 +207,11 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 		}
 		next("wake the node: %s at its next request or connection", then)
 	case bridge.StatePending:
-		if w.Held != nil && !poll {
+		away := len(w.Associations) == 0 // what is said of that below is what to do
+		if d.Channel == "mqtt" {
+			away = d.Connected != nil && !*d.Connected
+		}
+		if w.Held != nil && !poll && !away {
 			next("nothing yet: what was sent to it by %s is not confirmed; it is sent again for as long as delivery.retry_for of the group says, and at the node's next sign of life", d.Channel)
 		}
 	case bridge.StateUnreachable:

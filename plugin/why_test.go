@@ -33,7 +33,7 @@ func TestVerdict(t *testing.T) {
 			reads: "no", next: "a new token for the same key"},
 		"lapsed, before a rekey": {w: admin.WhyGroup{Token: &admin.WhyToken{}, Held: at(3), Delivery: &admin.DeliveryMember{State: "lapsed"}}, m: groupcomm.Member{Lapsed: true},
 			reads: "yes", next: "a new token for the same key"},
-		"under way":      {w: admin.WhyGroup{Token: valid, Held: at(2), Delivery: &admin.DeliveryMember{State: "pending", Channel: "observe"}}, reads: "no", next: "sent to it by observe is not confirmed"},
+		"under way":      {w: admin.WhyGroup{Token: valid, Held: at(2), Associations: make([]admin.Association, 1), Delivery: &admin.DeliveryMember{State: "pending", Channel: "observe"}}, reads: "no", next: "sent to it by observe is not confirmed"},
 		"off the broker": {w: admin.WhyGroup{Token: valid, Held: at(2), Delivery: &admin.DeliveryMember{State: "pending", Channel: "mqtt", Connected: new(bool)}}, reads: "no", next: "not connected to the MQTT broker"},
 		"asleep and asks": {w: admin.WhyGroup{Token: valid, Held: at(2), Delivery: &admin.DeliveryMember{State: "asleep", Channel: "poll", NextWake: &now}},
 			reads: "no", next: "if it asks for them then"},
@@ -50,6 +50,9 @@ func TestVerdict(t *testing.T) {
 		}
 		verdict(&tc.w, &tc.m, groupcomm.GroupStatus{Version: 3, Exp: tc.exp}, now)
 		next := strings.Join(tc.w.Next, "\n")
+		if strings.Contains(next, "nothing yet") && len(tc.w.Next) > 1 {
+			t.Errorf("%s: nothing is to be done, and something: %s", name, next)
+		}
 		if tc.w.Reads != tc.reads || tc.w.Because == "" || !strings.Contains(next, tc.next) || tc.next == "" && next != "" {
 			t.Errorf("%s: %s, because %s; next: %s", name, tc.w.Reads, tc.w.Because, next)
 		}

@@ -429,6 +429,8 @@ func nodeAdvice(what, addr string, err error) error {
 		advice = "the access token is unknown there or expired: run the command again for a new one"
 	case errors.Is(err, node.ErrEvicted), errors.Is(err, node.ErrNotMember):
 		advice = "the membership is over: run the command again to join anew"
+	case errors.Is(err, node.ErrGroupDeleted):
+		advice = "its operator deleted the group: where there is one of that name again, or another, run the command again to join it"
 	case errors.Is(err, groupcomm.ErrInactive):
 		advice = "the group is not active yet: ask its operator, then try again"
 	case errors.As(err, &e) && e.Code == coap.ServiceUnavailable:

@@ -62,13 +62,14 @@ func TestNodeLocate(t *testing.T) {
 func TestNodeAdvice(t *testing.T) {
 	t.Parallel()
 	for want, err := range map[string]error{
-		"gateway run":    fmt.Errorf("x: %w", node.ErrLost),
-		"`gateway run`":  &net.OpError{Op: "read", Err: errors.New("refused")},
-		"policies":       &node.Error{Op: "join", Code: 0x83, ID: node.NoID},
-		"new one":        &node.Error{Op: "join", Code: 0x81, ID: node.NoID},
-		"join anew":      &node.Error{Op: "poll", Code: 0x84, ID: 5},
-		"not active yet": &node.Error{Op: "join", Code: 0xa3, ID: 9},
-		"--data-dir":     errors.New("handshake alert"),
+		"gateway run":       fmt.Errorf("x: %w", node.ErrLost),
+		"`gateway run`":     &net.OpError{Op: "read", Err: errors.New("refused")},
+		"policies":          &node.Error{Op: "join", Code: 0x83, ID: node.NoID},
+		"new one":           &node.Error{Op: "join", Code: 0x81, ID: node.NoID},
+		"join anew":         &node.Error{Op: "poll", Code: 0x84, ID: 5},
+		"deleted the group": &node.Error{Op: "observe the group", Code: 0x84, ID: 6},
+		"not active yet":    &node.Error{Op: "join", Code: 0xa3, ID: 9},
+		"--data-dir":        errors.New("handshake alert"),
 	} {
 		got := nodeAdvice("get an access token from", "127.0.0.1:5684", err)
 		if !errors.Is(got, err) || !strings.Contains(hintFor(got), want) {
