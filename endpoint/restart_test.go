@@ -239,6 +239,42 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestFamilies: a node with a connection ID goes on over IPv6, also on a link of its
+// own, and over IPv4 again, and a crash forgets none of these addresses.
+func TestFamilies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(1)
+		d := &disk{}
+		o := resume(t, w, d, 100)
+		defer func() { o.stop() }()
+		p := o.dial("node1", withCID)
+		defer p.close()
+		p.observe("ob")
+		for i, addr := range []string{"[2001:db8::1]:7000", "[fe80::1%eth0]:7000", "[fe80::1%eth1]:7000", "203.0.113.9:7000"} {
+			p.c.goTo(addr)
+			if r := p.ask(p.request(coap.GET, "a", "")); r.Code != coap.Content {
+				t.Fatal(addr, r.Code)
+			}
+			time.Sleep(2 * keepEvery)
+			o.kill()
+			o = resume(t, w, d, 101+uint32(i))
+			p.o = o
+			version := 2 + uint64(i)
+			done := o.publish(version, true)
+			p.acknowledge(fmt.Sprint(version))
+			if err := <-done; err != nil {
+				t.Error(addr, err)
+			}
+			if got := o.all.all[0].sessions[0].addr().String(); got != addr {
+				t.Errorf("at %s, want %s", got, addr)
+			}
+		}
+		if n := len(o.admittedNow()); n != 0 {
+			t.Errorf("%d handshakes", n)
+		}
+	})
+}
+
 // TestLongAway: that the gateway was away for longer than a session may be silent, or that
 // its clock says so, ends no session; silence before and after that does.
 func TestLongAway(t *testing.T) {

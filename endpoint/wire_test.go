@@ -183,11 +183,14 @@ func (c *client) port() *port {
 }
 
 // rebind gives the client another address, as a NAT does.
-func (c *client) rebind() *port {
+func (c *client) rebind() *port { return c.goTo("") }
+
+// goTo is rebind to an address; "" is any.
+func (c *client) goTo(addr string) *port {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.p
-	c.p = old.w.open("")
+	c.p = old.w.open(addr)
 	_ = old.Close()
 	return c.p
 }
