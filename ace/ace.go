@@ -29,6 +29,7 @@ package ace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -141,7 +142,9 @@ func (s *Server) Setup(ctx context.Context) error {
 	if err := s.warnShadowed(ctx); err != nil {
 		return fmt.Errorf("ace: read nodes: %w", err)
 	}
-	if _, err := s.purge(ctx); err != nil {
+	// A full disk does not keep the gateway from starting: Run tries it again, and grants
+	// look at the clock themselves.
+	if _, err := s.purge(ctx); err != nil && !errors.Is(err, store.ErrFull) {
 		return fmt.Errorf("ace: end expired tokens: %w", err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package ace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -194,4 +195,41 @@ func TestRevokedEvent(t *testing.T) {
 		}
 		b.expect("revoked", fmt.Sprintf("token.stored kid-0001@%d ", exp), fmt.Sprintf("token.expired kid-0001@%d revoked", exp))
 	})
+}
+
+// TestSetupOnFullDisk: a start waits for no room, and what could not be ended is ended
+// once there is some.
+func TestSetupOnFullDisk(t *testing.T) {
+	b := newBench(t)
+	room := func(pages int, statements ...string) {
+		t.Helper()
+		if err := b.store.Update(t.Context(), func(tx *store.Tx) error {
+			var n int
+			if err := tx.QueryRow("PRAGMA page_count").Scan(&n); err != nil {
+				return err
+			}
+			for _, q := range statements {
+				if _, err := tx.Exec(q); err != nil {
+					return err
+				}
+			}
+			return tx.QueryRow(fmt.Sprintf("PRAGMA max_page_count = %d", n+pages)).Scan(&n)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// To end this takes much.
+	room(50, `CREATE TABLE greedy (a BLOB)`, `INSERT INTO ace_revoked (digest, revoked, expires) VALUES (x'00', 1, 1)`,
+		`CREATE TRIGGER much AFTER DELETE ON ace_revoked BEGIN INSERT INTO greedy VALUES (zeroblob(400000)); END`)
+	s := New(b.cfg, Deps{Store: b.store, Groups: testGroups()})
+	if err := s.Setup(t.Context()); err != nil {
+		t.Errorf("the start fails: %v", err)
+	}
+	if _, err := s.purge(t.Context()); !errors.Is(err, store.ErrFull) {
+		t.Errorf("the disk is not full: %v", err)
+	}
+	room(1000)
+	if _, err := s.purge(t.Context()); err != nil {
+		t.Errorf("with room: %v", err)
+	}
 }

@@ -40,7 +40,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		Dir: g.cfg.DataDir, DSN: string(g.cfg.StoreDSN().Bytes()), SealKey: g.cfg.Seal.Key.Bytes(), Program: Version(),
 		AcceptRollback: g.acceptRollback, NeedMark: true,
 		Migrations: migrations(),
-		Log:        g.log.With("part", "store"), Registerer: g.registry,
+		Log:        g.log.With("part", "store"), Registerer: g.registry, Refused: g.trouble.seen,
 	})
 	if err != nil {
 		return err

@@ -38,6 +38,10 @@ func TestTrouble(t *testing.T) {
 		if !tr.component().Ready {
 			t.Error("it is told for ever")
 		}
+		tr.seen(full) // by what the gateway does itself
+		if tr.component().Ready {
+			t.Error("only requests are told of")
+		}
 		text.Reset()
 		tr.note(t.Context(), log, full)
 		if !strings.Contains(text.String(), "n=100") {

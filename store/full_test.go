@@ -26,7 +26,8 @@ func limit(t *testing.T, s *Store, more int) {
 }
 
 func TestDiskFull(t *testing.T) {
-	s := openTest(t, newDir(t), onSQLite)
+	var refused []error
+	s := openTest(t, newDir(t), onSQLite, func(o *Options) { o.Refused = func(err error) { refused = append(refused, err) } })
 	if err := s.Update(t.Context(), put(1, "before")); err != nil {
 		t.Fatal(err)
 	}
@@ -57,6 +58,9 @@ func TestDiskFull(t *testing.T) {
 	}
 	if n := count(t, s); n != 3 {
 		t.Errorf("%d notes, want 3", n)
+	}
+	if len(refused) != 1 || !errors.Is(refused[0], ErrFull) {
+		t.Errorf("told of %v, want of one full disk", refused)
 	}
 
 	// Space returns, and the same goes through.

@@ -64,6 +64,9 @@ type Options struct {
 	Log *slog.Logger
 	// Registerer takes the metrics. nil means they are kept to ourselves.
 	Registerer prometheus.Registerer
+	// Refused gets the error of each update that the disk or the server took nothing of
+	// ([ErrFull], [ErrAway]). It must not call the store. nil: nobody.
+	Refused func(error)
 }
 
 // Migrations is the schema of one room, as the steps that led to it.
@@ -82,6 +85,7 @@ type Store struct {
 	gateway string // among those that share the database; "" with one of our own
 	seal    sealer
 	metrics *metrics
+	refused func(error) // may be nil
 
 	queue   queue
 	writer  *conn // owned by the committer goroutine; nil: open one
@@ -135,6 +139,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		db:      db,
 		seal:    newSealer(o.SealKey),
 		metrics: m,
+		refused: o.Refused,
 		readers: make(chan *conn, readConns),
 		closed:  make(chan struct{}),
 		mark:    marker{behind: make(chan struct{})},

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -427,6 +428,9 @@ func (s *Store) reply(u *update, err error) {
 		s.metrics.done.Inc()
 	} else {
 		s.metrics.failed.Inc()
+	}
+	if s.refused != nil && (errors.Is(err, ErrFull) || errors.Is(err, ErrAway)) {
+		s.refused(err)
 	}
 	if !u.dead {
 		u.err = err
