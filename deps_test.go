@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"gm":        {"coap", "cose", "groupcomm", "store"},
 	"gm/gmtest": {"coap", "cose", "groupcomm", "gm", "store"},
 	"ace/cwt":   {"cose", "oscore"},
-	"ace":       {"ace/cwt", "coap", "coap/secure", "cose", "groupcomm", "oscore", "store"},
+	"ace":       {"ace/cwt", "coap", "coap/secure", "cose", "groupcomm", "oscore", "rarely", "store"},
 	"bridge":    {"bridge/packetid", "coap", "cose", "groupcomm", "groupcomm/keytree", "store"},
 	"delegate":  {"coap", "coap/serve", "cose", "groupcomm", "node", "oscore", "rarely", "store"},
 	"node":      {"coap", "coap/serve", "cose", "dtls12", "durable", "groupcomm", "groupcomm/keytree", "oscore"},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/rarely"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -27,6 +28,18 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.hub != nil && s.cfg.AS != nil {
 		lists.Go(func() { s.tellTRL(ctx) })
 	}
+	// A disk that takes nothing is told of, but not every time.
+	var late, unmarked rarely.Line
+	warn := func(l *rarely.Line, what string, err error) {
+		if n := l.Event(time.Now()); n > 0 {
+			s.log.WarnContext(ctx, what, "n", n, "err", err)
+		}
+	}
+	mark := func() {
+		if err := s.flushTouched(ctx); err != nil && ctx.Err() == nil {
+			warn(&unmarked, "proved keys are not marked yet", err)
+		}
+	}
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
 	for {
@@ -34,7 +47,7 @@ func (s *Server) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			// Grants look at the clock themselves: an expired token gives
 			// nothing, only its members are told later.
-			s.log.WarnContext(ctx, "expired tokens are not ended yet", "err", err)
+			warn(&late, "expired tokens are not ended yet", err)
 			next = time.Now().Add(flushEvery)
 		}
 		timer := time.NewTimer(time.Until(next))
@@ -45,13 +58,9 @@ func (s *Server) Run(ctx context.Context) error {
 			case <-s.wake:
 				due = true
 			case <-flush.C:
-				if err := s.flushTouched(ctx); err != nil && ctx.Err() == nil {
-					s.log.WarnContext(ctx, "proved keys are not marked yet", "err", err)
-				}
+				mark()
 			case <-s.flush:
-				if err := s.flushTouched(ctx); err != nil && ctx.Err() == nil {
-					s.log.WarnContext(ctx, "proved keys are not marked yet", "err", err)
-				}
+				mark()
 			case <-ctx.Done():
 				timer.Stop()
 				last, cancel := context.WithTimeout(context.WithoutCancel(ctx), subjectTimeout)
