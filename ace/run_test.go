@@ -12,6 +12,7 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/store"
+	"github.com/seed4911071e/groupgate/store/storetest"
 )
 
 // running is a bench whose Run runs, and the events that it emits.
@@ -200,10 +201,11 @@ func TestRevokedEvent(t *testing.T) {
 // TestSetupOnFullDisk: a start waits for no room, and what could not be ended is ended
 // once there is some.
 func TestSetupOnFullDisk(t *testing.T) {
-	b := newBench(t)
+	signer := testSigner(t)
+	s := New(testConfig(signer), Deps{Store: storetest.OpenFile(t, Migrations()), Groups: testGroups()})
 	room := func(pages int, statements ...string) {
 		t.Helper()
-		if err := b.store.Update(t.Context(), func(tx *store.Tx) error {
+		if err := s.store.Update(t.Context(), func(tx *store.Tx) error {
 			var n int
 			if err := tx.QueryRow("PRAGMA page_count").Scan(&n); err != nil {
 				return err
@@ -221,7 +223,6 @@ func TestSetupOnFullDisk(t *testing.T) {
 	// To end this takes much.
 	room(50, `CREATE TABLE greedy (a BLOB)`, `INSERT INTO ace_revoked (digest, revoked, expires) VALUES (x'00', 1, 1)`,
 		`CREATE TRIGGER much AFTER DELETE ON ace_revoked BEGIN INSERT INTO greedy VALUES (zeroblob(400000)); END`)
-	s := New(b.cfg, Deps{Store: b.store, Groups: testGroups()})
 	if err := s.Setup(t.Context()); err != nil {
 		t.Errorf("the start fails: %v", err)
 	}

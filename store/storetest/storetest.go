@@ -53,12 +53,23 @@ func newDir(t testing.TB, migrations []store.Migrations) string {
 // OpenDir opens the store of a directory and closes it when the test ends.
 func OpenDir(t testing.TB, dir string, migrations ...store.Migrations) *store.Store {
 	t.Helper()
-	// Test directories come with the umask's mode.
-	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
 	dsn, err := DSN(dir)
 	if err != nil {
+		t.Fatal(err)
+	}
+	return open(t, dir, dsn, migrations)
+}
+
+// OpenFile is Open for what only SQLite has: a file in every environment.
+func OpenFile(t testing.TB, migrations ...store.Migrations) *store.Store {
+	t.Helper()
+	return open(t, t.TempDir(), "sqlite:"+file, migrations)
+}
+
+func open(t testing.TB, dir, dsn string, migrations []store.Migrations) *store.Store {
+	t.Helper()
+	// Test directories come with the umask's mode.
+	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	s, err := store.Open(context.Background(), store.Options{
