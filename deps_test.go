@@ -48,7 +48,7 @@ var arrows = map[string][]string{
 	"endpoint":  {"coap", "datagram", "dtls12", "journal/rec", "rarely", "record", "table"},
 	"admin":     {"coap", "cose", "groupcomm"},
 	"audit":     {"coap", "groupcomm", "store"},
-	"proxy":     {"coap", "coap/serve"},
+	"proxy":     {"coap", "coap/serve", "rarely"},
 	"rd":        {"coap"},
 	"relay":     {},
 	"rd/rdtest": {"coap"},

@@ -34,6 +34,7 @@ import (
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/rarely"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -148,7 +149,7 @@ type legacy struct {
 	woke  time.Time      // when it was heard after a silence
 	gap   time.Duration  // learned: from one such moment to the next; 0: not known
 	value *reading       // newest message on its topic
-	told  time.Time      // when the log warned of one that is too large
+	large rarely.Line    // messages that are too large
 	plain node.Transport // the way to an insecure node; nil: not opened
 }
 

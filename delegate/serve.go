@@ -313,9 +313,6 @@ type reading struct {
 // maxReading bounds what a topic may say.
 const maxReading = 4096
 
-// toldEvery is how often the log warns of one that says more.
-const toldEvery = time.Minute
-
 // Reading takes a message on the topic of a node.
 func (r *Room) Reading(topic string, payload []byte) {
 	n := r.byTopic[topic]
@@ -338,18 +335,13 @@ func (r *Room) Reading(topic string, payload []byte) {
 	n.value = &reading{time.Now(), bytes.Clone(payload)}
 }
 
-// tooLarge tells of a message that is not taken, once in a while: members read an older
-// one meanwhile.
+// tooLarge tells of a message that is not taken: members read an older one meanwhile.
 func (n *legacy) tooLarge(size int) {
 	n.mu.Lock()
-	now := time.Now()
-	due := now.Sub(n.told) >= toldEvery
-	if due {
-		n.told = now
-	}
+	count := n.large.Event(time.Now())
 	n.mu.Unlock()
-	if due {
-		n.log.Warn("a message of the sensor is too large, group members read the one before", "bytes", size, "most", maxReading)
+	if count > 0 {
+		n.log.Warn("a message of the sensor is too large, group members read the one before", "n", count, "bytes", size, "most", maxReading)
 	}
 }
 

@@ -73,9 +73,6 @@ const (
 	// dialTimeout bounds the resolution of a name and a handshake.
 	dialTimeout = 10 * time.Second
 
-	// toldEvery is how often the log warns of an upstream that is not reached.
-	toldEvery = time.Minute
-
 	// After breakAfter requests in a row without any answer an upstream is not
 	// asked for breakMin, then for twice as long each time, up to breakMax.
 	breakAfter = 5

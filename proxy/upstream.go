@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/serve"
+	"github.com/seed4911071e/groupgate/rarely"
 )
 
 // link is an association with an upstream: the message layer and, where there is
@@ -61,8 +62,8 @@ type upstream struct {
 	used     time.Time
 	link     link
 	dialing  *dialing
-	told     time.Time // of dial alone: when it was last told that it failed
-	fails    int       // in a row, without any answer
+	away     rarely.Line // of dial alone: it failed
+	fails    int         // in a row, without any answer
 	shut     time.Time
 	pause    time.Duration
 	probing  bool
@@ -458,11 +459,13 @@ func (u *upstream) dial(d *dialing) {
 	result := "ok"
 	if err != nil {
 		result = "failed"
-		level := slog.LevelDebug
-		if now := time.Now(); now.Sub(u.told) >= toldEvery && u.p.ctx.Err() == nil {
-			u.told, level = now, slog.LevelWarn
+		level, n := slog.LevelDebug, 1
+		if u.p.ctx.Err() == nil {
+			if told := u.away.Event(time.Now()); told > 0 {
+				level, n = slog.LevelWarn, told
+			}
 		}
-		u.p.deps.Log.Log(ctx, level, "an upstream is not reached", "target", u.key.target.String(), "err", err)
+		u.p.deps.Log.Log(ctx, level, "an upstream is not reached", "n", n, "target", u.key.target.String(), "err", err)
 	}
 	u.p.metrics.dials.WithLabelValues(u.key.target.Scheme, result).Inc()
 	u.mu.Lock()
