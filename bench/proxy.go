@@ -113,24 +113,14 @@ func measureProxy(ctx context.Context, o, ours, peer netip.AddrPort, n int, prog
 		n            int
 	}{{"latency_us", "fresh", n / 20}, {"far_latency_us", "far", n / 200}} {
 		progress(x.metric)
-		ways := []struct {
-			at     netip.AddrPort
-			direct bool // without a proxy option
-			took   []time.Duration
-		}{{at: o, direct: true}, {at: ours}, {at: relay, direct: true}}
-		for range proxyRounds {
-			for i := range ways {
-				w := &ways[i]
-				d, err := nodeLatencies(ctx, w.at, o, w.direct, x.path, x.n/proxyRounds)
-				if err != nil {
-					return nil, err
-				}
-				w.took = append(w.took, d...)
-			}
+		median, count, err := inTurns([]way{{o, true}, {ours, false}, {relay, true}}, func(w way) ([]time.Duration, error) {
+			return nodeLatencies(ctx, w.at, o, w.direct, x.path, x.n/proxyRounds)
+		})
+		if err != nil {
+			return nil, err
 		}
-		r := Result{Bench: "proxy", Metric: x.metric, Unit: "us", N: len(ways[1].took), Ours: microseconds(percentile(ways[1].took, 50))}
-		out = append(out, r.below("direct, go-coap", microseconds(percentile(ways[0].took, 50))),
-			r.below(floorRelay, microseconds(percentile(ways[2].took, 50))))
+		r := Result{Bench: "proxy", Metric: x.metric, Unit: "us", N: count, Ours: median[1]}
+		out = append(out, r.below("direct, go-coap", median[0]), r.below(floorRelay, median[2]))
 	}
 	return out, nil
 }
@@ -140,29 +130,13 @@ func measureProxy(ctx context.Context, o, ours, peer netip.AddrPort, n int, prog
 // but copy datagrams between two sockets, which no proxy can beat.
 func addedLatency(ctx context.Context, o, ours, relay, peer netip.AddrPort, n int, progress func(string)) ([]Result, error) {
 	progress("added_latency_us")
-	ways := []struct {
-		at     netip.AddrPort
-		direct bool // without a proxy option
-		took   []time.Duration
-	}{{at: o, direct: true}, {at: ours}, {at: relay, direct: true}, {at: peer}}
-	for range proxyRounds {
-		for i := range ways {
-			w := &ways[i]
-			if !w.at.IsValid() {
-				continue
-			}
-			s, err := latencies(ctx, w.at, o, w.direct, n/proxyRounds/10)
-			if err != nil {
-				return nil, err
-			}
-			w.took = append(w.took, s...)
-		}
+	median, count, err := inTurns([]way{{o, true}, {ours, false}, {relay, true}, {peer, false}}, func(w way) ([]time.Duration, error) {
+		return latencies(ctx, w.at, o, w.direct, n/proxyRounds/10)
+	})
+	if err != nil {
+		return nil, err
 	}
-	var median [4]float64
-	for i := range ways {
-		median[i] = microseconds(percentile(ways[i].took, 50))
-	}
-	r := Result{Bench: "proxy", Metric: "added_latency_us", Unit: "us", N: len(ways[1].took), Ours: median[1] - median[0]}
+	r := Result{Bench: "proxy", Metric: "added_latency_us", Unit: "us", N: count, Ours: median[1] - median[0]}
 	floor := r.below(floorRelay, median[2]-median[0])
 	if peer.IsValid() {
 		r = r.below("libcoap", median[3]-median[0])
@@ -171,6 +145,35 @@ func addedLatency(ctx context.Context, o, ours, relay, peer netip.AddrPort, n in
 }
 
 const floorRelay = "floor: a bare relay"
+
+// way is one to the origin.
+type way struct {
+	at     netip.AddrPort // invalid: there is none, and 0 is its median
+	direct bool           // without a proxy option
+}
+
+// inTurns measures each way in every round, and gives the medians in microseconds; count
+// is of how many requests the second's is.
+func inTurns(ways []way, measure func(way) ([]time.Duration, error)) (median []float64, count int, err error) {
+	took := make([][]time.Duration, len(ways))
+	for range proxyRounds {
+		for i, w := range ways {
+			if !w.at.IsValid() {
+				continue
+			}
+			d, err := measure(w)
+			if err != nil {
+				return nil, 0, err
+			}
+			took[i] = append(took[i], d...)
+		}
+	}
+	median = make([]float64, len(ways))
+	for i := range took {
+		median[i] = microseconds(percentile(took[i], 50))
+	}
+	return median, len(took[1]), nil
+}
 
 // startRelay copies datagrams between a client and the origin.
 func startRelay(origin netip.AddrPort) (netip.AddrPort, func(), error) {
