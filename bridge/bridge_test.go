@@ -246,6 +246,19 @@ func (m *manager) commit(t testing.TB, s *store.Store, p groupcomm.RekeyPlan, co
 	}
 }
 
+// remove says that the group was deleted; not gone: there is another of its name since.
+func (m *manager) remove(t testing.TB, b *Bridge, gone bool) {
+	t.Helper()
+	m.mu.Lock()
+	m.deleted = gone
+	m.mu.Unlock()
+	if err := b.store.Update(t.Context(), func(tx *store.Tx) error {
+		return tx.Emit(groupcomm.EventDeleted, testGroup, groupcomm.Event{Group: testGroup}.Encode())
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // end removes a member, as evicted or left.
 func (m *manager) end(t testing.TB, b *Bridge, node, kind string) {
 	t.Helper()

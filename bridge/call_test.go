@@ -12,7 +12,6 @@ import (
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/coap/coaptest"
 	"github.com/seed4911071e/groupgate/groupcomm"
-	"github.com/seed4911071e/groupgate/store"
 )
 
 // posts is what goes to a control_uri, lost or not.
@@ -237,14 +236,7 @@ func TestCallOver(t *testing.T) {
 			return coap.DELETE
 		},
 		"deleted": func(t *testing.T, h *house) coap.Code {
-			h.m.mu.Lock()
-			h.m.deleted = true
-			h.m.mu.Unlock()
-			if err := h.s.Update(t.Context(), func(tx *store.Tx) error {
-				return tx.Emit(groupcomm.EventDeleted, testGroup, groupcomm.Event{Group: testGroup}.Encode())
-			}); err != nil {
-				t.Fatal(err)
-			}
+			h.m.remove(t, h.b, true)
 			return coap.POST
 		},
 		"left": func(t *testing.T, h *house) coap.Code {

@@ -151,14 +151,7 @@ func TestDeletionByControlURI(t *testing.T) {
 		w := h.observe(group, "/ace-group/sensors")
 		own, node := h.control("node", "coap://n/rek", coap.Changed)
 		n := h.observe(own, "/ace-group/sensors/nodes/node")
-		h.m.mu.Lock()
-		h.m.deleted = true
-		h.m.mu.Unlock()
-		if err := h.s.Update(t.Context(), func(tx *store.Tx) error {
-			return tx.Emit(groupcomm.EventDeleted, testGroup, groupcomm.Event{Group: testGroup}.Encode())
-		}); err != nil {
-			t.Fatal(err)
-		}
+		h.m.remove(t, h.b, true)
 		settle(time.Second)
 		for what, c := range map[string]*controlled{"asked": asked, "refuses": refuses} {
 			got := c.requests()

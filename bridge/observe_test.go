@@ -293,17 +293,7 @@ func TestDeletedGroup(t *testing.T) {
 		}
 		h.m.rekey(t, h.b) // is superseded in the same run, or was delivered before
 		settle(time.Second)
-		emit := func(deleted bool) {
-			h.m.mu.Lock()
-			h.m.deleted = deleted
-			h.m.mu.Unlock()
-			if err := h.s.Update(t.Context(), func(tx *store.Tx) error {
-				return tx.Emit(groupcomm.EventDeleted, testGroup, groupcomm.Event{Group: testGroup}.Encode())
-			}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		emit(true)
+		h.m.remove(t, h.b, true)
 		settle(time.Second)
 		for i, w := range watched {
 			r := w.last()
@@ -316,7 +306,7 @@ func TestDeletedGroup(t *testing.T) {
 			t.Errorf("observers left: %v", got)
 		}
 		again := h.observe(one, "/ace-group/sensors")
-		emit(false) // an event that comes late ends nothing of a group that is there now
+		h.m.remove(t, h.b, false) // an event that comes late ends nothing of a group that is there now
 		settle(time.Second)
 		h.m.rekey(t, h.b)
 		settle(time.Second)
