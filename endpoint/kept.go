@@ -181,7 +181,8 @@ func decodeKept(b []byte) (any, error) {
 	case keptReply:
 		out = &replyImage{id: r.id(), mid: r.U16(), at: r.seconds(), token: r.String(8), reply: r.String(maxReply)}
 	case keptBefore, keptBefore | keptPinned:
-		return ended(r.id()), nil
+		out = ended(r.id())
+		r.Skip()
 	case keptEnd:
 		out = ended(r.id())
 	default:

@@ -10,7 +10,7 @@ func AppendString(b []byte, s string) []byte {
 	return append(b, s...)
 }
 
-// Reader takes a record apart. What does not fit it reads as zero, and is Bad from
+// Reader takes a record apart. What does not fit it reads as zero, and is bad from
 // then on.
 type Reader struct {
 	b   []byte
@@ -49,6 +49,9 @@ func (r *Reader) String(most int) string {
 
 // Fail marks the record as bad when a value in it is none.
 func (r *Reader) Fail(when bool) { r.bad = r.bad || when }
+
+// Skip passes over what is left of the record.
+func (r *Reader) Skip() { r.b = nil }
 
 // Done says that the record was read whole, and nothing in it was bad.
 func (r *Reader) Done() bool { return !r.bad && len(r.b) == 0 }

@@ -36,7 +36,21 @@ func TestReader(t *testing.T) {
 	if r := NewReader(AppendString(nil, strings.Repeat("x", 65535))); len(r.String(65535)) != 65535 || !r.Done() {
 		t.Error("the longest string is not read")
 	}
-	r := NewReader(nil)
+	r := NewReader([]byte{1, 2, 3})
+	if r.U8(); r.Done() {
+		t.Error("what was not read is done")
+	}
+	if r.Skip(); !r.Done() {
+		t.Error("what was passed over is not done")
+	}
+	r = NewReader([]byte{1})
+	if r.U16(); r.Done() {
+		t.Error("a number cut off is done")
+	}
+	if r.Skip(); r.Done() {
+		t.Error("passing over the rest mends what is bad")
+	}
+	r = NewReader(nil)
 	if r.Fail(false); !r.Done() {
 		t.Error("nothing failed")
 	}
