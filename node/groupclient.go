@@ -85,14 +85,7 @@ func (c *GroupClient) Send(ctx context.Context, dst netip.AddrPort, to *groupcom
 		return err
 	}
 	for _, a := range challenged {
-		again := req.Clone()
-		echo, _ := a.Message.Options.Get(coap.Echo)
-		again.Options.Set(coap.Echo, echo)
-		var peer *groupcomm.SenderID
-		if c.t.Group().HasPairwise() {
-			id := groupcomm.SenderID(a.Who.KID)
-			peer = &id
-		}
+		again, peer := c.t.challenged(req, a)
 		if err := c.send(ctx, a.From, peer, again, wait, each); err != nil {
 			return err
 		}
@@ -103,6 +96,19 @@ func (c *GroupClient) Send(ctx context.Context, dst netip.AddrPort, to *groupcom
 // isChallenge says whether an answer asks whether the request is a new one.
 func isChallenge(a Answer) bool {
 	return a.Err == nil && a.Message.Code == coap.Unauthorized && a.Message.Options.Has(coap.Echo)
+}
+
+// challenged is what a server is sent that wants to know whether the request is a new
+// one: to peer alone where the group has pairwise mode (RFC 9175, Section 2.3).
+func (t *Traffic) challenged(req *coap.Message, a Answer) (again *coap.Message, peer *groupcomm.SenderID) {
+	again = req.Clone()
+	echo, _ := a.Message.Options.Get(coap.Echo)
+	again.Options.Set(coap.Echo, echo)
+	if t.Group().HasPairwise() {
+		id := groupcomm.SenderID(a.Who.KID)
+		peer = &id
+	}
+	return again, peer
 }
 
 // send sends a request once, with retransmissions, and collects.
@@ -188,7 +194,7 @@ func (c *GroupClient) send(ctx context.Context, dst netip.AddrPort, to *groupcom
 			ack, _ := (&coap.Message{Type: coap.Acknowledgement, ID: r.ID}).MarshalBinary()
 			_, _ = c.conn.WriteToUDPAddrPort(ack, from)
 		}
-		a := c.read(ctx, x, r.Clone(), from)
+		a := c.t.answer(ctx, x, r.Clone(), from)
 		if errors.Is(a.Err, oscore.ErrReplay) {
 			continue
 		}
@@ -199,9 +205,9 @@ func (c *GroupClient) send(ctx context.Context, dst netip.AddrPort, to *groupcom
 	}
 }
 
-// read reads one response.
-func (c *GroupClient) read(ctx context.Context, x *oscore.GroupExchange, r *coap.Message, from netip.AddrPort) Answer {
-	m, who, err := c.t.ReadResponse(ctx, x, r)
+// answer reads one response.
+func (t *Traffic) answer(ctx context.Context, x *oscore.GroupExchange, r *coap.Message, from netip.AddrPort) Answer {
+	m, who, err := t.ReadResponse(ctx, x, r)
 	if errors.Is(err, oscore.ErrUnprotected) {
 		// Nobody vouches for it, but it may say what went wrong.
 		err = fmt.Errorf("%w: %v %.80q", err, r.Code, r.Payload)

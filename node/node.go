@@ -308,6 +308,13 @@ func (m *Member) State() (s State, ok bool) {
 	return s, true
 }
 
+// Transport is the association in use; after [Member.Reconnect] it is another.
+func (m *Member) Transport() Transport {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.t
+}
+
 // Key is the node's private key; nil before the first Join when none was
 // configured.
 func (m *Member) Key() *cose.Key {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/plgd-dev/go-coap/v3/message/pool"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -20,13 +21,19 @@ import (
 // grace is how much longer than a proxy relays its last response may be on its way.
 const grace = time.Second
 
+// stopTime bounds how long a proxy is told that no more responses are wanted.
+const stopTime = 3 * time.Second
+
 // AskGroup sends a request to a group through the proxy at the other end of t, which
 // [DialDTLS] opened, and calls fn with every response that comes within wait, a number
 // of whole seconds: req says by its proxy options or path which group. A response
 // without [Responder] is the proxy's own, and the last. It is no error when nobody
 // answers.
 //
-// draft-ietf-core-groupcomm-proxy-07, Section 5.1.
+// With Observe in req (RFC 7641) the notifications of the members follow, until ctx
+// ends or the proxy says that it is over. A ctx that ends has the proxy told.
+//
+// draft-ietf-core-groupcomm-proxy-07, Sections 5.1 and 5.1.3.
 func AskGroup(ctx context.Context, t Transport, req *coap.Request, wait time.Duration, fn func(*coap.Response)) error {
 	c, ok := t.(*conn)
 	if !ok {
@@ -38,26 +45,45 @@ func AskGroup(ctx context.Context, t Transport, req *coap.Request, wait time.Dur
 	}
 	more, forget := c.separates.expect(token)
 	defer forget()
-	ctx, cancel := context.WithTimeout(ctx, wait+grace)
+	timed, cancel := context.WithTimeout(ctx, wait+grace)
 	defer cancel()
 	asked := *req
 	asked.Options = req.Options.Clone()
 	asked.Options.SetUint(oscore.MulticastTimeout, uint32(wait/time.Second))
-	first, err := c.doWith(ctx, &asked, token)
+	over := timed.Done()
+	last := func(r *coap.Response) bool {
+		if r.Options.Has(coap.ObserveOption) && req.Options.Has(coap.ObserveOption) {
+			over = ctx.Done()
+		}
+		fn(r)
+		_, relayed := Responder(r)
+		return !relayed
+	}
+	first, err := c.doWith(timed, &asked, token)
 	switch {
 	case err == nil:
-		fn(first)
-		if _, ok := Responder(first); !ok {
+		if last(first) {
 			return nil
 		}
-	case ctx.Err() == nil || errors.Is(err, context.Canceled) || !more.acknowledged.Load():
+	case ctx.Err() != nil:
+		c.stopRelaying(ctx, token)
+		if errors.Is(err, context.Canceled) || !more.acknowledged.Load() {
+			return err
+		}
+		return nil
+	case timed.Err() == nil || !more.acknowledged.Load():
 		return err
 	}
 	for {
 		select {
 		case r := <-more.came:
-			fn(r)
-		case <-ctx.Done():
+			if last(r) {
+				return nil
+			}
+		case <-over:
+			if ctx.Err() != nil {
+				c.stopRelaying(ctx, token)
+			}
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return ctx.Err()
 			}
@@ -66,6 +92,21 @@ func AskGroup(ctx context.Context, t Transport, req *coap.Request, wait time.Dur
 			return fmt.Errorf("%w: %s", ErrLost, c.cc.RemoteAddr())
 		}
 	}
+}
+
+// stopRelaying sends an Early Stop Request: the token of the request, and no address. It
+// is acknowledged, and not answered; a proxy that does not hear it finds out with the
+// association.
+func (c *conn) stopRelaying(ctx context.Context, token message.Token) {
+	defer c.working()()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer cancel()
+	m := c.cc.AcquireMessage(ctx)
+	defer c.cc.ReleaseMessage(m)
+	m.SetCode(codes.GET)
+	m.SetToken(token)
+	m.ResetOptionsTo(message.Options{{ID: message.OptionID(oscore.MulticastTimeout)}})
+	_ = c.cc.WriteMessage(m)
 }
 
 // Responder is the server that a response relayed by a proxy is from: its Reply-From,

@@ -62,6 +62,17 @@ func (m *Member) Save() []byte {
 	return cose.MustMarshal(out)
 }
 
+// SavedRoles are the roles of a membership that [Member.Save] gave.
+func SavedRoles(saved []byte) (groupcomm.Roles, error) {
+	in, err := cose.DecodeMap(saved)
+	if err == nil {
+		if v, ok, err := in.Uint(savedRoles); ok && err == nil {
+			return groupcomm.Roles(v), nil
+		}
+	}
+	return 0, errors.New("node: the saved membership is damaged")
+}
+
 // resume takes a saved membership over. Nobody else uses m yet.
 func (m *Member) resume(saved []byte) error {
 	in, err := cose.DecodeMap(saved)

@@ -361,24 +361,31 @@ func (c *conn) observe(ctx context.Context, req *coap.Request, quiet bool, fn fu
 		switch {
 		case !tell:
 			return nil
-		case errors.Is(obsErr, context.Canceled):
+		case obsErr != nil && !errors.Is(obsErr, context.Canceled), obsErr == nil && obs.Canceled():
+			return nil
+		}
+		// RFC 7641, Section 3.6: with the options of the registration, or a proxy does not know
+		// what it is about.
+		end := req.Clone()
+		end.Options.Remove(coap.NoResponse)
+		end.Options.Remove(coap.ETag)
+		end.Options.SetUint(coap.ObserveOption, 1)
+		if obsErr != nil || req.Code != coap.GET {
 			// go-coap was still waiting, for an outcome that never comes (No-Response) or that came in
-			// this moment: the server may well have the observation, and would keep it.
-			end := req.Clone()
-			end.Options.Remove(coap.NoResponse)
-			end.Options.Remove(coap.ETag)
-			end.Options.SetUint(coap.ObserveOption, 1)
+			// this moment: the server may well have the observation, and would keep it. Or it is
+			// a FETCH, which go-coap would end with a GET.
 			if _, err := c.doWith(ctx, end, token); err != nil {
 				return fmt.Errorf("node: cancel observation: %w", err)
 			}
 			return nil
-		case obsErr != nil || obs.Canceled():
-			return nil
+		}
+		if c.host != "" {
+			end.Options.Set(coap.UriHost, []byte(c.host))
 		}
 		defer c.working()()
 		ctx, free := withDeadline(ctx, requestTimeout)
 		defer free()
-		if err := obs.Cancel(ctx); err != nil {
+		if err := obs.Cancel(ctx, messageOptions(end.Options)...); err != nil {
 			return fmt.Errorf("node: cancel observation: %w", err)
 		}
 		return nil

@@ -16,6 +16,7 @@ import (
 	"github.com/seed4911071e/groupgate/config"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/node"
+	"github.com/seed4911071e/groupgate/oscore"
 )
 
 // nodeCmd simulates nodes, and enrolls real ones.
@@ -354,17 +355,14 @@ func overUDP[T any](ctx context.Context, addr string, post func(context.Context,
 type nodeAddrs struct{ coap, coaps string }
 
 // locate finds the gateway and the credential: flags first, then the
-// configuration, then what the credential says, then the standard ports.
+// configuration, then what the credential says, then the standard ports. The
+// addresses are good although there is no credential.
 func (c *nodeJoinCmd) locate() (nodeAddrs, node.Client, error) {
 	cfg, err := c.load()
 	if err != nil {
 		return nodeAddrs{}, node.Client{}, err
 	}
 	client, err := c.credential(cfg)
-	if err != nil {
-		return nodeAddrs{}, node.Client{}, err
-	}
-
 	host, coapPort, coapsPort := "127.0.0.1", "5683", "5684"
 	switch {
 	case c.Config != "":
@@ -385,9 +383,9 @@ func (c *nodeJoinCmd) locate() (nodeAddrs, node.Client, error) {
 		coapsPort = strconv.Itoa(c.CoAPSPort)
 	}
 	if c.Proxy != "" {
-		return nodeAddrs{coap: c.Proxy, coaps: net.JoinHostPort(host, coapsPort)}, client, nil
+		return nodeAddrs{coap: c.Proxy, coaps: net.JoinHostPort(host, coapsPort)}, client, err
 	}
-	return nodeAddrs{coap: net.JoinHostPort(host, coapPort), coaps: net.JoinHostPort(host, coapsPort)}, client, nil
+	return nodeAddrs{coap: net.JoinHostPort(host, coapPort), coaps: net.JoinHostPort(host, coapsPort)}, client, err
 }
 
 // credential is what the flags name.
@@ -431,6 +429,8 @@ func nodeAdvice(what, addr string, err error) error {
 		advice = "the membership is over: run the command again to join anew"
 	case errors.Is(err, node.ErrGroupDeleted):
 		advice = "its operator deleted the group: where there is one of that name again, or another, run the command again to join it"
+	case errors.Is(err, oscore.ErrUnknownPeer):
+		advice = "no member has the Sender ID of --peer: `gateway group show` lists theirs"
 	case errors.Is(err, groupcomm.ErrInactive):
 		advice = "the group is not active yet: ask its operator, then try again"
 	case errors.As(err, &e) && e.Code == coap.ServiceUnavailable:

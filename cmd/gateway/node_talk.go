@@ -84,14 +84,16 @@ func (c *nodeTalkFlags) talk(e *env, needed groupcomm.Roles, play func(context.C
 	if dialect, _ := groupcomm.InterfaceByName(c.Interface); dialect != groupcomm.Current || c.Sleep != 0 || c.Once {
 		return errors.New("--interface, --sleep and --once are for `gateway node join`")
 	}
-	return c.enterAndPlay(e.ctx, e.stdout, roles, log, play)
-}
-
-func (c *nodeTalkFlags) enterAndPlay(ctx context.Context, out io.Writer, roles groupcomm.Roles, log *slog.Logger, play func(context.Context, *talker) error) error {
 	at, client, err := c.locate()
 	if err != nil {
 		return err
 	}
+	return c.enterAndPlay(e.ctx, e.stdout, at, client, roles, log, play)
+}
+
+func (c *nodeTalkFlags) enterAndPlay(
+	ctx context.Context, out io.Writer, at nodeAddrs, client node.Client, roles groupcomm.Roles, log *slog.Logger, play func(context.Context, *talker) error,
+) error {
 	state, err := c.openState(log)
 	if err != nil {
 		return err
@@ -249,7 +251,7 @@ func (c *nodeSendCmd) run(ctx context.Context, t *talker) error {
 	tick := time.NewTicker(max(c.Every, time.Millisecond))
 	defer tick.Stop()
 	for n := 1; ; n++ {
-		to, err := c.peer(ctx, t)
+		to, err := peerFor(ctx, t.member, c.Pairwise, c.Peer)
 		if err != nil {
 			return err
 		}
@@ -279,20 +281,20 @@ func (c *nodeSendCmd) run(ctx context.Context, t *talker) error {
 	}
 }
 
-// peer is the member that a request in pairwise mode is for; nil is group mode.
-func (c *nodeSendCmd) peer(ctx context.Context, t *talker) (*groupcomm.SenderID, error) {
-	if !c.Pairwise {
+// peerFor is the member that a request in pairwise mode is for; nil is group mode.
+func peerFor(ctx context.Context, m *node.Member, pairwise bool, named *string) (*groupcomm.SenderID, error) {
+	if !pairwise {
 		return nil, nil
 	}
-	if c.Peer != nil {
-		b, err := hex.DecodeString(*c.Peer)
+	if named != nil {
+		b, err := hex.DecodeString(*named)
 		if err != nil {
 			return nil, fmt.Errorf("--peer: %w", err)
 		}
 		id := groupcomm.SenderID(b)
 		return &id, nil
 	}
-	peers, err := t.member.Creds(ctx)
+	peers, err := m.Creds(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("who is in the group: %w", err)
 	}

@@ -65,17 +65,22 @@ func (s *nodeStory) sending(n int, method, path string, dst netip.AddrPort, to *
 
 // answer tells of a response that came.
 func (s *nodeStory) answer(n int, a node.Answer) {
-	step := nodeStep{Event: "answer", Request: n, Addr: a.From.String()}
+	step := nodeStep{Event: "answer", Request: n}
+	of, at := "", "" // a proxy does not say where a server is that was named to it
+	if a.From.IsValid() {
+		step.Addr = a.From.String()
+		of, at = " of "+step.Addr, " at "+step.Addr
+	}
 	if a.Err != nil {
 		step.Error = a.Err.Error()
-		s.tell(step, "%s  Answer of %s not read: %v.", clock(), a.From, a.Err)
+		s.tell(step, "%s  Answer%s not read: %v.", clock(), of, a.Err)
 		return
 	}
 	id := hex.EncodeToString(a.Who.KID)
 	step.SenderID, step.Gid, step.Mode = &id, hex.EncodeToString(a.Who.Gid), a.Who.Mode.String()
 	step.Code, step.Payload = a.Message.Code.String(), fmt.Sprintf("%.200q", a.Message.Payload)
-	s.tell(step, "%s  Sender ID %s at %s answers in %s mode under Gid %s: %v %s.",
-		clock(), shown(a.Who.KID), a.From, a.Who.Mode, step.Gid, a.Message.Code, step.Payload)
+	s.tell(step, "%s  Sender ID %s%s answers in %s mode under Gid %s: %v %s.",
+		clock(), shown(a.Who.KID), at, a.Who.Mode, step.Gid, a.Message.Code, step.Payload)
 }
 
 func (s *nodeStory) silence(n int) {

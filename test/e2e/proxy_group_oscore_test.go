@@ -26,6 +26,22 @@ func (d *door) setUp() oscore.Params {
 	return s.ClientParams()
 }
 
+// traffic joins n members, which do not follow the group.
+func (d *door) traffic(n int) (all []*node.Traffic) {
+	d.t.Helper()
+	for range n {
+		tr, err := node.NewTraffic(d.join().Member, node.TrafficConfig{})
+		if err == nil {
+			err = tr.Sync()
+		}
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		all = append(all, tr)
+	}
+	return all
+}
+
 // TestProxiedGroupOSCORE: a node that speaks OSCORE with the gateway over plain UDP, asks
 // a group through it. Where it leads is protected on the way to the gateway, every
 // response comes back protected, and what is inside is Group OSCORE from end to end: the
@@ -115,17 +131,7 @@ func TestProxiedGroupOSCORE(t *testing.T) {
 	over("a Reset")
 
 	// Group OSCORE inside.
-	var all []*node.Traffic
-	for range 4 {
-		tr, err := node.NewTraffic(d.join().Member, node.TrafficConfig{})
-		if err == nil {
-			err = tr.Sync()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, tr)
-	}
+	all := d.traffic(4)
 	sender, members := all[3], all[:3]
 	g.mu.Lock()
 	g.reply = func(i int, m *coap.Message) *coap.Message {

@@ -55,9 +55,10 @@ func newGrouped(t *testing.T) *grouped {
 	g.s.more = fmt.Sprintf(`proxy:
   allow:
     - {target: "coap://%s", interface: lo, addresses: [239.255.77.4/32, 127.0.0.0/8]}
+    - {target: "coap://%s"}
   reverse:
     - {path: /lamps, upstream: "coap://%s/lamp", interface: lo, addresses: [239.255.77.4/32, 127.0.0.0/8]}
-`, g.servers.At, g.servers.At)
+`, g.servers.At, g.servers.Addr(0), g.servers.At)
 	g.s.configure()
 	g.s.run()
 	own, err := node.LoadClient(g.s.client)
@@ -127,7 +128,8 @@ func (g *grouped) asks() {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	here := strings.NewReplacer("239.1.2.3:5693", g.servers.At.String(), " 5s", " 1s", "--gateway 192.0.2.1", "--gateway 127.0.0.1 --coaps-port "+port,
+	here := strings.NewReplacer("192.0.2.5/temperature", g.servers.Addr(0).String()+"/lamp", " 1m", " 1s",
+		"239.1.2.3:5693", g.servers.At.String(), " 5s", " 1s", "--gateway 192.0.2.1", "--gateway 127.0.0.1 --coaps-port "+port,
 		"--identity client", "--identity clientA", "client.key", filepath.Join(g.s.dir, "client.key"))
 	var all []*child
 	for line := range strings.Lines(read(g.t, "../../docs/proxy.md")) {
@@ -135,10 +137,15 @@ func (g *grouped) asks() {
 			all = append(all, start(g.t, append([]string{"node", "ask"}, strings.Fields(here.Replace(args))...)...))
 		}
 	}
-	if len(all) != 2 {
-		g.t.Errorf("%d commands in docs/proxy.md", len(all))
+	if len(all) != 3 {
+		g.t.Fatalf("%d commands in docs/proxy.md", len(all))
 	}
-	for _, c := range all {
+	watching := all[2]
+	watching.says(`2\.05 "lamp 0 is on"$`)
+	if status := watching.wait(); status != 0 {
+		g.t.Errorf("%s: exit status %d\n%s%s", watching.name, status, &watching.out, &watching.err)
+	}
+	for _, c := range all[:2] {
 		if status := c.wait(); status != 0 {
 			g.t.Errorf("%s: exit status %d\n%s%s", c.name, status, &c.out, &c.err)
 		}
