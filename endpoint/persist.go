@@ -287,6 +287,17 @@ func (e *Endpoint) runKeep(ctx context.Context) {
 	}
 }
 
+// ClockSet has all sessions written by the clock as it is now: the times of what is
+// written are compared with each other after a restart, and one that was heard by
+// another clock would seem to have been silent for as long as that was wrong.
+func (e *Endpoint) ClockSet() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.sessions {
+		s.touched()
+	}
+}
+
 // Dump gives every record of the present state to emit; those of others may be
 // served meanwhile. It returns false when Run came to its end meanwhile: then sessions
 // that go on after the next start are missing.

@@ -833,3 +833,60 @@ func TestIdentifiersAfterQuickStarts(t *testing.T) {
 		used = append(used, id)
 	}
 }
+
+// TestClockSet: what was written by another clock is compared with what is written since.
+// Of two sessions that were heard a moment ago none was silent for a month.
+func TestClockSet(t *testing.T) {
+	for _, by := range []time.Duration{-30 * 24 * time.Hour, 30 * 24 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			w, d := newWire(1), &disk{}
+			o := resume(t, w, d, 100)
+			defer func() { o.stop() }()
+			asleep, awake := o.dial("node1", withCID), o.dial("node2", withCID)
+			defer asleep.close()
+			defer awake.close()
+			for _, p := range []*peer{asleep, awake} {
+				if r := p.ask(p.request(coap.GET, "a", "")); r.Code != coap.Content {
+					t.Fatal(r.Code)
+				}
+			}
+			time.Sleep(2 * keepEvery)
+			d.heardEarlier(t, by)
+			o.all.ClockSet()
+			if r := awake.ask(awake.request(coap.GET, "b", "")); r.Code != coap.Content {
+				t.Fatal(r.Code)
+			}
+			time.Sleep(2 * keepEvery)
+			o.kill()
+			o = resume(t, w, d, 101)
+			if n := o.sessions(); n != 2 {
+				t.Errorf("clock set by %v: %d sessions", by, n)
+			}
+		})
+	}
+}
+
+// heardEarlier makes the times of all that is on disk those of a clock that was behind by
+// some time.
+func (d *disk) heardEarlier(t *testing.T, by time.Duration) {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, r := range d.recs {
+		if r.core {
+			continue
+		}
+		v, err := decodeKept(r.b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch v := v.(type) {
+		case *image:
+			v.heard -= int64(by / time.Second)
+			d.recs[i].b = v.append(nil)
+		case marked:
+			v.mark.heard -= int64(by / time.Second)
+			d.recs[i].b = appendMark(nil, v.id, &v.mark)
+		}
+	}
+}

@@ -132,6 +132,13 @@ func (s *Shards) Reach(addr netip.AddrPort, home netip.Addr) Peer {
 	return s.all[shardByAddr(addr, len(s.all))].Reach(addr, home)
 }
 
+// ClockSet is to be told when somebody set the clock; see [Endpoint.ClockSet].
+func (s *Shards) ClockSet() {
+	for _, e := range s.all {
+		e.ClockSet()
+	}
+}
+
 // Keep has everything written that moved on.
 func (s *Shards) Keep() {
 	for _, e := range s.all {

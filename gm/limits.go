@@ -46,7 +46,8 @@ const (
 
 	followMin    = 100 * time.Millisecond // waits after events that could not be worked on
 	followMax    = 30 * time.Second
-	longestSleep = time.Hour // of the schedule, in case the clock is set
+	longestSleep = time.Hour        // of the schedule, in case the clock is set
+	clockSlack   = 10 * time.Second // by which clocks of gateways that share a store may differ, or be set, and no due rekey is early
 
 	ticketBytes  = 16
 	withdrawTime = 5 * time.Second

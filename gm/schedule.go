@@ -70,6 +70,9 @@ func (m *Manager) workOff(ctx context.Context, g *group) time.Time {
 	why := r.dueReasons
 	switch {
 	case r.dueAt != 0 && !time.UnixMilli(r.dueAt).After(now):
+	case r.dueAt != 0 && time.UnixMilli(r.dueAt).Sub(now) > longest(r.dueReasons, g.cfg)+clockSlack:
+		m.log.WarnContext(ctx, "the clock was set back: a rekey that is due does not wait for it",
+			"group", g.cfg.Name, "reason", why.String(), "was_due", time.UnixMilli(r.dueAt).UTC())
 	case !renewal.After(now):
 		why |= byLifetime
 	case r.dueAt != 0 && time.UnixMilli(r.dueAt).Before(renewal):
@@ -90,6 +93,16 @@ func (m *Manager) workOff(ctx context.Context, g *group) time.Time {
 		return m.failed(ctx, g, err)
 	}
 	return now // look again: a rekey wakes nobody who was due meanwhile
+}
+
+// longest is how long a rekey waits for others at most. What waits for longer was
+// noted by a clock that was ahead, and somebody who left may hold the keys
+// (docs/protocol.md, Section 7).
+func longest(why reasons, c *groupcomm.GroupConfig) time.Duration {
+	if why&byExpiry != 0 && why&^(byExpiry|byEviction) == 0 {
+		return max(c.BatchWindow, c.ExpiryBatch)
+	}
+	return c.BatchWindow
 }
 
 // margin is how long before its expiry keying material is renewed, so that

@@ -436,3 +436,39 @@ func TestNap(t *testing.T) {
 		}
 	}
 }
+
+// What a clock that was ahead noted as due is not held until it is that late.
+func TestDueWhenClockSetBack(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		why  reasons
+		wait time.Duration
+		held bool
+	}{
+		{"leave", byLeave, time.Hour, false},
+		{"leave, a year", byLeave, 365 * 24 * time.Hour, false},
+		{"leave, other clock", byLeave, 9 * time.Second, true},
+		{"leave beside an expiry", byLeave | byExpiry, time.Hour, false},
+		{"expiry in its batch", byExpiry, time.Hour, true},
+		{"expiry", byExpiry | byEviction, 25 * time.Hour, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := groupConfig("g1")
+			cfg.ExpiryBatch = time.Hour
+			bubble(t, cfg, func(f *fixture) {
+				f.member("a", "g1")
+				if err := f.st.Update(f.t.Context(), func(tx *store.Tx) error {
+					_, err := tx.Exec(`UPDATE gm_groups SET due_reasons = ?, due_at = ?`, c.why, time.Now().Add(c.wait).UnixMilli())
+					return err
+				}); err != nil {
+					f.t.Fatal(err)
+				}
+				f.m.poke()
+				after(time.Second)
+				if moved := f.status().Version > 0; moved == c.held {
+					t.Errorf("rekeyed: %t", moved)
+				}
+			})
+		})
+	}
+}

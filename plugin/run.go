@@ -61,7 +61,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	kept, observing := g.keep(ctx, b.secure)
 	b.bridge.Restored(observing)
 	eg, ctx := errgroup.WithContext(ctx)
-	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.secure.Run, b.admin, b.delegates, b.relays}
+	runs := []func(context.Context) error{b.ace.Run, b.gm.Run, b.bridge.Run, b.audit.Run, g.server.Run, b.secure.Run, b.admin, b.delegates, b.relays, b.clock}
 	if kept != nil {
 		runs = append(runs, kept.Run)
 		defer func() { err = errors.Join(err, kept.Close()) }()

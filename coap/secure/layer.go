@@ -47,6 +47,7 @@ type Layer struct {
 	cfg     Config
 	metrics *metrics
 	keeper  atomic.Pointer[Keeper] // see persist.go
+	base    time.Time              // see stamp
 
 	mu     sync.Mutex
 	live   map[string]*link       // by kid; guarded by mu
@@ -72,7 +73,7 @@ func New(cfg Config) *Layer {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Layer{
-		cfg: cfg, metrics: newMetrics(cfg.Registerer),
+		cfg: cfg, metrics: newMetrics(cfg.Registerer), base: time.Now(),
 		live: map[string]*link{}, byLink: map[coap.LinkID]*link{}, ended: map[coap.LinkID]ending{}, using: map[coap.LinkID]int{},
 		answering: map[*answers]struct{}{},
 	}
@@ -244,13 +245,13 @@ func (l *Layer) newLink(stored *Stored) (*link, error) {
 	if c.ctx, err = oscore.New(p); err != nil {
 		return nil, err
 	}
-	c.used.Store(time.Now().UnixNano())
+	c.used.Store(l.stamp(time.Now()))
 	return c, nil
 }
 
 // take makes the context of an authentic request ours, or sees that it still is.
 func (l *Layer) take(ctx context.Context, c *link, held bool) error {
-	c.used.Store(time.Now().UnixNano())
+	c.used.Store(l.stamp(time.Now()))
 	if !held {
 		first := c.stored.New()
 		if err := l.cfg.Contexts.Take(ctx, c.stored, false); err != nil {
@@ -366,9 +367,14 @@ func (l *Layer) Run(ctx context.Context) error {
 	}
 }
 
+// stamp is a time in nanoseconds since the layer was made: it does not follow the steps
+// of the clock, for which no observation is to end.
+func (l *Layer) stamp(t time.Time) int64 { return int64(t.Sub(l.base)) }
+
 func (l *Layer) sweep(now time.Time) {
 	var over []coap.LinkID
 	var unused []*link
+	at := l.stamp(now)
 	l.mu.Lock()
 	for id, e := range l.ended {
 		if now.Sub(e.at) >= goodbye {
@@ -378,7 +384,7 @@ func (l *Layer) sweep(now time.Time) {
 		}
 	}
 	for _, c := range l.live {
-		if now.UnixNano()-c.used.Load() >= int64(idle) {
+		if at-c.used.Load() >= int64(idle) {
 			unused = append(unused, c)
 		}
 	}
@@ -438,9 +444,11 @@ func (l *Layer) Of(s coap.Subject) []Status {
 		}
 	}
 	l.mu.Unlock()
+	now := time.Now()
+	at := l.stamp(now)
 	out := make([]Status, len(found))
 	for i, c := range found {
-		out[i] = Status{Peer: c.Peer(), Used: time.Unix(0, c.used.Load())}
+		out[i] = Status{Peer: c.Peer(), Used: now.Add(time.Duration(c.used.Load() - at)).Round(0)}
 	}
 	return out
 }

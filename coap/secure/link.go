@@ -24,7 +24,7 @@ type link struct {
 	layer  *Layer
 	stored *Stored
 	ctx    *oscore.Context
-	used   atomic.Int64 // nanoseconds since 1970
+	used   atomic.Int64 // see Layer.stamp
 
 	outerID coap.LinkID // guarded by Layer.mu
 
