@@ -29,6 +29,11 @@ func (c *Config) Bootstrap() error {
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return fmt.Errorf("config: data_dir: %w", err)
 	}
+	f := newFaults(c.file, c.lines)
+	c.checkMachine(f)
+	if err := f.err(); err != nil {
+		return err
+	}
 	if err := c.createOwned(); err != nil {
 		return err
 	}

@@ -241,7 +241,11 @@ var syntaxLine = regexp.MustCompile(`^yaml: line (\d+): (.*)$`)
 func syntaxFault(err error) (line int, msg string) {
 	if m := syntaxLine.FindStringSubmatch(err.Error()); m != nil {
 		line, _ = strconv.Atoi(m[1])
-		return line, "not YAML: " + m[2]
+		msg = "not YAML: " + m[2]
+		if strings.Contains(msg, "cannot start any token") {
+			msg += "; is it a tab? YAML is indented by spaces"
+		}
+		return line, msg
 	}
 	return 0, "not YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")
 }

@@ -38,6 +38,7 @@ func (c *Config) CheckKeys() error {
 // which missing files are no fault.
 func (c *Config) readKeys(absent func(file string) bool) error {
 	r := &keyReader{c: c, faults: newFaults(c.file, c.lines), absent: absent}
+	c.checkMachine(r.faults)
 	for i := range c.Tokens {
 		r.token(fmt.Sprintf("tokens[%d]", i), &c.Tokens[i])
 	}

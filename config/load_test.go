@@ -160,6 +160,19 @@ func TestFaults(t *testing.T) {
 		{"open mqtt", "listen:\n  mqtt: ':1883'\n", []string{"2 listen.mqtt: plain MQTT beyond loopback"}},
 		{"mqtts", "listen:\n  mqtts: ':8883'\n", []string{"1 listen.mqtts_cert_file: is missing", "1 listen.mqtts_key_file: is missing"}},
 		{"same address", "listen: {coaps: ':5683'}\n", []string{"1 listen.coap: the same address as listen.coaps"}},
+		{"tab", "listen:\n\tcoaps: ':1'\n", []string{"2 : not YAML: found character that cannot start any token; is it a tab?"}},
+		{"address within all", "listen: {coaps: ':5690', coap: '127.0.0.1:5690', http: '0.0.0.0:8081', mqtt: 'localhost:8081'}\n", []string{
+			"1 listen.coap: cannot be 127.0.0.1:5690 beside :5690 of listen.coaps", "1 listen.mqtt: cannot be localhost:8081 beside 0.0.0.0:8081 of listen.http"}},
+		{"addresses of delegates", "tokens: [{issuer: as1, audience: rs, symmetric_key_file: as.key}]\ngroups: [{name: g}]\ndelegates:\n" +
+			"- {name: a, auth: {psk_identity: a, psk_file: a.key}, groups: [{name: g, roles: [responder], listen: '127.0.0.1:5700', resources: [{path: /t, methods: [GET]}]}]}\n" +
+			"- {name: b, auth: {psk_identity: b, psk_file: b.key}, groups: [{name: g, roles: [responder], listen: ':5700', resources: [{path: /t, methods: [GET]}]}]}\n" +
+			"- {name: c, auth: {psk_identity: c, psk_file: c.key}, groups: [{name: g, roles: [responder], listen: '127.0.0.1:5684', resources: [{path: /t, methods: [GET]}]}]}\n" +
+			"- {name: d, auth: {psk_identity: d, psk_file: d.key}, groups: [{name: g, roles: [responder], listen: '127.0.0.1:5700'}]}\n", []string{
+			"5 delegates[1].groups[0].listen: cannot be :5700 beside", "6 delegates[2].groups[0].listen: cannot be 127.0.0.1:5684 beside :5684 of listen.coaps"}},
+		{"address of a relay", "groups: [{name: p, gm: 'coaps://gm.example', upstream: {relay: true, relay_listen: '127.0.0.1:5684'}}]\n", []string{
+			"1 groups[0].upstream.relay_listen: cannot be 127.0.0.1:5684 beside :5684 of listen.coaps"}},
+		{"gids that meet", "groups: [{name: a, gid: {prefix: '02'}}, {name: b, gid: {prefix: '03'}}, {name: c, gid: {prefix: '0203', epoch_bytes: 3}}, {name: d, gid: {prefix: '02', epoch_bytes: 3}}]\n", []string{
+			"1 groups[2].gid.prefix: leads to the same Gids as that of groups[0]"}},
 		{"broker", "mqtt: {broker: 'http://x', public_uri: 'mqtt://u:p@x'}\n", []string{"1 mqtt.broker: must be", "1 mqtt.public_uri: must not hold credentials"}},
 		{"open broker", "mqtt: {broker: 'mqtt://broker.example'}\n", []string{"1 mqtt.broker: plain MQTT beyond loopback"}},
 		{"broker keys", "mqtt: {user: u}\n", []string{"1 mqtt.user: is for an outside broker"}},

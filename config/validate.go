@@ -34,7 +34,6 @@ func (c *Config) Validate() error {
 }
 
 func (c *Config) validate(f *faults) {
-	c.warnings = nil
 	if c.DataDir == "" {
 		f.add("data_dir", "must name a folder")
 	}
@@ -68,6 +67,7 @@ func (c *Config) validate(f *faults) {
 	oneOf(f, "log.format", c.Log.Format, "text", "json")
 	c.validateGroups(f)
 	c.validateDelegates(f)
+	c.validateSockets(f)
 }
 
 // What a handshake under way and an idle observer are reckoned to take, in KiB
@@ -105,24 +105,11 @@ func (c *Config) hasInlineSecrets() bool {
 
 func (c *Config) validateListen(f *faults) {
 	l := c.Listen
-	taken := map[string]string{} // "udp :5684" → key
-	for _, x := range []struct{ key, network, addr string }{
-		{"listen.coaps", "udp", l.CoAPS}, {"listen.coap", "udp", l.CoAP},
-		{"listen.http", "tcp", l.HTTP}, {"listen.mqtt", "tcp", l.MQTT}, {"listen.mqtts", "tcp", l.MQTTS},
+	for _, x := range []struct{ key, addr string }{
+		{"listen.coaps", l.CoAPS}, {"listen.coap", l.CoAP}, {"listen.http", l.HTTP}, {"listen.mqtt", l.MQTT}, {"listen.mqtts", l.MQTTS},
 	} {
-		if x.addr == "" {
-			continue
-		}
-		if !validAddr(x.addr) {
+		if x.addr != "" && !validAddr(x.addr) {
 			f.add(x.key, `must be host:port or :port, or "" for none, not %q`, x.addr)
-			continue
-		}
-		if _, port, _ := net.SplitHostPort(x.addr); port != "0" {
-			id := x.network + " " + x.addr
-			if other, ok := taken[id]; ok {
-				f.add(x.key, "the same address as %s", other)
-			}
-			taken[id] = x.key
 		}
 	}
 	// docs/protocol.md, Section 5: plain MQTT stays on loopback.

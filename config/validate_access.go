@@ -3,9 +3,11 @@ package config
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/spell"
 )
 
 // Names of token algorithms. Each tokens entry has one, and a key serves one
@@ -210,6 +212,7 @@ func (c *Config) validatePolicy(f *faults, key string, p Policy) {
 		if !groupcomm.ValidGroupName(s.Group) {
 			f.add(k+".group", nameRule)
 		}
+		c.suspect(k+".group", s.Group)
 		if len(s.Roles) == 0 {
 			f.add(k+".roles", "must list roles")
 		}
@@ -227,6 +230,24 @@ func (c *Config) validatePolicy(f *faults, key string, p Policy) {
 			break
 		}
 	}
+}
+
+// suspect warns of a name that is almost that of a declared group: a group may be
+// created later, and groups are often told apart by a number.
+func (c *Config) suspect(key, name string) {
+	if len(c.Groups) > 100 || c.Group(name) != nil {
+		return
+	}
+	var names []string
+	for _, g := range c.Groups {
+		names = append(names, g.Name)
+	}
+	const count = "0123456789._~-"
+	near := spell.Suggest(name, names)
+	if near == "" || strings.Trim(near, count) == strings.Trim(name, count) {
+		return
+	}
+	c.warn("%s: there is no group %q in groups; did you mean %q?", key, name, near)
 }
 
 // Names of the ACE Profiles registry.

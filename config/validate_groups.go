@@ -33,6 +33,23 @@ func (c *Config) validateGroups(f *faults) {
 		}
 		g.validate(f, key)
 	}
+	c.validateGids(f)
+}
+
+// validateGids: no two groups may come to one Gid.
+func (c *Config) validateGids(f *faults) {
+	prefixes := make([][]byte, len(c.Groups))
+	for i, g := range c.Groups {
+		if g.Local() && g.Gid.Prefix != "auto" {
+			prefixes[i], _ = hex.DecodeString(g.Gid.Prefix) // a fault was told
+		}
+		for j, other := range prefixes[:i] {
+			if prefixes[i] != nil && other != nil && groupcomm.GidsMeet(prefixes[i], g.Gid.EpochBytes, other, c.Groups[j].Gid.EpochBytes) {
+				f.add(fmt.Sprintf("groups[%d].gid.prefix", i), "leads to the same Gids as that of groups[%d]: choose another, or auto", j)
+				break
+			}
+		}
+	}
 }
 
 func (g Group) validate(f *faults, key string) {

@@ -90,8 +90,7 @@ type gidSpace struct {
 
 // meets says whether two groups could come to have one Gid.
 func (a gidSpace) meets(b gidSpace) bool {
-	return len(a.prefix)+a.size == len(b.prefix)+b.size &&
-		(bytes.HasPrefix(a.prefix, b.prefix) || bytes.HasPrefix(b.prefix, a.prefix))
+	return groupcomm.GidsMeet(a.prefix, a.size, b.prefix, b.size)
 }
 
 // choosePrefix finds a random prefix whose Gids no group of taken can have: one

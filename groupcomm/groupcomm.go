@@ -10,6 +10,7 @@
 package groupcomm
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"time"
@@ -21,6 +22,12 @@ import (
 // Gid is the OSCORE ID Context of a group at one version of its keying
 // material.
 type Gid []byte
+
+// GidsMeet says whether two groups whose Gids are a prefix and an epoch of so many
+// bytes (draft-ietf-core-oscore-groupcomm-28, Appendix C) could come to have one Gid.
+func GidsMeet(prefix []byte, epochBytes int, other []byte, otherEpochBytes int) bool {
+	return len(prefix)+epochBytes == len(other)+otherEpochBytes && (bytes.HasPrefix(prefix, other) || bytes.HasPrefix(other, prefix))
+}
 
 func (g Gid) String() string { return hex.EncodeToString(g) }
 

@@ -31,6 +31,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	if err := g.cfg.Bootstrap(); err != nil {
 		return err
 	}
+	for _, text := range g.cfg.Warnings() {
+		g.log.WarnContext(ctx, "risk in the configuration", "hint", text)
+	}
 	unlock, err := store.LockDir(g.cfg.DataDir)
 	if err != nil {
 		return err

@@ -32,7 +32,6 @@ func (c *runCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	printWarnings(e.stderr, cfg)
 	log := newLogger(e.stderr, cfg.Log)
 	ended := make(chan error, 1)
 	go func() { ended <- runGateway(e.ctx, cfg, log, e.stdout, c.flags(), c.options()...) }()
