@@ -510,6 +510,58 @@ func TestAuthority(t *testing.T) {
 	}
 }
 
+// TestCredentialsApart: of two rules for one target that show one identity with different
+// keys, or certificates with different ones, neither is served what the other got, nor
+// shares its observation.
+func TestCredentialsApart(t *testing.T) {
+	key := func(k string) func() []byte { return func() []byte { return []byte(k) } }
+	cert := func(k string) func() ([]byte, []byte) {
+		return func() ([]byte, []byte) { return []byte("cert"), []byte(k) }
+	}
+	for name, two := range map[string][2]Credential{
+		"keys":         {{Identity: []byte("edge"), Key: key("one")}, {Identity: []byte("edge"), Key: key("two")}},
+		"certificates": {{Cert: cert("one")}, {Cert: cert("two")}},
+		"the same":     {{Identity: []byte("edge"), Key: key("one")}, {Identity: []byte("edge"), Key: key("one")}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			rule := Rule{Host: "192.0.2.9/32", Scheme: CoAPS, Port: 5684, Public: true, Peers: []string{"psk:a"}, Credential: &two[0]}
+			s, up := bubble(t, rule, func(m *coap.Message, _ int) *coap.Message {
+				r := message(coap.Content, "x", maxAge(600))
+				if m.Options.Has(coap.ObserveOption) {
+					r.Options.Add(coap.ObserveOption, []byte{1})
+				}
+				return r
+			})
+			other := rule.withDefaults()
+			other.Peers, other.Credential = []string{"psk:b"}, &two[1]
+			other.owner = other.account(s.p.secret[:])
+			s.p.rules = append(s.p.rules, &other)
+			want := 2
+			if name == "the same" {
+				want = 1
+			}
+			get := proxied(coap.GET, "coaps://192.0.2.9/a", nil)
+			a, b := s.client("a", coaptest.Options{}), s.client("b", coaptest.Options{})
+			do(t, a, get)
+			do(t, b, get)
+			if up.count() != want {
+				t.Errorf("%s: %d requests, want %d", name, up.count(), want)
+			}
+			for _, l := range []*coaptest.Link{a, b} {
+				if _, err := l.Observe(t.Context(), get, func(*coap.Response) {}); err != nil {
+					t.Error(err)
+				}
+			}
+			if got := s.relays(); got != want {
+				t.Errorf("%s: %d observations, want %d", name, got, want)
+			}
+			a.Close()
+			b.Close()
+			s.stop()
+		})
+	}
+}
+
 // TestCacheMemory: 10,000 keys stay within the memory that was given, and the
 // newest are there.
 func TestCacheMemory(t *testing.T) {

@@ -30,7 +30,14 @@ import (
 // certified runs a server of go-coap that demands a certificate of an authority.
 func certified(t *testing.T, scheme string, a *certs.Authority) Target {
 	t.Helper()
-	cert, err := tls.X509KeyPair(a.Pair("origin"))
+	pem, key := a.Pair("origin")
+	return certifiedWith(t, scheme, a, pem, key)
+}
+
+// certifiedWith is certified with a certificate for the server.
+func certifiedWith(t *testing.T, scheme string, a *certs.Authority, pem, key []byte) Target {
+	t.Helper()
+	cert, err := tls.X509KeyPair(pem, key)
 	if err != nil {
 		t.Fatal(err)
 	}

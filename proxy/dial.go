@@ -187,7 +187,9 @@ func (p *Proxy) dialDTLS(ctx context.Context, r *Rule, t Target, at netip.AddrPo
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(raw), raw.RemoteAddr(), opts...)
+	wire := &eavesdropper{Conn: raw}
+	wire.alert.Store(alertNone)
+	conn, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(wire), raw.RemoteAddr(), opts...)
 	if err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("%w: %w", errShake, err)
@@ -195,11 +197,9 @@ func (p *Proxy) dialDTLS(ctx context.Context, r *Rule, t Target, at netip.AddrPo
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
 		_ = raw.Close()
-		if errors.Is(err, context.DeadlineExceeded) {
-			return nil, fmt.Errorf("%w: there is no server, or it has another key for this identity", errSilent)
-		}
-		return nil, fmt.Errorf("%w: %w", errShake, err)
+		return nil, shake(err, int(wire.alert.Load()), c.Identity != nil, wire.reached.Load())
 	}
+	wire.over.Store(true)
 	return newDatagrams(p, conn), nil
 }
 

@@ -74,7 +74,14 @@ func (f *forwarded) failure(err error) error {
 	named := func(code coap.Code, why error) error {
 		return freshBut(code, fmt.Errorf("%s: %w", f.shown(), why), fmt.Errorf("%s: %w", f.target, err))
 	}
+	var no *shakeError
 	switch {
+	case errors.As(err, &no):
+		code := coap.BadGateway
+		if no.silent {
+			code = coap.GatewayTimeout
+		}
+		return named(code, fmt.Errorf("%w: %s (%s)", errShake, no.why, no.hint))
 	case errors.Is(err, errPlace):
 		// RFC 7252, Section 5.10.2: "unable or unwilling".
 		return named(coap.ProxyingNotSupported, errPlace)

@@ -173,7 +173,7 @@ func (p *Proxy) authority(f *forwarded) {
 		}
 	}
 	f.resource = resourceOf(f.place, f.opts)
-	f.key = keyOf(f.place+" "+f.rule.Credential.id()+" "+who, f.req.Code, f.opts, f.req.Payload)
+	f.key = keyOf(f.place+" "+f.rule.owner+" "+who, f.req.Code, f.opts, f.req.Payload)
 }
 
 // forward asks the upstream, or the cache.

@@ -216,11 +216,15 @@ func TestLoop(t *testing.T) {
 		two[i].Store(house(t, Config{Name: fmt.Sprintf("edge%d", i), Rules: []Rule{{Prefix: []string{"x"}, Path: []string{"x"}, Upstream: conns[1-i].target()}}}, nil))
 	}
 	l := two[0].Load().client("a", coaptest.Options{})
-	req := &coap.Request{Code: coap.GET}
-	req.Options.SetPath("x")
-	r := do(t, l, req)
-	if n := conns[0].asked.Load() + conns[1].asked.Load(); r.Code != coap.HopLimitReached || n > defaultHops+1 || strings.Count(string(r.Payload), "edge") < 3 {
-		t.Errorf("%v %q after %d requests", r.Code, r.Payload, n)
+	asked := int64(0)
+	for _, req := range []*coap.Request{{Code: coap.GET}, {Code: coap.PUT, Payload: make([]byte, 3000)}, {Code: coap.POST, Payload: make([]byte, 3000)}, {Code: coap.FETCH, Payload: make([]byte, 3000)}} {
+		req.Options.SetPath("x")
+		r := do(t, l, req)
+		n := conns[0].asked.Load() + conns[1].asked.Load() - asked
+		asked += n
+		if r.Code != coap.HopLimitReached || n > defaultHops+1 || strings.Count(string(r.Payload), "edge") < 3 {
+			t.Errorf("%v: %v %q after %d requests", req.Code, r.Code, r.Payload, n)
+		}
 	}
 }
 

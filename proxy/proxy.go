@@ -101,6 +101,7 @@ type Proxy struct {
 	secret  [16]byte
 	dialer  func(ctx context.Context, r *Rule, t Target, try int) (link, error)
 
+	shaking  time.Duration // longest handshake
 	patience time.Duration // with a session that has to answer a ping: time for a second one
 
 	ctx     context.Context // of what outlives a request; ends with Run
@@ -144,7 +145,7 @@ func New(cfg Config, deps Deps) *Proxy {
 		cfg: cfg, deps: deps, names: map[string]*Rule{},
 		upstreams: map[upstreamKey]*upstream{}, flights: map[cacheKey]*flight{},
 		relays: map[cacheKey]*relay{}, protected: map[protectedKey]*protected{},
-		asked: map[askedKey]*asked{}, patience: 2 * ackTimeout,
+		asked: map[askedKey]*asked{}, shaking: dialTimeout, patience: 2 * ackTimeout,
 	}
 	_, _ = rand.Read(p.secret[:]) // never fails (crypto/rand)
 	p.cache = newCache(cfg.CacheBytes)
@@ -155,6 +156,7 @@ func New(cfg Config, deps Deps) *Proxy {
 	p.dialer = p.dial
 	for _, r := range cfg.Rules {
 		r = r.withDefaults()
+		r.owner = r.account(p.secret[:])
 		p.rules = append(p.rules, &r)
 		if r.Name != "" {
 			p.names[r.Name] = &r

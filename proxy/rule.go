@@ -3,8 +3,11 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -46,6 +49,7 @@ type Rule struct {
 	Next       Target // the next proxy on the way to a group; none: we are the last
 
 	network netip.Prefix // of Host
+	owner   string       // account
 }
 
 // Credential is what the gateway shows at an upstream.
@@ -56,21 +60,28 @@ type Credential struct {
 	Roots    []byte                    // PEM
 }
 
-// id tells credentials apart without being one.
-func (c *Credential) id() string {
-	if c == nil {
-		return ""
-	}
-	h := sha256.New()
-	for _, b := range [][]byte{c.Identity, c.Roots} {
-		h.Write([]byte{byte(len(b) >> 8), byte(len(b))})
+// account tells associations apart by what is shown there, and by where a name may lead,
+// without being any of it: what came over one is not for who uses another.
+func (r *Rule) account(secret []byte) string {
+	h := hmac.New(sha256.New, secret)
+	note := func(b []byte) {
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
 		h.Write(b)
 	}
-	if c.Cert != nil {
-		cert, _ := c.Cert()
-		h.Write(cert)
+	note([]byte(fmt.Sprint(r.Addresses)))
+	if c := r.Credential; c != nil {
+		note(c.Identity)
+		note(c.Roots)
+		if c.Key != nil {
+			note(c.Key())
+		}
+		if c.Cert != nil {
+			cert, key := c.Cert()
+			note(cert)
+			note(key)
+		}
 	}
-	return hex.EncodeToString(h.Sum(nil)[:8])
+	return string(h.Sum(nil)[:16])
 }
 
 func (r Rule) withDefaults() Rule {

@@ -62,7 +62,7 @@ func (p *Proxy) dialStream(ctx context.Context, r *Rule, t Target, at netip.Addr
 		c := tls.Client(conn, &tls.Config{RootCAs: pool, Certificates: certs, ServerName: t.Host, NextProtos: []string{"coap"}, MinVersion: tls.VersionTLS12})
 		if err := c.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
-			return nil, fmt.Errorf("%w: %w", errShake, err)
+			return nil, shake(err, alertOf(err), false, shakeHeard)
 		}
 		conn = c
 	}
@@ -70,16 +70,16 @@ func (p *Proxy) dialStream(ctx context.Context, r *Rule, t Target, at netip.Addr
 	s.mu.Lock()
 	s.hook = context.AfterFunc(p.ctx, s.close)
 	s.mu.Unlock()
+	if !p.spawn(s.read) {
+		s.close()
+		return nil, errClosing
+	}
 	// RFC 8323, Section 5.3: the first message; option 2 is Max-Message-Size.
 	csm := &coap.Message{Code: codeCSM}
 	csm.Options.SetUint(2, maxFrame)
 	if err := s.send(ctx, csm); err != nil {
 		s.close()
 		return nil, err
-	}
-	if !p.spawn(s.read) {
-		s.close()
-		return nil, errClosing
 	}
 	return s, nil
 }
@@ -146,7 +146,7 @@ func (s *stream) observe(ctx context.Context, m *coap.Message, tok string, fn fu
 	case e := <-w.events:
 		return e.m, e.err
 	case <-s.gone:
-		return nil, errEnded
+		return nil, s.why()
 	case <-ctx.Done():
 		if ctx.Err() == context.DeadlineExceeded {
 			return nil, errSilent
@@ -195,10 +195,24 @@ func (s *stream) send(ctx context.Context, m *coap.Message) error {
 	end, _ := ctx.Deadline() // none is for ever: there always is one
 	_ = s.conn.SetWriteDeadline(end)
 	if _, err := s.conn.Write(b); err != nil {
+		look := time.NewTimer(ackTimeout / 2)
+		defer look.Stop()
+		select {
+		case <-s.gone: // what came before it says why
+		case <-look.C:
+		case <-ctx.Done():
+		}
 		s.end(errEnded)
-		return errEnded
+		return s.why()
 	}
 	return nil
+}
+
+// why is why it ended.
+func (s *stream) why() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
 }
 
 // read takes messages until the connection ends.
@@ -206,6 +220,9 @@ func (s *stream) read() {
 	defer s.end(errEnded)
 	for {
 		m, err := readFrame(s.conn)
+		if alert := alertOf(err); alert != alertNone {
+			s.end(shake(err, alert, false, shakeHello)) // with TLS 1.3 our certificate is looked at after the handshake
+		}
 		if err != nil {
 			return
 		}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -62,12 +63,19 @@ type upstream struct {
 	used     time.Time
 	link     link
 	dialing  *dialing
-	away     rarely.Line // of dial alone: it failed
+	away     rarely.Line // guarded by mu: there is no association
 	fails    int         // in a row, without any answer
 	shut     time.Time
 	pause    time.Duration
 	probing  bool
-	transfer map[string]chan struct{} // resources with a request body under way in blocks
+	transfer map[string]*transfer // resources with a request body under way in blocks
+}
+
+// transfer is a request body under way in blocks.
+type transfer struct {
+	body []byte
+	hops byte // left
+	over chan struct{}
 }
 
 type dialing struct {
@@ -92,7 +100,7 @@ func (p *Proxy) upstream(r *Rule, t Target) (*upstream, error) {
 		return nil, errBusy
 	}
 	_, isAddr := t.addr()
-	u := &upstream{p: p, key: k, named: !isAddr, slots: make(chan struct{}, r.Parallel), took: p.metrics.upstream.WithLabelValues(t.Scheme), used: time.Now(), transfer: map[string]chan struct{}{}}
+	u := &upstream{p: p, key: k, named: !isAddr, slots: make(chan struct{}, r.Parallel), took: p.metrics.upstream.WithLabelValues(t.Scheme), used: time.Now(), transfer: map[string]*transfer{}}
 	p.upstreams[k] = u
 	return u, nil
 }
@@ -195,27 +203,33 @@ func (u *upstream) roundTrip(ctx context.Context, l link, req *coap.Request) (*c
 	return r, err
 }
 
-// alone waits until no other body goes to the resource in blocks.
+// alone waits until no other body goes to the resource in blocks. The same body with
+// fewer hops left may be that one, come back in a loop: it must not wait for itself, and
+// if it is another client's, blocks of one and the other are the same.
 func (u *upstream) alone(ctx context.Context, req *coap.Request) (done func(), err error) {
 	k := fmt.Sprintf("%v %q", req.Code, req.Options.Path())
+	hops, _ := req.Options.Uint(coap.HopLimit)
 	for {
 		u.mu.Lock()
 		busy := u.transfer[k]
 		if busy == nil {
-			ch := make(chan struct{})
-			u.transfer[k] = ch
+			own := &transfer{body: req.Payload, hops: byte(hops), over: make(chan struct{})}
+			u.transfer[k] = own
 			u.mu.Unlock()
 			return func() {
 				u.mu.Lock()
 				delete(u.transfer, k)
 				u.mu.Unlock()
-				close(ch)
+				close(own.over)
 			}, nil
 		}
 		u.mu.Unlock()
+		if byte(hops) < busy.hops && bytes.Equal(req.Payload, busy.body) {
+			return func() {}, nil
+		}
 		coap.Waiting(ctx)
 		select {
-		case <-busy:
+		case <-busy.over:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -265,6 +279,9 @@ func (u *upstream) with(ctx context.Context, once bool, f func(context.Context, 
 			err = f(ctx, l)
 		} else {
 			err = u.patient(ctx, l, f)
+		}
+		if errors.Is(err, errShake) { // with TLS 1.3 what was refused shows only now
+			u.unreached(ctx, err)
 		}
 		silent := errors.Is(err, errSilent) || errors.Is(err, errEnded)
 		// A name may lead elsewhere by now.
@@ -450,7 +467,7 @@ func (u *upstream) connect(ctx context.Context) (l link, fresh bool, err error) 
 
 // dial opens the association, for all who wait for it.
 func (u *upstream) dial(d *dialing) {
-	ctx, cancel := context.WithTimeout(u.p.ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(u.p.ctx, u.p.shaking)
 	defer cancel()
 	u.mu.Lock()
 	try := u.fails
@@ -459,13 +476,7 @@ func (u *upstream) dial(d *dialing) {
 	result := "ok"
 	if err != nil {
 		result = "failed"
-		level, n := slog.LevelDebug, 1
-		if u.p.ctx.Err() == nil {
-			if told := u.away.Event(time.Now()); told > 0 {
-				level, n = slog.LevelWarn, told
-			}
-		}
-		u.p.deps.Log.Log(ctx, level, "an upstream is not reached", "n", n, "target", u.key.target.String(), "err", err)
+		u.unreached(ctx, err)
 	}
 	u.p.metrics.dials.WithLabelValues(u.key.target.Scheme, result).Inc()
 	u.mu.Lock()
@@ -476,6 +487,24 @@ func (u *upstream) dial(d *dialing) {
 	u.mu.Unlock()
 	d.link, d.err = l, err
 	close(d.done)
+}
+
+// unreached tells the log why there is no association.
+func (u *upstream) unreached(ctx context.Context, err error) {
+	level, n := slog.LevelDebug, 1
+	if u.p.ctx.Err() == nil {
+		u.mu.Lock()
+		told := u.away.Event(time.Now())
+		u.mu.Unlock()
+		if told > 0 {
+			level, n = slog.LevelWarn, told
+		}
+	}
+	attrs := []any{"n", n, "target", u.key.target.String(), "err", err}
+	if no, ok := errors.AsType[*shakeError](err); ok {
+		attrs = append(attrs, "hint", no.hint)
+	}
+	u.p.deps.Log.Log(ctx, level, "an upstream is not reached", attrs...)
 }
 
 // drop gives up an association that is of no use.

@@ -35,14 +35,17 @@ func New(t testing.TB) *Authority {
 	return a
 }
 
-// Issue signs c, with a new key, for an hour.
+// Issue signs c, with a new key, for an hour unless it says until when.
 func (a *Authority) Issue(c *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(a.next), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	c.SerialNumber, c.NotBefore = big.NewInt(a.next), time.Now().Add(-time.Hour)
+	if c.NotAfter.IsZero() {
+		c.NotAfter = time.Now().Add(time.Hour)
+	}
 	a.next++
 	parent, by := a.cert, a.key
 	if parent == nil {
@@ -62,10 +65,14 @@ func (a *Authority) Issue(c *x509.Certificate) (*x509.Certificate, *ecdsa.Privat
 // Pair is a certificate for a server or client on 127.0.0.1 and its key, as PEM.
 func (a *Authority) Pair(name string) (cert, key []byte) {
 	a.t.Helper()
-	c, k := a.Issue(&x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	})
+	return a.PairFor(&x509.Certificate{Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
+}
+
+// PairFor is Pair for what c says.
+func (a *Authority) PairFor(c *x509.Certificate) (cert, key []byte) {
+	a.t.Helper()
+	c.KeyUsage, c.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	c, k := a.Issue(c)
 	der, err := x509.MarshalPKCS8PrivateKey(k)
 	if err != nil {
 		a.t.Fatal(err)
