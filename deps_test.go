@@ -47,7 +47,7 @@ var arrows = map[string][]string{
 	"node":      {"coap", "coap/serve", "cose", "dtls12", "durable", "groupcomm", "groupcomm/keytree", "oscore"},
 	"endpoint":  {"coap", "datagram", "dtls12", "journal/rec", "rarely", "record", "table"},
 	"admin":     {"coap", "cose", "groupcomm"},
-	"audit":     {"coap", "groupcomm", "store"},
+	"audit":     {"coap", "groupcomm", "rarely", "store"},
 	"proxy":     {"coap", "coap/serve", "rarely"},
 	"rd":        {"coap"},
 	"relay":     {},

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/seed4911071e/groupgate/groupcomm"
+	"github.com/seed4911071e/groupgate/rarely"
 	"github.com/seed4911071e/groupgate/store"
 )
 
@@ -132,6 +133,7 @@ func (l *Log) Run(ctx context.Context) error {
 	flush, trim := time.NewTicker(flushEvery), time.NewTicker(trimEvery)
 	defer flush.Stop()
 	defer trim.Stop()
+	var late rarely.Line // the log may be on the disk that is full
 	for {
 		var err error
 		select {
@@ -147,7 +149,9 @@ func (l *Log) Run(ctx context.Context) error {
 			return l.flush(last)
 		}
 		if err != nil && ctx.Err() == nil {
-			l.log.WarnContext(ctx, "audit records are not written yet", "err", err)
+			if n := late.Event(time.Now()); n > 0 {
+				l.log.WarnContext(ctx, "audit records are not written yet", "n", n, "err", err)
+			}
 		}
 	}
 }

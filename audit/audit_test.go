@@ -1,13 +1,16 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/seed4911071e/groupgate/coap"
@@ -327,4 +330,29 @@ func TestRetention(t *testing.T) {
 	if len(page) != 2 || page[0].ID != events[1].ID {
 		t.Errorf("page: %+v", page)
 	}
+}
+
+// Records that cannot be written are told of once a minute, not with every try.
+func TestNotWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text bytes.Buffer
+		st := storetest.Open(t, Migrations())
+		l := New(Config{}, Deps{Store: st, Log: slog.New(slog.NewTextHandler(&text, nil))})
+		if err := l.Setup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.Note(groupcomm.NoteRekeyFailed, groupcomm.Event{Group: "g", Reason: "disk is full"})
+		if err := st.Close(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		over := make(chan error)
+		go func() { over <- l.Run(ctx) }()
+		time.Sleep(90 * time.Second)
+		cancel()
+		<-over // with the error that the last records are lost
+		if n := strings.Count(text.String(), "not written"); n != 2 || !strings.Contains(text.String(), "n=6") {
+			t.Errorf("%d lines in 90 s:\n%s", n, &text)
+		}
+	})
 }

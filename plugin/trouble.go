@@ -30,6 +30,8 @@ type trouble struct {
 // fails with err, and what to do; "": nothing.
 func troubleOf(err error) (what, do string) {
 	switch {
+	case errors.Is(err, store.ErrServerFull):
+		return "the disk of the database server takes no data, requests are refused", "free space where the PostgreSQL server of store keeps its data, and see that it still runs; the gateway need not be started anew"
 	case errors.Is(err, store.ErrFull):
 		return "the disk takes no data, requests are refused", "free space on the disk of data_dir; nothing has to be started anew"
 	case errors.Is(err, store.ErrAway):

@@ -52,5 +52,10 @@ func TestTrouble(t *testing.T) {
 		if !strings.Contains(text.String(), "PostgreSQL") {
 			t.Errorf("another trouble waits for its line:\n%s", &text)
 		}
+		text.Reset()
+		tr.note(t.Context(), log, fmt.Errorf("gm: join: %w", store.ErrServerFull))
+		if said := text.String(); !strings.Contains(said, "PostgreSQL") || strings.Contains(said, "data_dir") || !strings.Contains(tr.component().Detail, "server") {
+			t.Errorf("the wrong disk:\n%s", said)
+		}
 	})
 }

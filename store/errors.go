@@ -1,6 +1,11 @@
 package store
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
 
 // What callers can tell apart.
 var (
@@ -28,6 +33,8 @@ var (
 	// Nothing of the transaction was applied; the store goes on working once the
 	// disk does.
 	ErrFull = errors.New("store: disk is full or not writable")
+	// ErrServerFull: the same, and the disk is that of the database server.
+	ErrServerFull = fmt.Errorf("%w at the database server", ErrFull)
 	// ErrAway: the database server does not answer, or takes no writes for now.
 	// Nothing of the transaction was applied, unless the error says that its
 	// outcome is not known; the store goes on working once the server does.
@@ -72,7 +79,11 @@ type dbError struct {
 func (e *dbError) Error() string {
 	switch e.class {
 	case classFull:
-		return ErrFull.Error() + ": " + e.err.Error()
+		full := ErrFull
+		if e.atServer() {
+			full = ErrServerFull
+		}
+		return full.Error() + ": " + e.err.Error()
 	case classAway:
 		return ErrAway.Error() + ": " + e.err.Error()
 	case classConstraint:
@@ -87,12 +98,20 @@ func (e *dbError) Is(target error) bool {
 	switch target {
 	case ErrFull:
 		return e.class == classFull
+	case ErrServerFull:
+		return e.class == classFull && e.atServer()
 	case ErrAway:
 		return e.class == classAway
 	case ErrConstraint:
 		return e.class == classConstraint
 	}
 	return false
+}
+
+// atServer says that a database server told of the error.
+func (e *dbError) atServer() bool {
+	_, ok := errors.AsType[*pgconn.PgError](e.err)
+	return ok
 }
 
 func classOf(err error) class {

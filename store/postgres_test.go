@@ -50,6 +50,18 @@ func TestPostgresClasses(t *testing.T) {
 	if got := d.classify(errors.New("cannot encode")); got != classStatement {
 		t.Errorf("our own mistake is class %d", got)
 	}
+	for _, full := range []struct {
+		err    error
+		server bool
+	}{
+		{&dbError{classFull, &pgconn.PgError{Code: "53100"}}, true},
+		{&dbError{classFull, errors.New("database or disk is full")}, false},
+		{&dbError{classAway, &pgconn.PgError{Code: "57P01"}}, false},
+	} {
+		if got := errors.Is(full.err, ErrServerFull); got != full.server || got && !errors.Is(full.err, ErrFull) {
+			t.Errorf("%v: the server's disk is full: %v", full.err, got)
+		}
+	}
 }
 
 // A server that is not there: a clear error, soon, and no password in it.

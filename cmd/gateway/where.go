@@ -129,6 +129,8 @@ func hintFor(err error) string {
 		return "name the database that goes on by `store`"
 	case errors.Is(err, store.ErrNotEmpty):
 		return "name a database, or a schema by ?search_path=, that nothing was ever in"
+	case errors.Is(err, store.ErrServerFull):
+		return "free space where the PostgreSQL server of `store` keeps its data"
 	case errors.Is(err, store.ErrFull), errors.Is(err, syscall.ENOSPC):
 		return "free space on the disk of the data folder"
 	case errors.Is(err, fs.ErrPermission):
