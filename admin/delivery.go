@@ -69,6 +69,7 @@ type DeliveryMember struct {
 	Want      string            `json:"want,omitempty"`      // channel that it asked for
 	Channel   string            `json:"channel"`
 	Channels  []DeliveryChannel `json:"channels,omitempty"`
+	Twin      string            `json:"twin,omitempty"` // the member that has the newest version and is of the same client, where there is one: perhaps the node lost its state and joined again
 	Tree      *DeliveryLeaf     `json:"tree,omitempty"` // left out: it does not follow a key tree
 }
 

@@ -91,6 +91,36 @@ func (e *UnknownMembersError) Error() string {
 // names. If one of them is unknown it returns an [UnknownMembersError] and
 // nobody is evicted. The rekey follows within the batch window.
 func (m *Manager) Evict(ctx context.Context, name string, nodes []string, senderIDs [][]byte) ([]string, error) {
+	return m.evict(ctx, name, byEviction.String(), func(tx *store.Tx, g *group) ([]*member, error) {
+		return findMembers(tx, g, nodes, senderIDs)
+	})
+}
+
+// maxNamed is how many nodes a line of the log names; the audit log has all.
+const maxNamed = 20
+
+// bySilence is the reason of an eviction by the delivery policy, in events.
+const bySilence = "silence"
+
+// EvictSilent removes members that were behind and silent for as long as the delivery
+// policy of their group allows. Those that went meanwhile are passed over.
+func (m *Manager) EvictSilent(ctx context.Context, name string, nodes []string) error {
+	_, err := m.evict(ctx, name, bySilence, func(tx *store.Tx, g *group) (found []*member, err error) {
+		for _, n := range nodes {
+			if err := eachMember(tx, `m.group_id = ? AND m.node = ?`, []any{g.id, n}, func(mb *member) error {
+				found = append(found, mb)
+				return nil
+			}); err != nil {
+				return nil, err
+			}
+		}
+		return found, nil
+	})
+	return err
+}
+
+// evict removes the members that find names, for a reason.
+func (m *Manager) evict(ctx context.Context, name, reason string, find func(*store.Tx, *group) ([]*member, error)) ([]string, error) {
 	g, err := m.find(ctx, name)
 	if err != nil {
 		return nil, err
@@ -108,24 +138,27 @@ func (m *Manager) Evict(ctx context.Context, name string, nodes []string, sender
 		if st == stateMoved {
 			return ErrMoved
 		}
-		found, err := findMembers(tx, g, nodes, senderIDs)
+		found, err := find(tx, g)
 		if err != nil {
 			return err
 		}
 		for _, mb := range found {
-			if err := m.remove(tx, g, num, mb, groupcomm.EventEvicted, byEviction, g.cfg.BatchWindow); err != nil {
+			if err := m.takeOut(tx, g, num, mb, groupcomm.EventEvicted, reason); err != nil {
 				return err
 			}
 			evicted = append(evicted, mb.node)
 		}
-		return nil
+		if len(found) == 0 {
+			return nil
+		}
+		return g.makeDue(tx, time.Now().Add(g.cfg.BatchWindow), byEviction)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gm: evict from %q: %w", name, err)
 	}
 	m.poke()
 	m.met.removals.WithLabelValues("evicted").Add(float64(len(evicted)))
-	m.log.InfoContext(ctx, "nodes evicted", "group", name, "nodes", evicted)
+	m.log.InfoContext(ctx, "nodes evicted", "group", name, "nodes", evicted[:min(len(evicted), maxNamed)], "n", len(evicted), "reason", reason)
 	return evicted, nil
 }
 

@@ -437,6 +437,26 @@ func TestEvict(t *testing.T) {
 	}
 }
 
+// Who is evicted for its silence is so with that reason, whoever of the others went
+// meanwhile.
+func TestEvictSilent(t *testing.T) {
+	f := newFixture(t, groupConfig("g1"))
+	a, b := f.member("a", "g1"), f.member("b", "g1")
+	before := f.dump()
+	if err := f.m.EvictSilent(t.Context(), "g1", []string{"went"}); err != nil || f.dump() != before {
+		t.Errorf("nobody is left to evict: %v, changed %v", err, f.dump() != before)
+	}
+	if err := f.m.EvictSilent(t.Context(), "g1", []string{"went", a.Path[3]}); err != nil {
+		t.Fatal(err)
+	}
+	if r := f.do(b, coap.GET, nil, b.Path...); r.Code != coap.Content {
+		t.Errorf("the remaining member gets %v", r.Code)
+	}
+	if got, want := f.events(), "group.evicted "+a.Path[3]+" 0 silence"; got[len(got)-1] != want || !f.status().Due {
+		t.Errorf("events %q, want %q at last; %+v", got, want, f.status())
+	}
+}
+
 // 64 nodes join at once, with a rekey among them. Every Sender ID is given out
 // once under its Gid.
 func TestConcurrentJoins(t *testing.T) {

@@ -32,9 +32,14 @@ func (o *operator) Delivery(ctx context.Context, group string, members bool) (*a
 	if !members {
 		return out, nil
 	}
+	twins, err := o.twins(ctx, group, entries, func(*bridge.LedgerEntry) bool { return true })
+	if err != nil {
+		return nil, err
+	}
 	out.Ledger = make([]admin.DeliveryMember, len(entries))
 	for i, e := range entries {
 		out.Ledger[i] = deliveryMember(e)
+		out.Ledger[i].Twin = twins[e.Node]
 	}
 	return out, nil
 }

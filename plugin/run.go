@@ -154,8 +154,7 @@ func (g *Gateway) build(st *store.Store) (*built, error) {
 		},
 		Tokens: tokens, Warm: as.Warm,
 		Evict: func(ctx context.Context, group string, nodes []string) error {
-			_, err := late.Evict(ctx, group, nodes, nil)
-			return err
+			return late.EvictSilent(ctx, group, nodes)
 		},
 		Log: g.log.With("part", "bridge"), Registerer: g.registry,
 	})

@@ -115,6 +115,11 @@ func (o *operator) whyMember(ctx context.Context, m *groupcomm.Member, g groupco
 		if e.Node == m.Node {
 			d := deliveryMember(e)
 			w.Delivery, w.Held = &d, d.Version
+			twins, err := o.twins(ctx, g.Name, ledger, sameNode(m))
+			if err != nil {
+				return nil, err
+			}
+			d.Twin = twins[e.Node]
 			if w.Tree, err = o.whyTree(ctx, g.Name, &e); err != nil {
 				return nil, err
 			}
@@ -193,6 +198,10 @@ func verdict(w *admin.WhyGroup, m *groupcomm.Member, g groupcomm.GroupStatus, no
 	poll := d.Channel == "poll" || d.Channel == "none"
 	if d.HeldUntil != nil {
 		next("nothing: a scheduled rekey tells responders first (activation of the group); `gateway group rekey %s` would tell everybody at once", w.Group)
+		return
+	}
+	if d.Twin != "" && d.NextWake == nil {
+		next("its client is also the member %s, which has the newest version: if both are one node, which lost its state and joined again, `gateway group evict %s %s` ends what it was; else this one ends with its token", d.Twin, w.Group, d.Node)
 		return
 	}
 	switch d.State {

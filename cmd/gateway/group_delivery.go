@@ -93,9 +93,17 @@ func printDelivery(w io.Writer, d *admin.DeliveryInfo, all bool) error {
 		if m.NextWake != nil {
 			wakes = due(m.NextWake)
 		}
-		row(t, m.Node, holds, m.State, ago(m.Since), ago(m.LastHeard), wakes, m.Attempts, channels(&m), m.LastError)
+		row(t, m.Node, holds, m.State, ago(m.Since), ago(m.LastHeard), wakes, m.Attempts, channels(&m), trouble(&m))
 	}
 	return t.Flush()
+}
+
+// trouble is what keeps a member from the newest version, as far as is known.
+func trouble(m *admin.DeliveryMember) string {
+	if m.Twin == "" {
+		return m.LastError
+	}
+	return "joined again as " + m.Twin + "?"
 }
 
 // channels lists how a member was tried, with the outcomes.

@@ -40,10 +40,11 @@ type product struct {
 	password bool // the gateway has a password and no certificate
 	keeps    bool // what is retained outlives a kill
 	refuses  bool // a subscription to what may not be read, and not only the messages
+	literal  bool // what is retained comes to subscriptions without wildcards only
 }
 
 // products are what the scenarios run over.
-var products = []product{mosquitto, nats, natsMapped, hivemq}
+var products = []product{mosquitto, nats, natsMapped, hivemq, rabbitmq}
 
 // each runs a scenario with every broker that is installed.
 func each(t *testing.T, scenario func(t *testing.T, s *server)) {
@@ -163,6 +164,15 @@ func (s *server) client(user string) paho.Client {
 }
 
 func (s *server) file(name string) string { return filepath.Join(s.dir, name) }
+
+func (s *server) read(name string) string {
+	s.t.Helper()
+	b, err := os.ReadFile(s.file(name))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b)
+}
 
 func (s *server) write(name, content string) {
 	s.t.Helper()

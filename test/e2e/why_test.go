@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -74,6 +76,49 @@ func TestWhy(t *testing.T) {
 	nobody := run(t, 1, "why", "nobody", "--config", s.config)
 	if !strings.Contains(nobody.err.String(), "no node") || !strings.Contains(nobody.err.String(), "hint:") {
 		t.Errorf("of nobody: %s", &nobody.err)
+	}
+}
+
+// TestWhyTwin: a node that lost its state and joins again is a second member. What it
+// was is told apart from a node that is away, and how to end it; not where one is
+// several members that have the newest keys.
+func TestWhyTwin(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.run()
+	d := s.door()
+	s.write("nodes.csv", fmt.Sprintf("identity,key,groups,roles\nmeter,%x,sensors,requester responder\n", d.client.Key.Bytes()))
+	run(t, 0, "node", "enroll", "--csv", filepath.Join(s.dir, "nodes.csv"), "--config", s.config)
+	d.client.Identity = "meter"
+	before := d.join().state().Node
+	again := d.join()
+	show := func(m *member, version uint64) {
+		t.Helper()
+		for range 2 {
+			if err := m.Poll(soon(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "it shows the version", func() bool { return row(s.show(), m.state().Node).State == "current" && s.show().Version == version })
+	}
+	show(again, s.rekey())
+	why := func() admin.WhyGroup {
+		t.Helper()
+		return decode[admin.WhyInfo](t, run(t, 0, "why", before, "--json", "--config", s.config).out.String()).Groups[0]
+	}
+	name := again.state().Node
+	if g := why(); g.Reads != "no" || g.Delivery.Twin != name || len(g.Next) != 1 || !strings.Contains(g.Next[0], name) || !strings.Contains(g.Next[0], "`gateway group evict sensors "+before+"`") {
+		t.Errorf("%+v, delivery %+v", g, g.Delivery)
+	}
+	if text := run(t, 0, "group", "status", "sensors", "--config", s.config).out.String(); !strings.Contains(text, "joined again as "+name+"?") {
+		t.Errorf("status:\n%s", text)
+	}
+	third := d.join()
+	version := s.rekey()
+	show(again, version)
+	show(third, version)
+	if g := why(); g.Delivery.Twin != "" {
+		t.Errorf("of a client that is several members: %+v", g.Delivery)
 	}
 }
 
