@@ -98,8 +98,13 @@ func (s *Server) addContext(tx *store.Tx, subject coap.Subject, c *contextRow, n
 	if !free {
 		return coap.Errorf(coap.ServiceUnavailable, "no free Recipient ID")
 	}
+	// The times tell which is the newest, also when the clock was set back since the last.
+	var newest int64
+	if err := tx.QueryRow(`SELECT COALESCE(MAX(made), 0) FROM ace_contexts WHERE subject = ?`, subjectBytes(subject)).Scan(&newest); err != nil {
+		return err
+	}
 	_, err := tx.Exec(`INSERT INTO ace_contexts (id2, subject, nonce1, nonce2, id1, made, proved, reserved, epoch) VALUES (?, ?, ?, ?, ?, ?, 0, 0, 0)`,
-		c.id2, subjectBytes(subject), c.nonce1, c.nonce2, c.id1, now.UnixNano())
+		c.id2, subjectBytes(subject), c.nonce1, c.nonce2, c.id1, max(now.UnixNano(), newest+1))
 	if err != nil {
 		return err
 	}

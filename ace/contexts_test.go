@@ -15,6 +15,7 @@ import (
 	"github.com/seed4911071e/groupgate/cose"
 	"github.com/seed4911071e/groupgate/groupcomm"
 	"github.com/seed4911071e/groupgate/oscore"
+	"github.com/seed4911071e/groupgate/store"
 )
 
 var (
@@ -288,6 +289,37 @@ func TestSetupAgain(t *testing.T) {
 			t.Errorf("dropped %v, and nobody used them", dropped)
 		}
 	})
+}
+
+// Contexts of before the clock was set back push out none that is made since, and give way
+// to it.
+func TestSetupClockSetBack(t *testing.T) {
+	b := newBench(t)
+	var dropped []coap.LinkID
+	b.dropped = func(l []coap.LinkID) { dropped = append(dropped, l...) }
+	token := b.token(forOSCORE)
+	first := b.setup(token)
+	if err := b.take(first, false); err != nil {
+		t.Fatal(err)
+	}
+	for range openContexts {
+		b.setup(token)
+	}
+	if err := b.store.Update(t.Context(), func(tx *store.Tx) error {
+		_, err := tx.Exec(`UPDATE ace_contexts SET made = made + ?`, int64(365*24*time.Hour))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	next := b.setup(token)
+	b.context(next.ID2)
+	if err := b.take(next, false); err != nil {
+		t.Fatal(err)
+	}
+	b.none("replaced", first.ID2)
+	if !slices.Contains(dropped, first.Link) {
+		t.Errorf("dropped %v, and not the one before", dropped)
+	}
 }
 
 func TestSetupReplaces(t *testing.T) {

@@ -230,7 +230,8 @@ func (s *Server) UsedChallenge(tx *store.Tx, subject coap.Subject, ns []byte) er
 	if !changed {
 		return nil
 	}
-	if _, err := tx.Exec(`UPDATE ace_keys SET challenges = ? WHERE subject = ?`, list.encode(), id); err != nil {
+	// Who is a member must not be dropped as unused, should the mark of touch be lost.
+	if _, err := tx.Exec(`UPDATE ace_keys SET challenges = ?, used = 1 WHERE subject = ?`, list.encode(), id); err != nil {
 		return err
 	}
 	tx.AfterCommit(func() { s.grants.forget(subject) })

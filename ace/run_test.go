@@ -143,6 +143,24 @@ func TestUnusedTokensAreDropped(t *testing.T) {
 	})
 }
 
+// The token of a member is not dropped as unused when the gateway crashes right after the
+// join and is away for long: its join says that it was proved.
+func TestUsedBeforeACrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		token := b.token(func(c *cwt.Claims) { c.Expires = 0 })
+		ns := b.mustPost(outside(), token)
+		s := b.handshake(popKID)
+		b.use(s, ns)
+		time.Sleep(defaultUnusedAfter + time.Hour)
+		b = b.reopen()
+		if _, err := b.purge(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.grant(s)
+	})
+}
+
 // What expired while nothing ran is ended before anything else begins.
 func TestSetupExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -34,8 +34,12 @@ type newcomer struct {
 }
 
 // waitingLife is how long a row of gm_waiting counts: no request waits that long,
-// so what is older was left behind by a process that ended.
-const waitingLife = 30 * time.Second
+// so what is older was left behind by a process that ended. So was what is of a time
+// further ahead than the clock of another gateway, by a clock that was set back since.
+const (
+	waitingLife  = 30 * time.Second
+	waitingAhead = time.Hour
+)
 
 // announce has rekeys of the group, whichever gateway does them, tell of a Join
 // Request, until its end.
@@ -75,8 +79,9 @@ func (m *Manager) withdraw(ctx context.Context, j *joinCall) {
 // awaited are the Join Requests that wait, as many as one rekey message tells of,
 // the first first.
 func awaited(tx *store.Tx, g *group) ([]newcomer, error) {
-	rows, err := tx.Query(`SELECT ticket, cred, roles FROM gm_waiting WHERE group_id = ? AND at > ? ORDER BY at, ticket LIMIT ?`,
-		g.id, time.Now().Add(-waitingLife).UnixMilli(), maxNewcomers)
+	now := time.Now()
+	rows, err := tx.Query(`SELECT ticket, cred, roles FROM gm_waiting WHERE group_id = ? AND at > ? AND at <= ? ORDER BY at, ticket LIMIT ?`,
+		g.id, now.Add(-waitingLife).UnixMilli(), now.Add(waitingAhead).UnixMilli(), maxNewcomers)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +198,9 @@ func (r *reservation) write(tx *store.Tx, g *group, num uint64) error {
 	if len(r.places) == 0 {
 		return nil
 	}
-	if _, err := tx.Exec(`DELETE FROM gm_waiting WHERE group_id = ? AND at <= ?`, g.id, time.Now().Add(-waitingLife).UnixMilli()); err != nil {
+	now := time.Now()
+	if _, err := tx.Exec(`DELETE FROM gm_waiting WHERE group_id = ? AND (at <= ? OR at > ?)`, g.id,
+		now.Add(-waitingLife).UnixMilli(), now.Add(waitingAhead).UnixMilli()); err != nil {
 		return err
 	}
 	if _, err := tx.Exec(`UPDATE gm_groups SET sid_free = sid_free - ?, sid_next = sid_next + ? WHERE id = ?`,

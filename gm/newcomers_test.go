@@ -170,17 +170,20 @@ func TestNewcomersOfAnotherGateway(t *testing.T) {
 		if err := other.Setup(f.t.Context()); err != nil {
 			f.t.Fatal(err)
 		}
+		ghosts := byte(0)
 		leaveBehind := func(age time.Duration) {
-			j := f.joiner("ghost", "g1", both)
+			ghosts++
+			j := f.joiner(fmt.Sprint("ghost", ghosts), "g1", both)
 			if err := f.st.Update(f.t.Context(), func(tx *store.Tx) error {
 				_, err := tx.Exec(`INSERT INTO gm_waiting (group_id, ticket, cred, roles, at) SELECT id, ?, ?, 6, ? FROM gm_groups`,
-					[]byte{1}, j.Cred, time.Now().Add(-age).UnixMilli())
+					[]byte{ghosts}, j.Cred, time.Now().Add(-age).UnixMilli())
 				return err
 			}); err != nil {
 				f.t.Fatal(err)
 			}
 		}
 		leaveBehind(2 * waitingLife)
+		leaveBehind(-365 * 24 * time.Hour) // by a clock that was set back since
 		here, there := f.joiner("here", "g1", both), f.joiner("there", "g1", both)
 		var wg sync.WaitGroup
 		ids := map[string]string{}
