@@ -188,8 +188,12 @@ func (s sequences) Open(name string) (uint64, oscore.Reserver, error) {
 			return err
 		}
 		upTo = 0
+		at, err := s.newest(tx, "delegate_sequence")
+		if err != nil {
+			return err
+		}
 		if _, err := tx.Exec(`INSERT INTO delegate_sequence (owner, node, grp, name, upto, at) VALUES (?, ?, ?, ?, 1, ?)`,
-			s.k.owner, s.node, s.group, name, time.Now().UnixNano()); err != nil {
+			s.k.owner, s.node, s.group, name, at); err != nil {
 			return err
 		}
 		_, err = tx.Exec(`DELETE FROM delegate_sequence WHERE owner = ? AND node = ? AND grp = ? AND name NOT IN (
@@ -201,6 +205,13 @@ func (s sequences) Open(name string) (uint64, oscore.Reserver, error) {
 		return 0, nil, fmt.Errorf("delegate: %w", err)
 	}
 	return uint64(upTo), reserver{s, name}, nil
+}
+
+// newest is a time behind those of all rows of the membership in a table. They tell which are
+// the oldest, that are forgotten first; a clock that was set back must not make it those in use.
+func (s sequences) newest(tx *store.Tx, table string) (at int64, err error) {
+	err = tx.QueryRow(`SELECT COALESCE(MAX(at), 0) FROM `+table+` WHERE owner = ? AND node = ? AND grp = ?`, s.k.owner, s.node, s.group).Scan(&at)
+	return max(time.Now().UnixNano(), at+1), err
 }
 
 type reserver struct {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/seed4911071e/groupgate/oscore"
 	"github.com/seed4911071e/groupgate/store"
@@ -148,14 +147,21 @@ func (c *contexts) Keep(name string, kid []byte, state oscore.WindowState) error
 	w.writing.Lock()
 	defer w.writing.Unlock()
 	c.mu.Lock()
-	if w.state.Valid {
+	first := !w.state.Valid
+	if !first {
 		state = state.Merge(w.state)
 	}
 	c.mu.Unlock()
-	err := c.k.store.Update(ctx, func(tx *store.Tx) error {
-		_, err := tx.Exec(`INSERT INTO delegate_window (owner, node, grp, name, kid, next, seen, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+	err := c.k.store.Update(ctx, func(tx *store.Tx) (err error) {
+		at := int64(0) // that of the first counts
+		if first {
+			if at, err = c.newest(tx, "delegate_window"); err != nil {
+				return err
+			}
+		}
+		_, err = tx.Exec(`INSERT INTO delegate_window (owner, node, grp, name, kid, next, seen, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (owner, node, grp, name, kid) DO UPDATE SET next = excluded.next, seen = excluded.seen`,
-			c.k.owner, c.node, c.group, name, kid, int64(state.Next), int64(state.Seen), time.Now().UnixNano())
+			c.k.owner, c.node, c.group, name, kid, int64(state.Next), int64(state.Seen), at)
 		return err
 	})
 	if err != nil {

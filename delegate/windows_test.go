@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/seed4911071e/groupgate/oscore"
+	"github.com/seed4911071e/groupgate/store"
 )
 
 // TestWindows: what was received stays received over restarts, also what came at once;
@@ -78,6 +80,56 @@ func TestWindows(t *testing.T) {
 	cancel()
 	if _, err := loadContexts(ended, sequences{r.keep, "a", "g"}); err == nil {
 		t.Error("read without the store")
+	}
+}
+
+// After the clock was set back what is new is not taken for the oldest, neither Sender
+// Sequence Numbers, which would begin anew after a restart, nor Replay Windows.
+func TestKeptWhenClockSetBack(t *testing.T) {
+	r := newRoom(t, legacyOf("a"))
+	s := sequences{r.keep, "a", "g"}
+	for n := range keptSequences - 1 {
+		if _, _, err := s.Open(fmt.Sprint("old", n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := loadContexts(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	window := oscore.WindowState{Valid: true, Next: 1, Seen: 1}
+	if err := c.Keep("m-old", []byte{1}, window); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.keep.store.Update(t.Context(), func(tx *store.Tx) error {
+		for _, table := range []string{"delegate_sequence", "delegate_window"} {
+			if _, err := tx.Exec(`UPDATE ` + table + ` SET at = at + ` + fmt.Sprint(int64(365*24*time.Hour))); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"in use", "next"} { // as between two rekeys
+		_, reserve, err := s.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := reserve.Reserve(t.Context(), 100); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"in use", "next"} {
+		if upTo, _, err := s.Open(name); err != nil || upTo != 100 {
+			t.Errorf("%s goes on from %d after a restart, %v", name, upTo, err)
+		}
+	}
+	if err := c.Keep("m-new", []byte{1}, window); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = loadContexts(t.Context(), s); err != nil || c.order[0] != "m-old" {
+		t.Errorf("the oldest is %q, %v", c.order, err)
 	}
 }
 
