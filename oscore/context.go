@@ -50,7 +50,7 @@ type Params struct {
 
 	// Hop says that one of the two ends is a proxy for requests of the other: what is
 	// for it, where to send them among that, is protected, and what it forwards may be
-	// protected itself (draft-ietf-core-oscore-capable-proxies, Section 3).
+	// protected itself (draft-ietf-core-oscore-capable-proxies-07, Section 2).
 	Hop bool
 }
 

@@ -14,7 +14,7 @@ func hopPair(t testing.TB) (client, server *Context) {
 	return pair(t, both(func(p *Params) { p.Hop = true }))
 }
 
-// draft-ietf-core-oscore-capable-proxies, Section 3.1: what is for the proxy itself is
+// draft-ietf-core-oscore-capable-proxies-07, Section 2.2: what is for the proxy itself is
 // protected on the way to it, and so is what is protected for somebody beyond it.
 func TestHopOptions(t *testing.T) {
 	nested := []byte{9, 7, 0xaa}
@@ -86,7 +86,7 @@ func TestHopAltered(t *testing.T) {
 	}
 }
 
-// draft-ietf-core-oscore-capable-proxies, Section 3.5.1: the responses of a group come
+// draft-ietf-core-oscore-capable-proxies-07, Section 2.6.1: the responses of a group come
 // in any order, each is accepted once, and one of them may be without Partial IV.
 func TestSeveral(t *testing.T) {
 	client, server := hopPair(t)

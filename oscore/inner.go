@@ -45,14 +45,14 @@ type span bool
 
 const (
 	toEnd span = false // to who answers the request, past proxies
-	toHop span = true  // to who forwards it (draft-ietf-core-oscore-capable-proxies)
+	toHop span = true  // to who forwards it (draft-ietf-core-oscore-capable-proxies-07)
 )
 
 // outside says whether an option of m travels outside of the ciphertext. What is for
 // the other end of a hop goes inside, an OSCORE option for somebody beyond it among
 // that.
 //
-// draft-ietf-core-oscore-capable-proxies, Section 3.1 (its algorithm, for who shares a
+// draft-ietf-core-oscore-capable-proxies-07, Section 2.2 (its algorithm, for who shares a
 // context with the next hop).
 func (s span) outside(m *coap.Message, id coap.OptionID) bool {
 	if s == toEnd || !outerOnly(id) {

@@ -61,7 +61,7 @@ func (c *Context) ProtectResponse(ctx context.Context, buf *Buffer, ex Exchange,
 // ProtectFurther is ProtectResponse for a response that is not the first, whether that
 // was made yet or not: it has a Partial IV of its own, as notifications and the
 // responses of a group need it that a proxy relays (RFC 8613, Section 8.3.1;
-// draft-ietf-core-oscore-capable-proxies, Section 3.4.1).
+// draft-ietf-core-oscore-capable-proxies-07, Section 2.5.1).
 func (c *Context) ProtectFurther(ctx context.Context, buf *Buffer, ex Exchange, m *coap.Message) (*coap.Message, error) {
 	return c.protectResponse(ctx, buf, ex, m, responseOwnPIV)
 }
@@ -250,7 +250,7 @@ func (c *Context) kidContextOf(b []byte) string {
 //
 // To a request to a group, which a proxy relays ([Params.Hop]), each response is
 // accepted once, in any order and for as long as the caller keeps ex; one of them may
-// be without Partial IV (draft-ietf-core-oscore-capable-proxies, Section 3.5.1).
+// be without Partial IV (draft-ietf-core-oscore-capable-proxies-07, Section 2.6.1).
 //
 // An error leaves the context and ex as they were; the client drops the response.
 // [ErrUnprotected] is no attack: a proxy, or a server that lost the context,

@@ -73,7 +73,7 @@ func (l *Layer) answer(a *answers, begins bool) {
 
 // Cancel is told that the peer of an outer link rejected a message that was not
 // confirmable, by its token. Further responses to a request end
-// (draft-ietf-core-groupcomm-proxy-07, Section 4.1.3), and so does an observation (RFC
+// (draft-ietf-core-groupcomm-proxy-07, Section 5.1.3), and so does an observation (RFC
 // 7641, Section 3.6) where the Reset shows who sent it. Over plain UDP anybody may have
 // written it, and whose notifications are protected shall not lose them to a guess of 16
 // bits: the next notification is confirmable, and what the peer says to that counts.

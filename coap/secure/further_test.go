@@ -113,7 +113,7 @@ func (c *client) group(token string) (*coap.Message, *oscore.Exchange) {
 
 // TestFurther: a request to a group has more responses than one without being an
 // observation. Each is protected, with a Partial IV of its own but for the first (RFC
-// 8613, Section 5.2; draft-ietf-core-oscore-capable-proxies, Section 3.4.1), and bound
+// 8613, Section 5.2; draft-ietf-core-oscore-capable-proxies-07, Section 2.5.1), and bound
 // to its request.
 func TestFurther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

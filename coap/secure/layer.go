@@ -80,7 +80,7 @@ func New(cfg Config) *Layer {
 }
 
 // errLayers is the answer to a request that is protected for us twice
-// (draft-ietf-core-oscore-capable-proxies, Section 2.1): what is inside of one
+// (draft-ietf-core-oscore-capable-proxies-07, Section 2.1): what is inside of one
 // protection is for us, or for somebody whom it is forwarded to.
 var errLayers = coap.Errorf(coap.Unauthorized, "one layer of OSCORE for this server, and no more")
 

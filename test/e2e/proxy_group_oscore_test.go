@@ -46,7 +46,7 @@ func (d *door) traffic(n int) (all []*node.Traffic) {
 // a group through it. Where it leads is protected on the way to the gateway, every
 // response comes back protected, and what is inside is Group OSCORE from end to end: the
 // gateway passes it on as it is (draft-ietf-core-groupcomm-proxy-07, Section 4, REQ2 and
-// REQ3; draft-ietf-core-oscore-capable-proxies, Section 3).
+// REQ3; draft-ietf-core-oscore-capable-proxies-07, Section 2).
 func TestProxiedGroupOSCORE(t *testing.T) {
 	t.Parallel()
 	g := newGrouped(t)
