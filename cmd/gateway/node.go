@@ -87,25 +87,7 @@ func (c *nodeJoinCmd) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	if err != nil {
 		return fmt.Errorf("--roles: %w", err)
 	}
-	if c.Sleep < 0 {
-		return errors.New("--sleep: a negative time")
-	}
 	dialect, _ := groupcomm.InterfaceByName(c.Interface)
-	if c.MQTT && c.Multicast != "" {
-		return errors.New("--mqtt and --rekey-multicast: one of them brings the rekeys")
-	}
-	if dialect != groupcomm.Current && (c.MQTT || c.Multicast != "" || c.Sleep != 0) {
-		return errors.New("--mqtt, --rekey-multicast and --sleep are for --interface current: the older drafts have no parameter that asks for MQTT, and their nodes observe the group or ask for news every --poll")
-	}
-	if (c.Proxy != "") != (c.ProxyName != "") || c.Proxy != "" && !c.OSCORE {
-		return errors.New("--proxy goes with --proxy-name and --oscore")
-	}
-	if dialect != groupcomm.Current && c.OSCORE {
-		return errors.New("--oscore is for --interface current: the older drafts have the DTLS profile alone, and their token POST no nonces and no IDs that a Security Context could be made of")
-	}
-	if c.RPK && c.OSCORE {
-		return errors.New("--rpk is for associations over DTLS, --oscore does without")
-	}
 	at, client, err := c.locate()
 	if err != nil {
 		return err

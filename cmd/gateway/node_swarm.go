@@ -60,6 +60,9 @@ func (c *nodeSwarmCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	if ip := at.Addr(); (c.Move > 0 || c.Flood > 0) && !(ip.Is4() && ip.IsLoopback()) {
+		return fmt.Errorf("--move and --flood: at a gateway on 127.0.0.1 only, not at %s", ip)
+	}
 	s, err := swarm.New(swarm.Config{Gateway: at, Nodes: len(nodes), NoCID: c.NoCID})
 	if err != nil {
 		return err
@@ -248,8 +251,7 @@ func (c *nodeSwarmCmd) credentials() ([]admin.NodeSpec, error) {
 		}
 		nodes = append(nodes, more...)
 	}
-	switch {
-	case len(c.CSV) > 0:
+	if len(c.CSV) > 0 {
 		if c.Nodes > len(nodes) {
 			return nil, fmt.Errorf("--nodes %d: the files have %d", c.Nodes, len(nodes))
 		}
@@ -257,10 +259,6 @@ func (c *nodeSwarmCmd) credentials() ([]admin.NodeSpec, error) {
 			nodes = nodes[:c.Nodes]
 		}
 		return nodes, nil
-	case c.KeyFile == "":
-		return nil, withHint(errors.New("the nodes have no credentials"), "name a file by --csv, as gateway node enroll reads it and writes it for keys that it makes, or a key for all by --key-file")
-	case c.Nodes < 1 || c.Nodes > swarm.MaxNodes:
-		return nil, fmt.Errorf("--nodes: 1 to %d", swarm.MaxNodes)
 	}
 	shared, err := enrolledCredential(c.Identity, c.KeyFile)
 	if err != nil {

@@ -52,12 +52,12 @@ type nodeSendCmd struct {
 
 // Run plays the node; warnings go to standard error.
 func (c *nodeServeCmd) Run(e *env) error {
-	return c.talk(e, groupcomm.Responder, c.run)
+	return c.talk(e, c.run)
 }
 
 // Run plays the node; warnings go to standard error.
 func (c *nodeSendCmd) Run(e *env) error {
-	return c.talk(e, groupcomm.Requester, c.run)
+	return c.talk(e, c.run)
 }
 
 // talker is a node in its group.
@@ -69,20 +69,11 @@ type talker struct {
 }
 
 // talk joins, follows the rekeys, and has play do the rest until it is over.
-func (c *nodeTalkFlags) talk(e *env, needed groupcomm.Roles, play func(context.Context, *talker) error) error {
+func (c *nodeTalkFlags) talk(e *env, play func(context.Context, *talker) error) error {
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	roles, err := groupcomm.ParseRoles(c.Roles)
 	if err != nil {
 		return fmt.Errorf("--roles: %w", err)
-	}
-	if roles&needed == 0 && roles != groupcomm.Monitor {
-		return fmt.Errorf("--roles: this takes the role %s", needed)
-	}
-	if roles == groupcomm.Monitor && needed == groupcomm.Requester {
-		return errors.New("--roles: a monitor sends nothing")
-	}
-	if dialect, _ := groupcomm.InterfaceByName(c.Interface); dialect != groupcomm.Current || c.Sleep != 0 || c.Once {
-		return errors.New("--interface, --sleep and --once are for `gateway node join`")
 	}
 	at, client, err := c.locate()
 	if err != nil {

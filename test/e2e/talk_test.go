@@ -193,7 +193,7 @@ func TestTalkFlags(t *testing.T) {
 		{"serve", "--sleep", "10s"},
 		{"serve", "--interface", "draft-03"},
 	} {
-		c := run(t, 1, append([]string{"node", flags[0], "--config", s.config, "--client", s.client}, flags[1:]...)...)
+		c := run(t, 2, append([]string{"node", flags[0], "--config", s.config, "--client", s.client}, flags[1:]...)...)
 		if c.out.String() != "" {
 			t.Errorf("%v: it began: %s", flags, &c.out)
 		}
