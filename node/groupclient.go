@@ -59,11 +59,6 @@ func DialGroup(ctx context.Context, t *Traffic, listen, ifname string) (*GroupCl
 // Close closes the socket.
 func (c *GroupClient) Close() error { return c.conn.Close() }
 
-// Addr is where the requests come from.
-func (c *GroupClient) Addr() netip.AddrPort {
-	return fromAddr(c.conn.LocalAddr().(*net.UDPAddr).AddrPort())
-}
-
 // Send sends a request and calls each with every answer: to a multicast address, in a
 // message that is not confirmable, those that come within the time wait; to another
 // address, in a confirmable one, the first within that time. to is the member for
