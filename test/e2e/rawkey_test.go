@@ -165,7 +165,7 @@ func TestRawKeyProgram(t *testing.T) {
 	}
 	writeFile(t, pemFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	says(run(t, 0, append(args, "--rpk-key-file", pemFile, "--name", "node-2")...))
-	run(t, 1, append(args, "--rpk", "--oscore")...)
+	run(t, 2, append(args, "--rpk", "--oscore")...)
 
 	// A token that the operator has made, for a node elsewhere.
 	key := signKey(t, cose.AlgES256)
