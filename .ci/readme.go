@@ -1,6 +1,6 @@
 //go:build ignore
 
-// Command readme runs the commands of a README as a reader would. Each block
+// Command readme runs the commands of a README, and of pages after it, as a reader would. Each block
 // marked sh is one terminal, from top to bottom. A block that starts a gateway
 // or a node stays: once it said something and fell silent the next block's turn
 // comes, and at the end it gets Ctrl-C. Every block must end with status 0.
@@ -36,20 +36,30 @@ var elsewhere = regexp.MustCompile(`\Ago test \./\.\.\.\n\z`)
 var block = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 
 func main() {
-	text, err := os.ReadFile(os.Args[1])
-	if err == nil {
-		err = runAll(block.FindAllSubmatch(text, -1))
-	}
-	if err != nil {
+	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "readme:", err)
 		os.Exit(1)
 	}
 }
 
-func runAll(blocks [][][]byte) (err error) {
-	if len(blocks) == 0 {
-		return errors.New("no blocks marked sh")
+// run takes the files one after the other, as one who reads on.
+func run(files []string) error {
+	var blocks [][][]byte
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		found := block.FindAllSubmatch(text, -1)
+		if len(found) == 0 {
+			return fmt.Errorf("%s: no blocks marked sh", name)
+		}
+		blocks = append(blocks, found...)
 	}
+	return runAll(blocks)
+}
+
+func runAll(blocks [][][]byte) (err error) {
 	var running []*terminal
 	defer func() {
 		slices.Reverse(running)
