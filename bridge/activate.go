@@ -109,9 +109,10 @@ func (b *Bridge) fill(ctx context.Context, group string, h *hold, urgent uint64)
 	if err != nil {
 		return fmt.Errorf("bridge: order of the rekey of %q: %w", group, err)
 	}
-	b.mu.Lock()
-	state := b.groups[group]
-	b.mu.Unlock()
+	state, err := b.upTo(ctx, group, h.num)
+	if err != nil {
+		return err
+	}
 	j := judge{version: h.num, group: state, policy: b.policy(group), asleepAfter: b.cfg.AsleepAfter, now: time.Now()}
 	for _, m := range members {
 		c, shown := confirmed[m.Node]

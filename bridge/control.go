@@ -94,6 +94,11 @@ func (c *controls) of(group string) map[string]control {
 	return out
 }
 
+// Joined notes the sign of life of a node that was let into a group.
+func (b *Bridge) Joined(group, node string) {
+	b.activity.heard(member{group, node}, "", time.Now())
+}
+
 // Reached records over which association a member was heard, and its
 // control_uri. One that observes is remembered for the end of its observations.
 func (b *Bridge) Reached(group, node string, p coap.Peer, controlURI string, observing bool) {

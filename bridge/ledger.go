@@ -52,11 +52,11 @@ func (b *Bridge) Ledger(ctx context.Context, group string) ([]LedgerEntry, error
 	return entries, err
 }
 
-// ledger tells the version that the entries are about, too.
-func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint64, error) {
+// ledger tells what the entries are derived from, too.
+func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, *standing, error) {
 	st, err := b.standing(ctx, group, false)
 	if err != nil {
-		return nil, 0, fmt.Errorf("bridge: ledger of %q: %w", group, err)
+		return nil, nil, fmt.Errorf("bridge: ledger of %q: %w", group, err)
 	}
 	entries := make([]LedgerEntry, 0, len(st.members))
 	for _, m := range st.members {
@@ -98,7 +98,7 @@ func (b *Bridge) ledger(ctx context.Context, group string) ([]LedgerEntry, uint6
 		e.Tree = st.group.leaf(route, &e, &a, st.now)
 		entries = append(entries, e)
 	}
-	return entries, st.version, nil
+	return entries, st, nil
 }
 
 // standing is what the state of a group's members is derived from.
@@ -123,9 +123,10 @@ func (b *Bridge) standing(ctx context.Context, group string, brief bool) (*stand
 	if err != nil {
 		return nil, err
 	}
-	b.mu.Lock()
-	state := b.groups[group]
-	b.mu.Unlock()
+	state, err := b.upTo(ctx, group, version)
+	if err != nil {
+		return nil, err
+	}
 	j := judge{version: version, group: state, policy: b.policy(group), asleepAfter: b.cfg.AsleepAfter, now: time.Now()}
 	return &standing{j, members, confirmed, routes}, nil
 }
@@ -152,7 +153,7 @@ func (j judge) of(m groupcomm.Member, c confirmation, shown bool, t trace) (stat
 	case shown && c.version >= j.version:
 		return StateCurrent, c.at
 	}
-	due := j.group.due(c.version, shown)
+	due := j.due(m, c, shown)
 	// Silence begins when there was something to hear, or with what it announced.
 	silent := later(later(due, later(c.at, t.heard)), t.wakeAt)
 	if over := silent.Add(j.policy.UnreachableAfter); !silent.IsZero() && j.now.After(over) {
@@ -168,7 +169,29 @@ func (j judge) of(m groupcomm.Member, c confirmation, shown bool, t trace) (stat
 	case t.gap >= learnedSleep && j.now.Sub(t.heard) >= shortestSleep:
 		return StateAsleep, t.heard
 	}
+	if due.IsZero() {
+		return StatePending, t.heard
+	}
 	return StatePending, due
+}
+
+// due is when the first version became due that a member does not hold, zero when
+// it was given the newest with its join and did not show it yet: it has something to
+// hear from the next rekey on.
+func (j judge) due(m groupcomm.Member, c confirmation, shown bool) time.Time {
+	given := m.JoinedAt
+	if shown {
+		given = max(given, c.version)
+	}
+	for _, r := range j.group.rekeys {
+		if r.num > given {
+			return r.at
+		}
+	}
+	if !shown {
+		return time.Time{}
+	}
+	return j.group.since
 }
 
 func later(a, b time.Time) time.Time {

@@ -41,18 +41,18 @@ func (p Progress) Percent() float64 {
 // Progress tells how far the newest rekey of a group has come, and about each
 // member.
 func (b *Bridge) Progress(ctx context.Context, group string) (Progress, []LedgerEntry, error) {
-	entries, version, err := b.ledger(ctx, group)
+	entries, st, err := b.ledger(ctx, group)
 	if err != nil {
 		return Progress{}, nil, err
 	}
-	p := Progress{Group: group, Version: version}
+	p := Progress{Group: group, Version: st.version}
 	for _, e := range entries {
 		if !e.HeldUntil.IsZero() {
 			p.Held, p.HeldUntil = p.Held+1, later(p.HeldUntil, e.HeldUntil)
 		}
 		p.count(e.State)
 	}
-	b.date(&p)
+	p.date(st.group)
 	return p, entries, nil
 }
 
@@ -96,7 +96,7 @@ func (b *Bridge) list(ctx context.Context, group string) (Progress, error) {
 		}
 		p.count(is)
 	}
-	b.date(&p)
+	p.date(st.group)
 	return p, nil
 }
 
@@ -177,6 +177,10 @@ func (b *Bridge) date(p *Progress) {
 	b.mu.Lock()
 	g := b.groups[p.Group]
 	b.mu.Unlock()
+	p.date(g)
+}
+
+func (p *Progress) date(g groupState) {
 	p.Since = g.since
 	if n := len(g.rekeys); n > 0 && g.rekeys[n-1].num == p.Version {
 		p.Since, p.Done = g.rekeys[n-1].at, g.rekeys[n-1].done

@@ -2,6 +2,8 @@ package bridge
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/seed4911071e/groupgate/groupcomm"
@@ -45,6 +47,40 @@ func (g groupState) due(confirmed uint64, shown bool) time.Time {
 		}
 	}
 	return g.since
+}
+
+// upTo is what is known of a group up to a version, of which the event may be on its
+// way still: who was up to date before is not behind for longer than since that rekey.
+func (b *Bridge) upTo(ctx context.Context, group string, version uint64) (groupState, error) {
+	b.mu.Lock()
+	g := b.groups[group]
+	b.mu.Unlock()
+	known, _ := g.newest()
+	if known >= version {
+		return g, nil
+	}
+	var more []rekeyTime
+	err := b.store.View(ctx, func(tx *store.Tx) error {
+		more = nil
+		rows, err := tx.Query(`SELECT num, at, done, held_until FROM bridge_rekey WHERE grp = ? AND num > ? AND num <= ? ORDER BY num`, group, int64(known), int64(version))
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var num, at, done, held int64
+			if err := rows.Scan(&num, &at, &done, &held); err != nil {
+				return err
+			}
+			more = append(more, rekeyTime{uint64(num), time.UnixMilli(at), fromMillis(done), fromMillis(held)})
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return groupState{}, fmt.Errorf("bridge: rekeys of %q: %w", group, err)
+	}
+	g.rekeys = append(slices.Clip(g.rekeys), more...)
+	return g, nil
 }
 
 // noteRekey writes, in the transaction of a rekey, since when its delivery is

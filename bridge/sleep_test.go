@@ -269,6 +269,80 @@ func TestSilence(t *testing.T) {
 	})
 }
 
+// A member that was up to date may be silent for as long as there is nothing to hear:
+// its silence begins with the rekey, also while the event that tells of it is on its way.
+func TestSilenceBeginsWithRekey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t)
+		b := New(Config{Policies: map[string]Policy{testGroup: {UnreachableAfter: 24 * time.Hour, EvictAfter: 72 * time.Hour}}}, Deps{
+			Store: open(t), Source: m, Hub: nobody{},
+			Evict: func(_ context.Context, _ string, nodes []string) error { t.Errorf("evicted: %v", nodes); return nil },
+		})
+		if err := b.Setup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, b)
+		m.join(t, b, "quiet", nil)
+		m.join(t, b, "new", nil)
+		b.Held(t.Context(), testGroup, "quiet", m.rekey(t, b))
+		settle(time.Second)
+		stop() // nobody follows the events now
+		settle(100 * time.Hour)
+		m.rekey(t, b)
+		check := func(since time.Duration) {
+			t.Helper()
+			for _, node := range []string{"quiet", "new"} {
+				if e := entry(t, b, node); node == "quiet" && (e.State != StatePending || time.Since(e.Since) != since) || node == "new" && e.State != StateUnreachable {
+					t.Errorf("%s, %v after the rekey: %s since %v", node, since, e.State, time.Since(e.Since))
+				}
+			}
+			p, err := b.Tally(t.Context(), testGroup)
+			if err != nil || p.Pending != 1 || p.Unreachable != 1 || time.Since(p.Since) != since {
+				t.Errorf("%v after the rekey: %+v, %v", since, p, err)
+			}
+		}
+		check(0)
+		settle(time.Hour)
+		check(time.Hour)
+		m.change("new", func(v *groupcomm.Member) { v.Lapsed = true }) // only the other is judged
+		if err := b.patrolGroup(t.Context(), testGroup); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A newcomer is not behind because the group was rekeyed long ago: its silence begins
+// with its join, and, when it never showed what it was given, does not begin anew with
+// each rekey.
+func TestSilenceBeginsWithJoin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t)
+		b := New(Config{Policies: map[string]Policy{testGroup: {UnreachableAfter: 24 * time.Hour}}}, Deps{Store: open(t), Source: m, Hub: nobody{}})
+		if err := b.Setup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer run(t, b)()
+		m.rekey(t, b)
+		settle(100 * time.Hour)
+		m.join(t, b, "n", nil)
+		b.Joined(testGroup, "n")
+		check := func(when, want string, since time.Duration) {
+			t.Helper()
+			if e := entry(t, b, "n"); e.State != want || time.Since(e.Since) != since {
+				t.Errorf("%s: %s since %v, want %s since %v", when, e.State, time.Since(e.Since), want, since)
+			}
+		}
+		check("at the join", StatePending, 0)
+		settle(12 * time.Hour)
+		check("after half a day", StatePending, 12*time.Hour)
+		m.rekey(t, b)
+		settle(23 * time.Hour)
+		m.rekey(t, b)
+		settle(2 * time.Hour)
+		check("a day after the first rekey that it did not hear of", StateUnreachable, time.Hour)
+	})
+}
+
 // forgetful is a bridge that forgets members and nothing else.
 func forgetful(s *store.Store) *Bridge {
 	return New(Config{}, Deps{Store: s, Hub: nobody{}})

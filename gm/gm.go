@@ -93,6 +93,12 @@ type holder interface {
 	Reached(group, node string, p coap.Peer, controlURI string, observing bool)
 }
 
+// greeter is the optional part of a Delivery that hears of joins.
+type greeter interface {
+	// Joined: the node was given the newest keying material with its join.
+	Joined(group, node string)
+}
+
 // Deps are the rooms and services that a Manager works with.
 type Deps struct {
 	Store      *store.Store

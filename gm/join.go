@@ -529,6 +529,9 @@ func (m *Manager) respond(ctx context.Context, j *joinCall, p sidPlace) (*coap.R
 	if err != nil {
 		return nil, err
 	}
+	if h, ok := m.deliver.(greeter); ok {
+		h.Joined(j.g.cfg.Name, j.node)
+	}
 	outcome := "joined"
 	if j.row.member != nil {
 		outcome = "rejoined"
