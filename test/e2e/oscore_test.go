@@ -352,6 +352,8 @@ func TestOSCOREOutlives(t *testing.T) {
 	s := newSite(t)
 	gw := s.run()
 	p := s.join("n1", "--oscore", "--poll", "1h")
+	// Told of a rekey by its first look instead, it would not have to show the version.
+	eventually(t, "the node observes", func() bool { return metric(t, s, "groupgate_serve_observations") == 2 })
 	version := uint64(0)
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL, syscall.SIGKILL} {
 		version = s.rekey()
