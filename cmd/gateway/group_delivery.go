@@ -255,12 +255,13 @@ func (s *shower) progress(d *admin.DeliveryInfo) (err error) {
 		}
 		return err
 	}
-	line := tally(d) + treeTally(d.Tree)
+	said := tally(d) + treeTally(d.Tree)
+	line := fmt.Sprintf("version %d: %s", d.Version, said) // the next version may have come as far
 	switch {
 	case s.term:
-		_, err = fmt.Fprintf(s.w, "\r\x1b[K%s %s", bar(d), line)
+		_, err = fmt.Fprintf(s.w, "\r\x1b[K%s %s", bar(d), said)
 	case line != s.last:
-		_, err = fmt.Fprintf(s.w, "version %d: %s\n", d.Version, line)
+		_, err = fmt.Fprintln(s.w, line)
 	}
 	s.last = line
 	return err
