@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -57,7 +58,7 @@ func newGateway(t *testing.T, s *server, edits ...func(*config.Config)) *gateway
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, over := make(chan struct{}), make(chan error, 1)
 	go func() {
-		over <- host.Serve(ctx, c, slog.New(slog.DiscardHandler), func(_ *plugin.Gateway, at host.Addrs) { g.at = at; close(ready) })
+		over <- host.Serve(ctx, c, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})), func(_ *plugin.Gateway, at host.Addrs) { g.at = at; close(ready) })
 	}()
 	stop := sync.OnceFunc(func() {
 		cancel()
@@ -148,7 +149,8 @@ func (g *gateway) delivered(what string, version uint64, n int) {
 	g.t.Helper()
 	g.t.Cleanup(func() {
 		if g.t.Failed() {
-			g.t.Logf("%s: %+v", what, g.delivery(true))
+			b, _ := json.Marshal(g.delivery(true))
+			g.t.Logf("%s: %s", what, b)
 		}
 	})
 	eventually(g.t, what, func() bool {
