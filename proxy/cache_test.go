@@ -138,7 +138,7 @@ const there = "coap://192.0.2.9:5683"
 func bubble(t *testing.T, rule Rule, reply func(*coap.Message, int) *coap.Message) (*site, *memory) {
 	t.Helper()
 	m := newMemory(reply)
-	if rule.Host == "" {
+	if rule.Host == "" && rule.Name == "" {
 		rule.Host, rule.Scheme, rule.Port = "192.0.2.9/32", CoAP, 5683
 	}
 	s := house(t, Config{Rules: []Rule{rule}}, nil)

@@ -20,6 +20,7 @@ var (
 	errGarbage = errors.New("the answer makes no sense") // see RFC 7252, Section 5.9.3.3
 	errName    = errors.New("the name leads nowhere")
 	errPlace   = errors.New("the address is not one to be proxied to")
+	errLarge   = errors.New("the request is larger than what the server takes")
 	errShake   = errors.New("no association could be made")
 )
 
@@ -92,7 +93,7 @@ func (f *forwarded) failure(err error) error {
 	case errors.Is(err, errGarbage): // what came over the association, and nothing else
 		return named(coap.BadGateway, err)
 	}
-	for _, why := range []error{errShake, errName, errRefused, errReset, errEnded} {
+	for _, why := range []error{errShake, errName, errRefused, errReset, errEnded, errLarge} {
 		if errors.Is(err, why) {
 			return named(coap.BadGateway, why)
 		}

@@ -112,9 +112,11 @@ func (p *Proxy) classify(ctx context.Context, req *coap.Request) (f *forwarded, 
 			f.kind = "path"
 			opts = without(opts, coap.UriHost, coap.UriPort)
 			opts.SetPath(slices.Concat(r.Path, req.Options.Path()[len(r.Prefix):])...)
-			if slices.ContainsFunc(opts.Path(), func(s string) bool { return s == "." || s == ".." }) {
-				return nil, nil, coap.Errorf(coap.BadRequest, "path")
-			}
+		} else {
+			opts.Set(coap.UriHost, []byte(r.Name)) // in one spelling, as it is a part of keys
+		}
+		if slices.ContainsFunc(opts.Path(), func(s string) bool { return s == "." || s == ".." }) { // RFC 7252, Section 5.10.1
+			return nil, nil, coap.Errorf(coap.BadRequest, "path")
 		}
 	}
 	i := slices.IndexFunc(rules, func(r *Rule) bool { return p.admits(ctx, r, req.Peer) })
@@ -138,6 +140,13 @@ func (p *Proxy) classify(ctx context.Context, req *coap.Request) (f *forwarded, 
 	}
 	if err := p.hop(&opts); err != nil {
 		return nil, nil, err
+	}
+	if !f.protected && len(req.Payload) > 0 && (req.Code == coap.GET || req.Code == coap.DELETE) {
+		// RFC 7252, Section 5.5: who gets one ignores it. A server that does not would
+		// answer who sent it, and by the cache, which goes by the options, everybody.
+		own := *req
+		own.Payload = nil
+		f.req = &own
 	}
 	hops, _ := opts.Get(coap.HopLimit)
 	f.opts = toUpstream(opts)

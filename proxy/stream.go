@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,9 +28,23 @@ const (
 // maxFrame bounds the messages taken, in bytes: a body without blocks.
 const maxFrame = maxBody + 4096
 
-// stream is the message layer over TCP or TLS (RFC 8323, Section 3). Every peer
-// takes messages of 1152 bytes (Section 5.3.1), which a block of 1024 fits into
-// with its options, so nothing is negotiated.
+// baseMessage is the largest message that a server takes which did not say so (RFC 8323,
+// Section 5.3.1). In optMaxMessage, of a CSM, it does.
+const (
+	baseMessage   = 1152
+	optMaxMessage = 2
+)
+
+// framing is the most that is before the options of a message: length and its extension,
+// code, token. blockOptions is what a block adds: Block1 or 2, Size1, Request-Tag, and the
+// marker of a payload.
+const (
+	framing      = 5 + 1 + 8
+	blockOptions = 5 + 6 + 10 + 1
+)
+
+// stream is the message layer over TCP or TLS (RFC 8323, Section 3). The size of blocks
+// goes by the messages that the server takes; nothing else is negotiated.
 type stream struct {
 	conn net.Conn
 	hook func() bool // undoes the end with the proxy
@@ -40,6 +56,46 @@ type stream struct {
 	err      error
 	byToken  map[string]*waiter
 	retiring bool
+	most     int           // bytes of a message that the server takes; 0: it did not say
+	csm      chan struct{} // closed when the server said so; nil from then on
+}
+
+// takes is how large a message the server takes. Where that is less than n as far as is
+// known, it has a moment to say so.
+func (s *stream) takes(ctx context.Context, n int) int {
+	s.mu.Lock()
+	most, csm := cmp.Or(s.most, baseMessage), s.csm
+	s.mu.Unlock()
+	if n <= most || csm == nil {
+		return most
+	}
+	late := time.NewTimer(ackTimeout / 2)
+	defer late.Stop()
+	select {
+	case <-csm:
+	case <-s.gone:
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.most, baseMessage)
+}
+
+// block is the largest size of blocks, no larger than size, in which a request goes in
+// messages that the server takes.
+func (s *stream) block(ctx context.Context, size int, req *coap.Request) int {
+	head, err := (&coap.Message{Code: req.Code, Options: req.Options}).MarshalBinary()
+	if err != nil {
+		return size // told when it is sent
+	}
+	head = head[4:]
+	all := framing + len(head) + blockOptions
+	room := s.takes(ctx, all+min(size, len(req.Payload))) - all
+	for size > room && size > 16 {
+		size /= 2
+	}
+	return size
 }
 
 // dialStream opens a connection and tells what we take.
@@ -66,7 +122,7 @@ func (p *Proxy) dialStream(ctx context.Context, r *Rule, t Target, at netip.Addr
 		}
 		conn = c
 	}
-	s := &stream{conn: conn, gone: make(chan struct{}), byToken: map[string]*waiter{}}
+	s := &stream{conn: conn, gone: make(chan struct{}), byToken: map[string]*waiter{}, csm: make(chan struct{})}
 	s.mu.Lock()
 	s.hook = context.AfterFunc(p.ctx, s.close)
 	s.mu.Unlock()
@@ -74,9 +130,9 @@ func (p *Proxy) dialStream(ctx context.Context, r *Rule, t Target, at netip.Addr
 		s.close()
 		return nil, errClosing
 	}
-	// RFC 8323, Section 5.3: the first message; option 2 is Max-Message-Size.
+	// RFC 8323, Section 5.3: the first message.
 	csm := &coap.Message{Code: codeCSM}
-	csm.Options.SetUint(2, maxFrame)
+	csm.Options.SetUint(optMaxMessage, maxFrame)
 	if err := s.send(ctx, csm); err != nil {
 		s.close()
 		return nil, err
@@ -190,6 +246,9 @@ func (s *stream) send(ctx context.Context, m *coap.Message) error {
 	b = append(b, byte(m.Code))
 	b = append(b, m.Token...)
 	b = append(b, body...)
+	if most := s.takes(ctx, len(b)); len(b) > most && m.Code.IsRequest() {
+		return fmt.Errorf("%w: the server takes messages of %d bytes, and this one has %d", errLarge, most, len(b))
+	}
 	s.write.Lock()
 	defer s.write.Unlock()
 	end, _ := ctx.Deadline() // none is for ever: there always is one
@@ -206,6 +265,13 @@ func (s *stream) send(ctx context.Context, m *coap.Message) error {
 		return s.why()
 	}
 	return nil
+}
+
+// tell sends a message of the connection's own.
+func (s *stream) tell(m *coap.Message) error {
+	ctx, cancel := context.WithTimeout(context.Background(), ackTimeout)
+	defer cancel()
+	return s.send(ctx, m)
 }
 
 // why is why it ended.
@@ -226,15 +292,28 @@ func (s *stream) read() {
 		if err != nil {
 			return
 		}
+		if m.Code.Class() == 7 && slices.ContainsFunc(m.Options, func(o coap.Option) bool { return o.ID.Critical() }) {
+			// RFC 8323, Section 5.2: none is known here.
+			_ = s.tell(&coap.Message{Code: codeAbort, Payload: []byte("critical option")})
+			return
+		}
 		switch {
+		case m.Code == codeCSM:
+			s.mu.Lock()
+			if v, ok := m.Options.Uint(optMaxMessage); ok {
+				s.most = int(min(v, maxFrame))
+			}
+			if s.csm != nil {
+				close(s.csm)
+				s.csm = nil
+			}
+			s.mu.Unlock()
 		case m.Code == codePing:
-			ctx, cancel := context.WithTimeout(context.Background(), ackTimeout)
-			err := s.send(ctx, &coap.Message{Code: codePong, Token: m.Token})
-			cancel()
-			if err != nil {
+			if s.tell(&coap.Message{Code: codePong, Token: m.Token}) != nil {
 				return
 			}
 		case m.Code == codeAbort:
+			s.end(fmt.Errorf("%w: aborted with %.100q", errEnded, m.Payload)) // what it says is for the log
 			return
 		case m.Code == codeRelease:
 			s.retire()

@@ -86,7 +86,9 @@ func parseURI(uri string) (Target, coap.Options, error) {
 	}
 	u, err := url.Parse(uri)
 	switch {
-	case err != nil || u.Scheme == "":
+	case err != nil:
+		return fail("syntax")
+	case u.Scheme == "":
 		return fail("not absolute")
 	case u.Opaque != "" || u.Host == "" || u.Hostname() == "":
 		return fail("no host")

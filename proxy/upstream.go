@@ -177,11 +177,31 @@ func (u *upstream) do(ctx context.Context, req *coap.Request) (*coap.Response, e
 	return r, err
 }
 
-// roundTrip sends one request over an association. Of one resource one body at a
-// time is sent in blocks, with a Request-Tag of its own (RFC 9175, Section 3.3:
-// the server could not tell which block belongs to which).
+// roundTrip sends one request over an association, in smaller blocks when the server
+// answers that those would do (RFC 7959, Section 2.9.3): it has done nothing then.
 func (u *upstream) roundTrip(ctx context.Context, l link, req *coap.Request) (*coap.Response, error) {
 	size := u.key.rule.BlockSize
+	if s, ok := l.(*stream); ok {
+		size = s.block(ctx, size, req)
+	}
+	for {
+		r, err := u.inBlocks(ctx, l, req, size)
+		if err != nil || r.Code != coap.RequestEntityTooLarge {
+			return r, err
+		}
+		most := min(size, len(req.Payload)) - 1
+		b, err := r.Options.Block(coap.Block1)
+		if err != nil || b == nil || b.Size() > most {
+			return r, nil
+		}
+		size = b.Size()
+	}
+}
+
+// inBlocks sends one request in blocks of a size. Of one resource one body at a time is
+// sent in blocks, with a Request-Tag of its own (RFC 9175, Section 3.3: the server could
+// not tell which block belongs to which).
+func (u *upstream) inBlocks(ctx context.Context, l link, req *coap.Request, size int) (*coap.Response, error) {
 	if n := len(req.Payload); req.Options.Has(coap.OSCOREOption) && n <= size+protection {
 		size = max(size, n) // it was cut inside: cutting it again would double the messages
 	}

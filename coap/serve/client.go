@@ -120,11 +120,13 @@ func sendBody(ctx context.Context, r coap.Requester, req *coap.Request, blockSiz
 
 // Gather completes a response of which first is the first block; a response
 // that is whole is returned as it is. The options are those of the first block
-// without the block options.
+// without the block options, but for Block1 of a 4.13.
 func Gather(ctx context.Context, r coap.Requester, req *coap.Request, first *coap.Message, maxBody int) (*coap.Response, error) {
 	out := &coap.Response{Code: first.Code, Options: slices.Clone(first.Options), Payload: first.Payload}
 	for _, id := range []coap.OptionID{coap.Block1, coap.Block2, coap.Size2} {
-		out.Options.Remove(id)
+		if id != coap.Block1 || out.Code != coap.RequestEntityTooLarge { // RFC 7959, Section 2.9.3: it says what size would do
+			out.Options.Remove(id)
+		}
 	}
 	b, err := first.Options.Block(coap.Block2)
 	if err != nil {
