@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -189,7 +190,10 @@ func (s *stream) observe(ctx context.Context, m *coap.Message, tok string, fn fu
 	w := &waiter{events: make(chan event, 2), fn: fn, ping: m.Code == codePing}
 	s.mu.Lock()
 	if s.err != nil {
-		s.mu.Unlock()
+		defer s.mu.Unlock()
+		if errors.Is(s.err, errShake) {
+			return nil, s.err // another association would end the same
+		}
 		return nil, errGone
 	}
 	s.byToken[tok] = w
