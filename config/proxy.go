@@ -21,6 +21,7 @@ type Proxy struct {
 	CacheMB      int            `yaml:"cache_mb"`      // 0: nothing is cached
 	UDPRPS       float64        `yaml:"udp_rps"`       // requests per second of one address on plain UDP
 	GroupTimeout time.Duration  `yaml:"group_timeout"` // longest time in which responses of a group are relayed
+	StandIn      string         `yaml:"stand_in"`      // coaps://ADDRESS[:port] of this gateway, in the place of members of groups; "": they are reached without it
 	Allow        []ProxyTarget  `yaml:"allow"`
 	Hosts        []ProxyHost    `yaml:"hosts"`
 	Reverse      []ProxyReverse `yaml:"reverse"`
@@ -93,6 +94,13 @@ func (c *Config) validateProxy(f *faults) {
 	inRange(f, "proxy.group_timeout", p.GroupTimeout, time.Second, maxGroupTimeout)
 	if len(p.Name) > maxProxyName || strings.ContainsFunc(p.Name, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		f.add("proxy.name", "must be one word of at most %d ASCII characters", maxProxyName)
+	}
+	if p.StandIn != "" {
+		scheme, host, _, path, err := SplitTarget(p.StandIn)
+		n, e := netip.ParsePrefix(host)
+		if err != nil || e != nil || !n.IsSingleIP() || n.Addr().IsMulticast() || len(path) > 0 || scheme != "coap" && scheme != "coaps" {
+			f.add("proxy.stand_in", "must be coaps://ADDRESS[:port] or coap://ADDRESS[:port], as clients reach this gateway, not %q", p.StandIn)
+		}
 	}
 	for i := range p.Allow {
 		t, key := &p.Allow[i], fmt.Sprintf("proxy.allow[%d]", i)

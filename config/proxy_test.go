@@ -47,6 +47,9 @@ func TestProxyRefused(t *testing.T) {
 		{"a chain through a group", "allow: [{target: 'coap://224.0.1.187', next: 'coap://224.0.1.188'}]", "must name one proxy"},
 		{"a chain by a path", "reverse: [{path: /l, upstream: 'coap://224.0.1.187', next: 'coap://10.0.0.2/p'}]", "must name one proxy"},
 		{"a chain over DTLS without a credential", "allow: [{target: 'coap://224.0.1.187', next: 'coaps://10.0.0.2'}]", "needs identity and key_file"},
+		{"a name in the place of members", "stand_in: 'coaps://gw.example'", "coaps://ADDRESS[:port]"},
+		{"a network in the place of members", "stand_in: 'coaps://192.0.2.0/24'", "coaps://ADDRESS[:port]"},
+		{"over TCP in the place of members", "stand_in: 'coap+tcp://192.0.2.1'", "coaps://ADDRESS[:port]"},
 		{"a network is no upstream", "reverse: [{path: /l, upstream: 'coap://10.0.0.0/8'}]", "must name one host"},
 	} {
 		_, err := Parse("f.yaml", []byte("proxy:\n  "+c.text+"\n"))

@@ -118,6 +118,7 @@ func Responder(r *coap.Response) (who string, ok bool) {
 		return "", false
 	}
 	who = fmt.Sprintf("%x", raw)
+	raw = ofMember(raw)
 	var scheme int64
 	var address []byte
 	port := uint16(5683)
@@ -136,6 +137,22 @@ func Responder(r *coap.Response) (who string, ok bool) {
 		who = netip.AddrPortFrom(ip, port).String()
 	}
 	return who, true
+}
+
+// ofMember is the CRI of the member where a reverse proxy tells, before it, how it is
+// reached itself: a sequence of the proxy's, and a reference with the authority alone.
+//
+// draft-ietf-core-groupcomm-proxy-07, Sections 3 and 6.1.
+func ofMember(raw []byte) []byte {
+	const array2, null = 0x82, 0xf6
+	for i := 1; i < len(raw)-1; i++ {
+		if raw[i] == array2 && raw[i+1] == null {
+			if cri, err := cose.DecodeArray(raw[:i]); err == nil && len(cri) == 2 {
+				return append([]byte{array2, 0x20}, raw[i+2:]...)
+			}
+		}
+	}
+	return raw
 }
 
 // further takes the responses to one request, of which go-coap knows the first alone.

@@ -131,16 +131,18 @@ func TestAskGroup(t *testing.T) {
 // TestResponder: what Reply-From says for people (draft-ietf-core-href: a CRI).
 func TestResponder(t *testing.T) {
 	for cri, want := range map[string]string{
-		"\x82\x20\x81\x44\xc0\x00\x02\x01":                                                 "192.0.2.1:5683",
-		"\x82\x20\x82\x44\xc0\x00\x02\x01\x19\x16\x33":                                     "192.0.2.1:5683",
-		"\x82\x20\x82\x44\xc0\x00\x02\x01\x05":                                             "192.0.2.1:5",
-		"\x82\x20\x81\x50\xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01": "[fd00::1]:5683",
-		"\x82\x20\x82\x44\xc0\x00\x02\x01\x1a\x00\x01\x00\x00":                             "82208244c00002011a00010000", // no port
-		"\x82\x21\x81\x44\xc0\x00\x02\x01":                                                 "82218144c0000201",           // coaps
-		"\x82\x20\x80":                                                                     "822080",
-		"\x82\x20\x81\x42\x01\x02":                                                         "822081420102",
-		"\xff":                                                                             "ff",
-		"":                                                                                 "",
+		"\x82\x20\x81\x44\xc0\x00\x02\x01":                                                         "192.0.2.1:5683",
+		"\x82\x20\x82\x44\xc0\x00\x02\x01\x19\x16\x33":                                             "192.0.2.1:5683",
+		"\x82\x20\x82\x44\xc0\x00\x02\x01\x05":                                                     "192.0.2.1:5",
+		"\x82\x20\x81\x50\xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01":         "[fd00::1]:5683",
+		"\x82\x20\x82\x44\xc0\x00\x02\x01\x1a\x00\x01\x00\x00":                                     "82208244c00002011a00010000", // no port
+		"\x82\x21\x81\x44\xc0\x00\x02\x01":                                                         "82218144c0000201",           // coaps
+		"\x82\x21\x82\x44\xc0\x00\x02\x09\x19\x16\x34\x82\xf6\x82\x44\xc0\x00\x02\x01\x19\x16\x33": "192.0.2.1:5683",             // through the proxy at 192.0.2.9
+		"\x82\x20\x82\x44\x82\xf6\x82\xf6\x05":                                                     "130.246.130.246:5",
+		"\x82\x20\x80":                                                                             "822080",
+		"\x82\x20\x81\x42\x01\x02":                                                                 "822081420102",
+		"\xff":                                                                                     "ff",
+		"":                                                                                         "",
 	} {
 		r := &coap.Response{Code: coap.Content}
 		if _, ok := Responder(r); ok {

@@ -29,6 +29,12 @@ func (g *Gateway) newProxy(as *ace.Server) (*proxy.Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
+	var standIn proxy.Target
+	if c.StandIn != "" {
+		if standIn, _, err = proxy.ParseTarget(strings.TrimSuffix(c.StandIn, "/")); err != nil {
+			return nil, fmt.Errorf("proxy.stand_in: %w", err)
+		}
+	}
 	log := g.log.With("part", "proxy")
 	for _, line := range c.Summary() {
 		log.Info("proxy rule", "rule", line)
@@ -38,7 +44,7 @@ func (g *Gateway) newProxy(as *ace.Server) (*proxy.Proxy, error) {
 		return err
 	}
 	return proxy.New(proxy.Config{
-		Rules: rules, Name: c.Name, CacheBytes: c.CacheMB << 20, UDPRate: c.UDPRPS, GroupTimeout: c.GroupTimeout,
+		Rules: rules, Name: c.Name, CacheBytes: c.CacheMB << 20, UDPRate: c.UDPRPS, GroupTimeout: c.GroupTimeout, StandIn: standIn,
 	}, proxy.Deps{
 		Hub: g.server, Observers: g.server.Observers, Local: g,
 		May: func(ctx context.Context, p coap.Peer) error {

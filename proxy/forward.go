@@ -77,8 +77,13 @@ func (p *Proxy) classify(ctx context.Context, req *coap.Request) (f *forwarded, 
 	f = &forwarded{req: req, kind: "forward", protected: req.Options.Has(coap.OSCOREOption)}
 	var rules []*Rule
 	var opts coap.Options
-	if Proxied(req.Options) {
-		if f.target, opts, err = destination(req.Options); err != nil {
+	if in := p.standsIn(req.Options); in || Proxied(req.Options) {
+		asked := req.Options
+		if in {
+			asked = asked.Clone()
+			asked.AddString(coap.ProxyScheme, CoAP)
+		}
+		if f.target, opts, err = destination(asked); err != nil {
 			return nil, nil, err
 		}
 		if f.target.Port == 0 {

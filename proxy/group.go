@@ -380,8 +380,8 @@ func (g *asked) response(ctx context.Context, b []byte, from netip.AddrPort) *co
 	if observed {
 		r.Options.SetUint(coap.ObserveOption, number)
 	}
-	r.Options.Set(replyFrom, cri(from)) // an upstream's own would be a lie
-	r.Options.Remove(groupETag)         // and so would this
+	r.Options.Set(replyFrom, g.p.replyFrom(ctx, g.f, from)) // an upstream's own would be a lie
+	r.Options.Remove(groupETag)                             // and so would this
 	g.p.metrics.responses.Inc()
 	return r
 }
@@ -456,21 +456,9 @@ func (g *asked) whole(ctx context.Context, m *coap.Message, from netip.AddrPort)
 // cri is the CRI of a server, scheme and authority (draft-ietf-core-href): [-1,
 // [address, port]] with the port left out when it is the default.
 func cri(a netip.AddrPort) []byte {
-	ip := a.Addr().AsSlice()
-	b := []byte{0x82, 0x20, 0x82}
 	if a.Port() == 5683 {
-		b[2] = 0x81
+		ip := a.Addr().AsSlice()
+		return append([]byte{0x82, 0x20, 0x81, 0x40 | byte(len(ip))}, ip...)
 	}
-	b = append(b, 0x40|byte(len(ip)))
-	b = append(b, ip...)
-	switch port := a.Port(); {
-	case port == 5683:
-	case port < 24:
-		b = append(b, byte(port))
-	case port < 256:
-		b = append(b, 24, byte(port))
-	default:
-		b = append(b, 25, byte(port>>8), byte(port))
-	}
-	return b
+	return appendAuthority([]byte{0x82, 0x20}, a)
 }

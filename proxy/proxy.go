@@ -17,7 +17,8 @@
 //	cache.go     responses that serve again; flight.go: requests that share one
 //	relay.go     observations of public resources, merged
 //	protected.go observations that OSCORE protects, one for each
-//	group.go     requests to groups; chain.go: through another proxy
+//	group.go     requests to groups; chain.go: through another proxy; standin.go: in the
+//	             place of their members
 //	gate.go      peers on plain UDP: Echo, rates, amplification
 //	upstream.go  the pool of associations, and what breaks the circuit
 //	dial.go      names, addresses that are refused, handshakes
@@ -60,6 +61,10 @@ type Config struct {
 	// GroupTimeout is the longest time in which responses of a group are relayed. 0
 	// means a minute.
 	GroupTimeout time.Duration
+	// StandIn is where clients reach this gateway, by coap or coaps and an address, in the
+	// place of members of groups that they asked by a path or a host, and that they cannot
+	// reach themselves. Zero: they can.
+	StandIn Target
 }
 
 // Listener is a socket of the gateway itself.
@@ -169,10 +174,10 @@ func New(cfg Config, deps Deps) *Proxy {
 }
 
 // Takes says whether a request is the proxy's: it has a proxy option, the name
-// of one of the hosts, a path that leads to an upstream, or asks for the end of a
-// request to a group.
+// of one of the hosts or the address of a member of a group, a path that leads to an
+// upstream, or asks for the end of a request to a group.
 func (p *Proxy) Takes(o coap.Options) bool {
-	return Proxied(o) || earlyStop(o) || p.reverse(o) != nil
+	return Proxied(o) || earlyStop(o) || p.reverse(o) != nil || p.standsIn(o)
 }
 
 // Proxied says whether a request asks for forwarding.
