@@ -92,7 +92,15 @@ func TestTargets(t *testing.T) {
 		{"by name", request("", text(coap.ProxyUri, "coap://example.com/t")), "", ""},
 		{"with DTLS", request("", text(coap.ProxyUri, "coaps://239.1.2.3/t")), "", ""},
 		{"with user", request("", text(coap.ProxyUri, "coap://u@239.1.2.3/t")), "", ""},
-		{"both forms", request("", text(coap.ProxyUri, "coap://239.1.2.3/t"), text(coap.ProxyScheme, "coap")), "", ""},
+		{"both forms", request("/x", text(coap.ProxyUri, "coap://239.1.2.3/t"), text(coap.ProxyScheme, "coaps"), text(coap.UriHost, "192.0.2.8")), multicast.String(), "t"},
+		{"with a query", request("", text(coap.ProxyUri, "coap://239.1.2.3/t?x=1")), multicast.String(), "t"},
+		{"percent-encoded", request("", text(coap.ProxyUri, "coap://239.1.2.3/%74")), multicast.String(), "t"},
+		{"in capitals", request("", text(coap.ProxyUri, "COAP://239.1.2.3:5683/t")), multicast.String(), "t"},
+		{"by scheme in capitals", request("/t", text(coap.ProxyScheme, "CoAP"), text(coap.UriHost, "239.1.2.3")), multicast.String(), "t"},
+		{"as IPv6", request("", text(coap.ProxyUri, "coap://[::ffff:239.1.2.3]/t")), multicast.String(), "t"},
+		{"with a fragment", request("", text(coap.ProxyUri, "coap://239.1.2.3/t#f")), "", ""},
+		{"with dots", request("", text(coap.ProxyUri, "coap://239.1.2.3/t/../u")), "", ""},
+		{"port 0", request("", text(coap.ProxyUri, "coap://239.1.2.3:0/t")), "", ""},
 	} {
 		m, dst, path := r.nodes[0].target(c.req)
 		switch {
@@ -111,6 +119,15 @@ func TestTargets(t *testing.T) {
 		if r.Takes(c.req) {
 			t.Errorf("%s: taken in clear", c.name)
 		}
+	}
+}
+
+// TestUnfolded: a query of a Proxy-Uri reaches the group, and what Proxy-Uri goes over
+// does not (RFC 7252, Section 5.10.2).
+func TestUnfolded(t *testing.T) {
+	req := unfolded(request("/x", text(coap.ProxyUri, "coap://239.1.2.3/t?a=%26&b"), text(coap.UriQuery, "c"), text(coap.Accept, "\x32")))
+	if got := strings.Join(req.Options.Queries(), " "); got != "a=& b" || !req.Options.Has(coap.Accept) || strings.Join(req.Path(), "/") != "t" {
+		t.Errorf("%v", req.Options)
 	}
 }
 

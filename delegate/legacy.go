@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -127,6 +129,7 @@ func (r *Room) serve(ctx context.Context, n *legacy, req *coap.Request) (*coap.R
 	if groupsPath(req) {
 		return n.groups(req)
 	}
+	req = unfolded(req)
 	m, dst, path := n.target(req)
 	if m == nil {
 		return nil, errNoTarget
@@ -166,20 +169,60 @@ func (n *legacy) target(req *coap.Request) (*membership, netip.AddrPort, []strin
 	return nil, none, nil
 }
 
+// unfolded is a request with Proxy-Uri in the form with Proxy-Scheme, in whose place it
+// stands and over which it goes (RFC 7252, Sections 5.10.2 and 6.4); the request itself
+// where that is not a URI for a group. What the gateway's proxy reads as the address of a
+// group has to be read so here as well: there it would leave in clear.
+func unfolded(req *coap.Request) *coap.Request {
+	raw, ok := req.Options.Get(coap.ProxyUri)
+	u, err := url.Parse(string(raw))
+	if !ok || err != nil || u.Opaque != "" || u.User != nil || strings.Contains(string(raw), "#") {
+		return req
+	}
+	out := *req
+	out.Options = nil
+	for _, o := range req.Options {
+		switch o.ID {
+		case coap.ProxyUri, coap.ProxyScheme, coap.UriHost, coap.UriPort, coap.UriPath, coap.UriQuery:
+		default:
+			out.Options = append(out.Options, o)
+		}
+	}
+	out.Options.AddString(coap.ProxyScheme, u.Scheme)
+	out.Options.AddString(coap.UriHost, u.Hostname())
+	if p := u.Port(); p != "" {
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil {
+			return req
+		}
+		out.Options.SetUint(coap.UriPort, uint32(n))
+	}
+	parts := func(id coap.OptionID, of []string) bool {
+		for _, s := range of {
+			v, err := url.PathUnescape(s) // "+" is itself
+			if err != nil || id == coap.UriPath && (v == "." || v == "..") {
+				return false
+			}
+			out.Options.AddString(id, v)
+		}
+		return true
+	}
+	var query []string
+	if u.RawQuery != "" || u.ForceQuery {
+		query = strings.Split(u.RawQuery, "&")
+	}
+	if !parts(coap.UriPath, coap.PathOf(u.EscapedPath())) || !parts(coap.UriQuery, query) {
+		return req
+	}
+	return &out
+}
+
 // proxyTarget reads a proxied request to an IP address with coap, in either form (RFC
 // 7252, Section 5.7.2).
 func proxyTarget(req *coap.Request) (netip.AddrPort, []string, bool) {
 	none := netip.AddrPort{}
-	if raw, ok := req.Options.Get(coap.ProxyUri); ok {
-		rest, ok := strings.CutPrefix(string(raw), "coap://")
-		if !ok || strings.ContainsAny(rest, "?#@%") || req.Options.Has(coap.ProxyScheme) {
-			return none, nil, false // what is in the query goes by Proxy-Scheme
-		}
-		host, path, _ := strings.Cut(rest, "/")
-		at, err := hostPort(host)
-		return at, coap.PathOf("/" + path), err == nil
-	}
-	if scheme, _ := req.Options.Get(coap.ProxyScheme); string(scheme) != "coap" {
+	req = unfolded(req)
+	if scheme, _ := req.Options.Get(coap.ProxyScheme); req.Options.Has(coap.ProxyUri) || !strings.EqualFold(string(scheme), "coap") {
 		return none, nil, false
 	}
 	host, _ := req.Options.Get(coap.UriHost)
@@ -191,18 +234,10 @@ func proxyTarget(req *coap.Request) (netip.AddrPort, []string, bool) {
 	if err != nil || port == 0 || port > 65535 {
 		return none, nil, false
 	}
-	return netip.AddrPortFrom(addr, uint16(port)), req.Path(), true
+	return netip.AddrPortFrom(addr.Unmap(), uint16(port)), req.Path(), true
 }
 
 const defaultPort = 5683
-
-func hostPort(s string) (netip.AddrPort, error) {
-	if at, err := netip.ParseAddrPort(s); err == nil {
-		return at, nil
-	}
-	addr, err := netip.ParseAddr(strings.Trim(s, "[]"))
-	return netip.AddrPortFrom(addr, defaultPort), err
-}
 
 // forGroup are the options of a legacy node's request that members get.
 var forGroup = []coap.OptionID{coap.IfMatch, coap.IfNoneMatch, coap.ETag, coap.UriQuery, coap.ContentFormatOption, coap.Accept}
