@@ -94,7 +94,8 @@ func TestFirstConfirmationWins(t *testing.T) {
 			t.Errorf("%+v, %d answers to the broker", e, done)
 		}
 
-		// Shown before the notification's turn came: that is not sent any more.
+		// Shown before the notification's turn came: that is not sent any more, unless it was
+		// under way, which happens on PostgreSQL.
 		link.Cut(true, true)
 		gone := h.m.rekey(t, h.b)
 		settle(200 * time.Second) // it was tried in vain
@@ -105,7 +106,7 @@ func TestFirstConfirmationWins(t *testing.T) {
 		h.b.Alive(link.Port().Peer())
 		settle(30 * time.Minute)
 		h.counted("a poll was quicker", "n1", gone, channelPoll, map[string]int{channelPoll: 1, channelObserve: 2, channelControl: 0})
-		if n := len(w.responses()) - before; n != 0 || len(posts.requests()) != posted {
+		if n := len(w.responses()) - before; n > 1 || len(posts.requests()) != posted {
 			t.Errorf("%d notifications and %d requests after the version was shown", n, len(posts.requests())-posted)
 		}
 		// And the next rekey comes as ever.
