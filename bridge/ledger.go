@@ -183,13 +183,8 @@ func (j judge) due(m groupcomm.Member, c confirmation, shown bool) time.Time {
 	if shown {
 		given = max(given, c.version)
 	}
-	for _, r := range j.group.rekeys {
-		if r.num > given {
-			return r.at
-		}
-	}
-	if !shown {
-		return time.Time{}
+	if at, ok := j.group.after(given); ok || !shown {
+		return at
 	}
 	return j.group.since
 }

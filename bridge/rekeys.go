@@ -41,12 +41,20 @@ func (g groupState) due(confirmed uint64, shown bool) time.Time {
 		_, since := g.newest()
 		return since
 	}
-	for _, r := range g.rekeys {
-		if r.num > confirmed {
-			return r.at
-		}
+	if at, ok := g.after(confirmed); ok {
+		return at
 	}
 	return g.since
+}
+
+// after is when the first version became due that comes after another; ok: one did.
+func (g groupState) after(version uint64) (at time.Time, ok bool) {
+	for _, r := range g.rekeys {
+		if r.num > version {
+			return r.at, true
+		}
+	}
+	return time.Time{}, false
 }
 
 // upTo is what is known of a group up to a version, of which the event may be on its

@@ -12,15 +12,24 @@ import (
 
 var _ admin.Liveness = (*operator)(nil)
 
-// Liveness joins what is known of members with their associations.
-func (o *operator) Liveness(ctx context.Context, group, node string) (*admin.LivenessInfo, error) {
+// subjects are the subjects of a group's members, by node.
+func (o *operator) subjects(ctx context.Context, group string) (map[string]coap.Subject, error) {
 	members, err := o.gm.Members(ctx, group)
 	if err != nil {
 		return nil, err
 	}
-	subjects := make(map[string]coap.Subject, len(members))
+	out := make(map[string]coap.Subject, len(members))
 	for _, m := range members {
-		subjects[m.Node] = m.Subject
+		out[m.Node] = m.Subject
+	}
+	return out, nil
+}
+
+// Liveness joins what is known of members with their associations.
+func (o *operator) Liveness(ctx context.Context, group, node string) (*admin.LivenessInfo, error) {
+	subjects, err := o.subjects(ctx, group)
+	if err != nil {
+		return nil, err
 	}
 	ledger, err := o.bridge.Ledger(ctx, group)
 	if err != nil {

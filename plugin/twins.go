@@ -32,13 +32,9 @@ func (o *operator) twins(ctx context.Context, group string, entries []bridge.Led
 	if len(behind) == 0 {
 		return nil, nil
 	}
-	members, err := o.gm.Members(ctx, group)
+	subjects, err := o.subjects(ctx, group)
 	if err != nil {
 		return nil, err
-	}
-	subjects := make(map[string]coap.Subject, len(members))
-	for _, m := range members {
-		subjects[m.Node] = m.Subject
 	}
 	current := map[coap.Subject]string{}
 	for _, e := range entries {

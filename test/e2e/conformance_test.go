@@ -10,9 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pion/dtls/v3"
-	dtlsnet "github.com/pion/dtls/v3/pkg/net"
-
 	"github.com/seed4911071e/groupgate/config"
 )
 
@@ -67,18 +64,7 @@ func conforms(t *testing.T, kind func(*config.Config)) {
 	g := serve(t, kind, func(c *config.Config) { c.Limits.PerPeerRPS = 1e5 })
 	a := g.token()
 	g.post(a)
-	raw := udp(t, g.coaps)
-	inside, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(raw.(*net.UDPConn)), raw.RemoteAddr(),
-		dtls.WithPSK(func([]byte) ([]byte, error) { return a.Key.Bytes(), nil }),
-		dtls.WithPSKIdentityHint(a.Identity()),
-		dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer inside.Close()
-	if err := inside.HandshakeContext(soon(t)); err != nil {
-		t.Fatal(err)
-	}
+	inside := g.inside(a)
 	for name, conn := range map[string]net.Conn{"in clear": udp(t, g.coap), "inside of DTLS": inside} {
 		p := &octets{t: t, c: conn, ping: 0x7000}
 		for _, x := range exchanges {

@@ -4,13 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"net"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/pion/dtls/v3"
-	dtlsnet "github.com/pion/dtls/v3/pkg/net"
 
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
@@ -117,23 +113,9 @@ func rubbishComes(t *testing.T, kind func(*config.Config)) {
 		}
 	}
 	// The same inside an association, where it has the sender's rights.
-	raw, err := net.Dial("udp", g.coaps)
-	if err != nil {
-		t.Fatal(err)
-	}
 	a := g.token()
 	g.post(a)
-	inside, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(raw.(*net.UDPConn)), raw.RemoteAddr(),
-		dtls.WithPSK(func([]byte) ([]byte, error) { return a.Key.Bytes(), nil }),
-		dtls.WithPSKIdentityHint(a.Identity()),
-		dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer inside.Close()
-	if err := inside.HandshakeContext(soon(t)); err != nil {
-		t.Fatal(err)
-	}
+	inside := g.inside(a)
 	for _, b := range rubbish(t) {
 		if len(b) <= 1<<14 {
 			_, _ = inside.Write(b) // the gateway may have closed it

@@ -12,6 +12,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/pion/dtls/v3"
+	dtlsnet "github.com/pion/dtls/v3/pkg/net"
+
 	"github.com/seed4911071e/groupgate/admin"
 	"github.com/seed4911071e/groupgate/coap"
 	"github.com/seed4911071e/groupgate/config"
@@ -376,6 +379,24 @@ func ask(t testing.TB, tr node.Transport, code coap.Code, path []string, format 
 }
 
 // udp opens a raw socket to an address.
+// inside opens a bare association of pion's, with the key of a token that was posted.
+func (d *door) inside(a *node.Access) *dtls.Conn {
+	d.t.Helper()
+	raw := udp(d.t, d.coaps)
+	c, err := dtls.ClientWithOptions(dtlsnet.PacketConnFromConn(raw.(*net.UDPConn)), raw.RemoteAddr(),
+		dtls.WithPSK(func([]byte) ([]byte, error) { return a.Key.Bytes(), nil }),
+		dtls.WithPSKIdentityHint(a.Identity()),
+		dtls.WithCipherSuites(dtls.TLS_PSK_WITH_AES_128_CCM_8))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = c.Close() })
+	if err := c.HandshakeContext(soon(d.t)); err != nil {
+		d.t.Fatal(err)
+	}
+	return c
+}
+
 func udp(t testing.TB, addr string) net.Conn {
 	t.Helper()
 	c, err := net.Dial("udp", addr)
